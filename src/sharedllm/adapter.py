@@ -1,0 +1,134 @@
+"""Adapter files: `adapter_config.json` and `adapter_model.safetensors`, checked against the model they meet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sharedllm.architectures import Parts
+from sharedllm.config import SharedConfig
+from sharedllm.errors import UsageError, WorkError
+from sharedllm.files import replaced_folder
+
+VERSION = 1
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+SHIPPED = Path(__file__).parent / "adapters"
+
+
+def model_sizes(parts: Parts) -> dict[str, Any]:
+    """What an adapter's weights depend on, as written to its configuration."""
+    return {
+        "family": parts.model_type,
+        "hidden_size": parts.hidden_size,
+        "heads": parts.heads,
+        "kv_heads": parts.kv_heads,
+        "head_dim": parts.head_dim,
+        "layers": len(parts.layers),
+    }
+
+
+def save_adapter(
+    folder: str | Path,
+    injection: nn.Module,
+    config: SharedConfig,
+    parts: Parts,
+    fingerprint: str,
+    about: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write an adapter folder, whole or not at all.
+
+    Args:
+        about: free remarks kept in the configuration (recipe, tokens trained, ...).
+        dtype: what the weights are stored in; None leaves them as they are.
+    Raises:
+        WorkError: the folder cannot be written; what was there before stays.
+    """
+    described = {
+        "format": "sharedllm-adapter",
+        "version": VERSION,
+        "fingerprint": fingerprint,
+        "model": model_sizes(parts),
+        "config": config.to_dict(),
+        "about": about or {},
+    }
+    weights = {name: p.detach().to("cpu", dtype).contiguous() for name, p in injection.state_dict().items()}
+    with replaced_folder(Path(folder)) as temporary:
+        save_file(weights, temporary / WEIGHTS_FILE)
+        (temporary / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def read_adapter_config(folder: str | Path) -> dict[str, Any]:
+    """The checked contents of `adapter_config.json`; its `config` entry is a `SharedConfig`.
+
+    Raises:
+        UsageError: not an adapter folder, or of another version.
+        WorkError: the file is broken.
+    """
+    folder = Path(folder)
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise UsageError(f"{folder} is not an adapter: it has no {CONFIG_FILE}.")
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkError(f"{file} cannot be read ({error}); train or copy the adapter again.") from error
+    if not isinstance(described, dict) or described.get("format") != "sharedllm-adapter":
+        raise UsageError(f"{folder} holds an adapter of another kind; this library reads its own adapters only.")
+    if described.get("version") != VERSION:
+        raise UsageError(
+            f"the adapter in {folder} has format version {described.get('version')}, this release reads {VERSION}."
+        )
+    if not isinstance(described.get("config"), dict) or not isinstance(described.get("model"), dict):
+        raise WorkError(f"{file} lacks its model or config part; train or copy the adapter again.")
+    described["config"] = SharedConfig.from_dict(described["config"])
+    return described
+
+
+def check_adapter(described: dict[str, Any], parts: Parts, folder: str | Path) -> None:
+    """Raise `UsageError` when an adapter was trained for a model of another family or size."""
+    for name, here in model_sizes(parts).items():
+        trained = described["model"].get(name)
+        if trained != here:
+            raise UsageError(
+                f"the adapter in {folder} was trained for a model with {name} {trained}, this one has {here}; "
+                "use --adapter none or an adapter for this model."
+            )
+
+
+def load_weights(folder: str | Path, injection: nn.Module) -> None:
+    """Copy an adapter's weights into `injection`.
+
+    Raises:
+        WorkError: the file is missing, cut short, or its tensors are not those expected.
+    """
+    file = Path(folder) / WEIGHTS_FILE
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"{file} cannot be read ({error}); train or copy the adapter again.") from error
+    expected = injection.state_dict()
+    for name, tensor in expected.items():
+        if name not in weights or weights[name].shape != tensor.shape:
+            raise WorkError(
+                f"{file} has no tensor {name} of shape {tuple(tensor.shape)}; train or copy the adapter again."
+            )
+    if extra := set(weights) - set(expected):
+        raise WorkError(f"{file} has a tensor {min(extra)} that this adapter does not know.")
+    if bad := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
+        raise WorkError(f"{file} holds values that are not numbers in {bad[0]}; train or copy the adapter again.")
+    injection.load_state_dict({name: t.to(expected[name]) for name, t in weights.items()})
+
+
+def shipped_adapter(fingerprint: str) -> Path | None:
+    """Folder of the adapter inside this package that was trained for exactly this model, if any."""
+    for file in sorted(SHIPPED.glob(f"*/{CONFIG_FILE}")):
+        if json.loads(file.read_text(encoding="utf-8")).get("fingerprint") == fingerprint:
+            return file.parent
+    return None

@@ -1,0 +1,100 @@
+"""The settings of the mechanism: how a context is split, compressed and injected.
+
+One frozen dataclass, written to and read from JSON; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sharedllm.errors import UsageError
+
+POSITIONS = ("chunk", "chunk+inner", "sequence", "none")
+INITS = ("copied", "zero")
+
+
+@dataclass(frozen=True)
+class SharedConfig:
+    """Settings of SharedLLM; every one is saved with the adapter that was trained under it.
+
+    Source of the mechanism: "Stacked from One: Multi-Scale Self-Injection for Context Window
+    Extension", arXiv 2603.04759.
+
+    Raises:
+        UsageError: a value is out of its range; the sentence names the field.
+    """
+
+    injected_layers: int = 16
+    """M: how many of the lowest layers read the chunks and take the slots in."""
+    chunk_length: int = 1024
+    """C: tokens a chunk."""
+    tree_depth: int = 3
+    """L: how often a chunk is halved on the way down; it yields L + 1 leaves."""
+    slots_per_leaf: int = 32
+    """Key/value positions every leaf keeps, at an even stride."""
+    split_noise: float = 0.05
+    """Standard deviation of the split point in training, as a share of the node's length."""
+    positions: str = "chunk"
+    """Where rotary positions of the slots come from; see `inject.slot_positions`."""
+    null_slot: bool = True
+    """A learned logit with zero value a head, so that a head may attend to nothing."""
+    init: str = "copied"
+    """`copied`: q and o of the layer with a zero gate a head. `zero`: q copied, o zero, no gate."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("injected_layers", 1), ("chunk_length", 2), ("tree_depth", 1), ("slots_per_leaf", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise UsageError(f"{name} is {value!r}; it must be a whole number of at least {low}.")
+        if 2**self.tree_depth > self.chunk_length:
+            raise UsageError(
+                f"tree_depth {self.tree_depth} cuts a chunk into {2**self.tree_depth} parts, more than its "
+                f"{self.chunk_length} tokens; lower tree_depth or raise chunk_length."
+            )
+        if not 0 <= self.split_noise < 0.5:
+            raise UsageError(f"split_noise is {self.split_noise}; it must be at least 0 and below 0.5.")
+        check_choice("positions", self.positions, POSITIONS)
+        check_choice("init", self.init, INITS)
+
+    @property
+    def slots_per_chunk(self) -> int:
+        """Slots a full chunk keeps for one question: (L + 1) leaves of `slots_per_leaf`."""
+        return (self.tree_depth + 1) * self.slots_per_leaf
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SharedConfig:
+        """Build from a mapping.
+
+        Raises:
+            UsageError: an unknown key (the nearest right name is given) or a value of the wrong type.
+        """
+        check_keys(values, [f.name for f in dataclasses.fields(cls)], "the configuration")
+        return cls(**values)
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise one clear sentence when `value` is not among `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        raise UsageError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.{nearest(str(value), choices)}")
+
+
+def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Raise one clear sentence for the first key of `values` that is not `known`."""
+    known = list(known)
+    for key in values:
+        if key not in known:
+            raise UsageError(f"{where} has no setting named {key!r}.{nearest(str(key), known)}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean ...?`, or nothing when no known word is near."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {found[0]}?" if found else ""

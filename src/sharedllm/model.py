@@ -1,0 +1,415 @@
+"""`SharedLLM`: an LLM that reads texts longer than its window through its own lowest layers.
+
+llm = SharedLLM.from_pretrained()
+context = llm.read(text)
+print(llm.ask(context, "Who ...?"))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sharedllm import adapter as adapters
+from sharedllm.architectures import Parts
+from sharedllm.config import SharedConfig, check_choice
+from sharedllm.context import Context, Progress
+from sharedllm.encoder import Encoded, LowerModel
+from sharedllm.errors import UsageError
+from sharedllm.hardware import DTYPES, choose_device, choose_dtype, chunk_batch
+from sharedllm.inject import Injection, Memory
+from sharedllm.loading import fingerprint, load_model
+from sharedllm.memory import Slots, build_memory, select_slots
+from sharedllm.prompts import Answer, Prompt
+from sharedllm.tree import candidate_tokens
+
+MERGED_CHUNKS = 32  # chunks a stored block holds, so that a question walks few blocks
+SEARCHES = ("query", "later")
+Contexts = Context | Sequence[Context | None] | None
+
+
+class SharedLLM:
+    """A Hugging Face decoder with the injection attached.
+
+    Attributes:
+        model: the Hugging Face model underneath, frozen by convention; `detach` gives it back.
+        tokenizer: its tokenizer, or None.
+        config: the mechanism's settings; `config.injected_layers` is M.
+        injection: the adapter, an `nn.Module`; its parameters are the only ones to train.
+        adapter: folder or name of the adapter in use, `none` for an untrained one.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, config: SharedConfig, name: str = "") -> None:
+        self.parts = Parts(model)
+        layers = len(self.parts.layers)
+        if not 2 <= layers or config.injected_layers > layers:
+            raise UsageError(
+                f"injected_layers is {config.injected_layers}, but the model has {layers} layers; "
+                "use at most that many, and a model of at least two."
+            )
+        self.model, self.tokenizer, self.config, self.name = model, tokenizer, config, name
+        self.adapter = "none"
+        self.fingerprint = fingerprint(model, self.parts)
+        self.lower = LowerModel(self.parts, config.injected_layers)
+        self.injection = Injection(self.parts, config)
+        self._attached = True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: Any = None,
+        adapter: str | Path | None = "default",
+        config: SharedConfig | None = None,
+        device: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        tokenizer: Any = None,
+    ) -> SharedLLM:
+        """Load a model and attach an adapter.
+
+        Args:
+            model: None for the default model; a Hugging Face name, a folder or a `.gguf` file; or an
+                already loaded model, which is taken as it is.
+            adapter: `default` (the one shipped for this model, untrained if there is none), `none`, or a
+                folder written by `sharedllm train`.
+            config: the mechanism's settings when no adapter brings its own.
+            device, dtype: None chooses what this machine is fast with; see `hardware`.
+            tokenizer: one already loaded; needed for `ask` and text when `model` is an object.
+        Raises:
+            UsageError: no such model, adapter or device; or they do not fit each other.
+            WorkError: a file is broken.
+        """
+        name = ""
+        if isinstance(dtype, torch.dtype):
+            dtype = str(dtype).removeprefix("torch.")
+        if isinstance(model, nn.Module):
+            if device is not None or dtype is not None:
+                model = model.to(device, None if dtype is None else DTYPES[choose_dtype("cpu", dtype).value])
+            name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+        else:
+            place = choose_device(device).value
+            kind = DTYPES[choose_dtype(place, dtype).value]
+            model, tokenizer, name = load_model(model, place, kind, tokenizer)
+        folder, described = _find_adapter(model, adapter, config)
+        if described is not None:
+            config = described["config"]
+        elif config is None:
+            config = _fitting(SharedConfig(), len(Parts(model).layers))
+        llm = cls(model, tokenizer, config, name)
+        if folder is not None:
+            try:
+                adapters.load_weights(folder, llm.injection)
+            except Exception:
+                llm.detach()
+                raise
+            llm.adapter = folder.name if folder.parent == adapters.SHIPPED else str(folder)
+        return llm
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def window(self) -> int:
+        """Positions the model was trained for: what fits is never compressed by `ask`."""
+        return self.parts.window
+
+    def detach(self) -> Any:
+        """Take the injection off; the model returned computes bit for bit what it did before."""
+        self.injection.remove()
+        self._attached = False
+        return self.model
+
+    def save_adapter(
+        self, folder: str | Path, about: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write the adapter to `folder`; see `adapter.save_adapter`."""
+        adapters.save_adapter(folder, self.injection, self.config, self.parts, self.fingerprint, about, dtype)
+
+    # Reading ---------------------------------------------------------------------------------
+
+    def new_context(self) -> Context:
+        """An empty context of this model, to be filled with `append`."""
+        names = ("injected_layers", "chunk_length", "tree_depth", "slots_per_leaf")
+        return Context(self, self.fingerprint, {n: getattr(self.config, n) for n in names})
+
+    def read(self, text: str | Sequence[int] | Tensor, progress: Progress | None = None) -> Context:
+        """Read a text (or token ids) once.
+
+        A text that fits the model's window is only tokenised: `ask` hands it to the plain model.
+
+        Raises:
+            UsageError: text without a tokenizer, or ids outside the vocabulary.
+        """
+        context = self.new_context()
+        self.read_into(context, text, progress)
+        return context
+
+    def read_into(self, context: Context, more: str | Sequence[int] | Tensor, progress: Progress | None = None) -> None:
+        """Append `more` to a context of this model; its complete chunks are not read again."""
+        self.bind(context)
+        context.ids = torch.cat([context.ids, self._token_ids(more)])
+        if context.blocks or context.tokens > self.window:
+            self.encode(context, progress)
+
+    def bind(self, context: Context) -> Context:
+        """Check that a context was made with this model and these settings, and move it to the device.
+
+        Raises:
+            UsageError: it was not; the sentence says what differs.
+        """
+        if context.reader is self:
+            return context
+        if context.fingerprint != self.fingerprint:
+            raise UsageError("the context was made with another model; encode the text again with this one.")
+        for name, stored in context.shape.items():
+            here = getattr(self.config, name)
+            if stored != here and not (name == "injected_layers" and stored > here):
+                raise UsageError(
+                    f"the context was made with {name} {stored}, this adapter needs {here}; encode the text again."
+                )
+        context.check()
+        for i, block in enumerate(context.blocks):
+            moved = {
+                n: t.to(self.device, self.dtype if t.is_floating_point() else None) for n, t in vars(block).items()
+            }
+            context.blocks[i] = Encoded(**moved)
+        context.reader = self
+        return context
+
+    @torch.no_grad()
+    def encode(self, context: Context, progress: Progress | None = None, every_token: bool = False) -> None:
+        """Encode what a context has read and not encoded yet; a ragged last chunk is taken up again.
+
+        Args:
+            every_token: keep every token's keys and values, not only the candidates (training, where
+                split points are noisy).
+        """
+        self._check_attached()
+        C = self.config.chunk_length
+        if context.blocks and int(context.blocks[-1].lengths[-1]) < C:
+            context.blocks.pop()
+        at, total = context.encoded_tokens, context.tokens
+        kv = 2 * self.parts.kv_heads * self.parts.head_dim * self.config.injected_layers
+        batch = chunk_batch(self.device, C * (kv + 12 * self.parts.hidden_size) * self.dtype.itemsize)
+        fresh: list[Encoded] = []
+        while at < total:
+            full = min(batch, (total - at) // C)
+            taken = full * C if full else total - at
+            fresh.append(self._encode_chunks(context.ids[at : at + taken].view(max(full, 1), -1), every_token))
+            at += taken
+            if sum(f.lengths.shape[0] for f in fresh) >= MERGED_CHUNKS or at == total or (total - at) < C:
+                context.blocks.append(Encoded.cat(fresh))
+                fresh = []
+            if progress is not None:
+                progress(at, total)
+
+    def _encode_chunks(self, ids_XC: Tensor, every_token: bool) -> Encoded:
+        X, n = ids_XC.shape
+        depth = self.config.tree_depth
+        if every_token:
+            tokens = reps = torch.arange(n)
+        else:
+            tokens = candidate_tokens(n, depth, self.config.slots_per_leaf)
+            reps = torch.unique(_ends(n, depth))
+        lengths = torch.full((X,), n, device=self.device)
+        tokens, reps = (t.to(self.device).expand(X, -1).contiguous() for t in (tokens, reps))
+        return self.lower.encode(ids_XC.to(self.device, torch.long), lengths, tokens, reps)
+
+    def _token_ids(self, text: str | Sequence[int] | Tensor) -> Tensor:
+        if isinstance(text, str):
+            if self.tokenizer is None:
+                raise UsageError(
+                    "there is no tokenizer to read text with; give from_pretrained a tokenizer, or pass token ids."
+                )
+            text = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = torch.as_tensor(text, dtype=torch.int32).cpu().flatten()
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.parts.vocab_size:
+            raise UsageError(f"token ids must lie between 0 and {self.parts.vocab_size - 1}.")
+        return ids
+
+    # Using ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Representation of each row's last token, [B, E], by which the tree is searched."""
+        reps = self.lower.first_layer(input_ids, attention_mask)
+        if attention_mask is None:
+            return reps[:, -1]
+        last = (attention_mask.long() * torch.arange(attention_mask.shape[1], device=reps.device)).argmax(dim=1)
+        return reps[torch.arange(len(reps), device=reps.device), last]
+
+    def recall(
+        self,
+        contexts: Contexts,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        search: str = "query",
+        noise: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Memory | None:
+        """Search the contexts once and give the slots the rows of `input_ids` attend to; None without any.
+
+        Args:
+            contexts: one for all rows, or a list with one (or None) a row.
+            input_ids: [B, T], the window; its last token is the query.
+            search: `query` (nearest half) or `later` (always the later half).
+            noise: of split points; needs contexts encoded with `every_token`.
+        """
+        self._check_attached()
+        check_choice("search", search, SEARCHES)
+        rows = list(contexts) if isinstance(contexts, Sequence) else [contexts] * input_ids.shape[0]
+        if len(rows) != input_ids.shape[0]:
+            raise UsageError(
+                f"there are {len(rows)} contexts for {input_ids.shape[0]} rows; give one a row, or a single one for all."
+            )
+        for context in rows:
+            if context is not None:
+                self.bind(context)
+                if context.encoded_tokens < context.tokens:
+                    self.encode(context)
+        if all(c is None or not c.blocks for c in rows):
+            return None
+        queries = self.query(input_ids, attention_mask) if search == "query" else None
+        slots: list[Slots | None] = []
+        for b, context in enumerate(rows):
+            query = None if queries is None else queries[b]
+            slots.append(
+                None if context is None else select_slots(context.blocks, self.config, query, noise, generator)
+            )
+        return build_memory(slots, self.parts, self.config, self.model.get_input_embeddings().weight)
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        context: Contexts = None,
+        attention_mask: Tensor | None = None,
+        search: str = "query",
+        **kwargs: Any,
+    ) -> Any:
+        """The model's forward pass over the window, taking the context in; returns its usual output.
+
+        Args:
+            input_ids: [B, T], padded at either side with `attention_mask` [B, T] saying where.
+            context: one `Context` for all rows, or a list with one (or None) a row.
+            search: how leaves are chosen, `query` or `later`.
+            kwargs: whatever the model's own forward takes.
+        """
+        input_ids = input_ids.to(self.device)
+        if attention_mask is not None:
+            attention_mask = attention_mask.to(self.device)
+            if "position_ids" not in kwargs and "past_key_values" not in kwargs:
+                kwargs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        memory = self.recall(context, input_ids, attention_mask, search)
+        with self.injection.reading(memory):
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        context: Contexts = None,
+        attention_mask: Tensor | None = None,
+        search: str = "query",
+        **kwargs: Any,
+    ) -> Any:
+        """The model's own `generate`, with all its arguments; the context is searched once, at the start."""
+        input_ids = input_ids.to(self.device)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        attention_mask = attention_mask.to(self.device)
+        memory = self.recall(context, input_ids, attention_mask, search)
+        with self.injection.reading(memory):
+            return self.model.generate(input_ids, attention_mask=attention_mask, **kwargs)
+
+    def ask(self, context: Context, question: str, max_new_tokens: int = 128, **kwargs: Any) -> str:
+        """Answer a question about a context; `answer` gives the times and counts as well."""
+        return self.answer(context, question, max_new_tokens, **kwargs).text
+
+    def answer(self, context: Context, question: str, max_new_tokens: int = 128, **kwargs: Any) -> Answer:
+        """Answer a question about a context, greedily unless `kwargs` say otherwise.
+
+        A context that fits the window beside the question and the answer is not compressed: the plain
+        model reads it.
+
+        Raises:
+            UsageError: an empty question, no tokenizer, or `max_new_tokens` below 1.
+        """
+        self._check_attached()
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+        self.bind(context)
+        prompt = Prompt(self.tokenizer, question)
+        plain = prompt.with_text(context.ids)
+        memory, started = None, time.perf_counter()
+        if len(plain) + max_new_tokens <= self.window:
+            ids = torch.tensor([plain], device=self.device)
+        else:
+            ids = torch.tensor([prompt.alone()], device=self.device)
+            memory = self.recall(context, ids)
+        searched = time.perf_counter()
+        with self.injection.reading(memory):
+            out = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                **{"do_sample": False, "pad_token_id": prompt.pad_id, **kwargs},
+            )
+        new = out[0, ids.shape[1] :]
+        return Answer(
+            text=self.tokenizer.decode(new, skip_special_tokens=True).strip(),
+            compressed=memory is not None,
+            slots=0 if memory is None else memory.mask.shape[1] - 1,
+            search_seconds=searched - started,
+            generate_seconds=time.perf_counter() - searched,
+            generated_tokens=len(new),
+        )
+
+    def _check_attached(self) -> None:
+        if not self._attached:
+            raise UsageError("this model was detached; call SharedLLM.from_pretrained again to attach it.")
+
+
+def _ends(length: int, depth: int) -> Tensor:
+    """Last token of each finest span of a chunk."""
+    from sharedllm.tree import tree_borders
+
+    return (tree_borders(torch.tensor([length]), depth)[0, 1:] - 1).clamp(min=0)
+
+
+def _fitting(config: SharedConfig, layers: int) -> SharedConfig:
+    """The default settings for a model of so many layers: about half of them injected, as of 30."""
+    return dataclasses.replace(config, injected_layers=min(config.injected_layers, max(1, (layers + 1) // 2)))
+
+
+def _find_adapter(
+    model: Any, adapter: str | Path | None, config: SharedConfig | None
+) -> tuple[Path | None, dict[str, Any] | None]:
+    """Folder and checked configuration of the adapter to load, or None twice for an untrained one."""
+    if adapter is None or adapter == "none":
+        return None, None
+    parts = Parts(model)
+    if adapter == "default":
+        folder = adapters.shipped_adapter(fingerprint(model, parts))
+        if folder is None:
+            return None, None
+    else:
+        folder = Path(adapter)
+    described = adapters.read_adapter_config(folder)
+    if config is not None and config != described["config"]:
+        if adapter == "default":
+            return None, None
+        raise UsageError(
+            f"the adapter in {folder} was trained with other settings than the config given; leave config out."
+        )
+    adapters.check_adapter(described, parts, folder)
+    return folder, described

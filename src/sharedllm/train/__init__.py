@@ -1,0 +1,1 @@
+"""Training the adapter: recipes, samples, the loop, checkpoints."""

@@ -1,0 +1,221 @@
+"""The training loop: only the adapter learns, everything else is frozen and without gradients.
+
+A run goes on by itself: started again with the same recipe, it takes up its last checkpoint and ends
+in the weights an unbroken run would have had (bit for bit in fp32 on a CPU).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sharedllm.data.folder import TokenFolder
+from sharedllm.errors import UsageError, WorkError
+from sharedllm.model import SharedLLM
+from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from sharedllm.train.recipe import Recipe
+from sharedllm.train.samples import Sample, Sampler
+
+Report = Callable[[dict[str, Any]], None]
+"""Called with a row of metrics after every step and every validation."""
+
+
+class Trainer:
+    """One run of a recipe.
+
+    Attributes:
+        llm: in the dtype of the model; its adapter is kept in fp32 while training.
+        step: steps done.
+    """
+
+    def __init__(self, recipe: Recipe, llm: SharedLLM | None = None) -> None:
+        self.recipe = recipe
+        self.run = Path(recipe.output)
+        self.llm = llm or SharedLLM.from_pretrained(
+            recipe.model, adapter="none", config=recipe.config, device=recipe.device, dtype=recipe.dtype
+        )
+        folder = TokenFolder.open(recipe.data, self.llm.tokenizer)
+        self.sampler = Sampler(folder, recipe)
+        self.held_out = Sampler(folder, recipe, "heldout") if recipe.validate_samples else None
+        self.frozen = [p for p in self.llm.model.parameters() if p.requires_grad]
+        for parameter in self.frozen:
+            parameter.requires_grad_(False)
+        self.module: nn.Module = self.llm.injection.float()
+        self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
+        self.step = 0
+        self.tokens = 0
+        self._resume()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        fast = [p for n, p in self.module.named_parameters() if n.endswith(("gate", "null_logit"))]
+        slow = [p for n, p in self.module.named_parameters() if not n.endswith(("gate", "null_logit"))]
+        return [
+            {"params": slow, "top": self.recipe.learning_rate},
+            {"params": fast, "top": self.recipe.gate_learning_rate, "weight_decay": 0.0},
+        ]
+
+    def _resume(self) -> None:
+        recipe_file = self.run / "recipe.json"
+        same = json.loads(json.dumps(self.recipe.to_dict()))
+        if recipe_file.is_file():
+            before = json.loads(recipe_file.read_text(encoding="utf-8"))
+            free = {"device", "validate_every", "validate_samples", "checkpoint_every"}
+            changed = [k for k in same if k not in free and before.get(k) != same[k]]
+            if changed:
+                raise UsageError(
+                    f"{self.run} holds a run of another recipe ({changed[0]} was {before.get(changed[0])!r}); "
+                    "choose another output, or remove that folder to start afresh."
+                )
+        else:
+            self.run.mkdir(parents=True, exist_ok=True)
+            recipe_file.write_text(json.dumps(same, indent=2) + "\n", encoding="utf-8")
+        found = checkpoints(self.run)
+        if found:
+            state = load_checkpoint(found[-1], self.module, self.optimizer)
+            self.step, self.tokens = int(state["step"]), int(state["tokens"])
+        self._trim_metrics()
+
+    def _trim_metrics(self) -> None:
+        """Drop rows past the checkpoint, so that the file tells one run once."""
+        file = self.run / "metrics.jsonl"
+        if file.is_file():
+            rows = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= self.step]
+            file.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+
+    def train(self, report: Report | None = None, until: int | None = None) -> None:
+        """Train to the recipe's last step (or `until`), then write the adapter.
+
+        Raises:
+            WorkError: the loss is not a number; the last checkpoint before is kept.
+        """
+        try:
+            while self.step < min(self.recipe.steps, until or self.recipe.steps):
+                self._log(self._one_step(), report)
+                if self.held_out and self.recipe.validate_every and self.step % self.recipe.validate_every == 0:
+                    self._log(self.validate(), report)
+                if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
+                    self.checkpoint()
+        except KeyboardInterrupt:
+            self.checkpoint()
+            raise
+        if self.step == self.recipe.steps:
+            about = {"recipe": self.recipe.to_dict(), "steps": self.step, "target_tokens": self.tokens}
+            self.llm.save_adapter(self.run / "adapter", about, dtype=torch.bfloat16)
+
+    def checkpoint(self) -> None:
+        save_checkpoint(self.run, self.module, self.optimizer, {"step": self.step, "tokens": self.tokens})
+
+    def _one_step(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        losses, kinds, targets = [], [], 0
+        rate = self._set_rates()
+        for part in range(self.recipe.accumulate):
+            sample = self.sampler.draw(self.step, part)
+            noise = torch.Generator().manual_seed(_seed(self.recipe.seed, self.step, part))
+            loss = self.loss(sample, noise)
+            if not torch.isfinite(loss):
+                raise WorkError(
+                    f"the loss is {loss.item()} at step {self.step + 1} ({sample.kind}); the last good checkpoint is kept: "
+                    "lower learning_rate and train on."
+                )
+            (loss / self.recipe.accumulate).backward()
+            losses.append(loss.item())
+            kinds.append(sample.kind)
+            targets += sum(len(w.ids) - 1 for w in sample.windows)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.tokens += targets
+        seconds = time.perf_counter() - started
+        return {
+            "step": self.step,
+            "loss": sum(losses) / len(losses),
+            "kinds": kinds,
+            "rate": rate,
+            "gradient_norm": float(norm),
+            "target_tokens": self.tokens,
+            "tokens_a_second": targets / seconds,
+        }
+
+    def loss(self, sample: Sample, generator: torch.Generator | None = None) -> Tensor:
+        """Mean next-token loss over the targets of all windows of a sample, in nats."""
+        ids, contexts = self._batch(sample)
+        noise = self.recipe.config.split_noise if generator is not None else 0.0
+        memory = self.llm.recall(contexts, ids, search="later", noise=noise, generator=generator)
+        with self.llm.injection.reading(memory):
+            logits = self.llm.model(input_ids=ids, use_cache=False).logits
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+
+    def _batch(self, sample: Sample) -> tuple[Tensor, list[Any]]:
+        context = self.llm.new_context()
+        context.ids = torch.as_tensor(sample.context, dtype=torch.int32)
+        self.llm.encode(context, every_token=self.recipe.config.split_noise > 0)
+        import numpy as np
+
+        ids = torch.from_numpy(np.stack([w.ids for w in sample.windows])).to(self.llm.device)
+        return ids, [context.first(w.chunks) for w in sample.windows]
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        """Held-out loss with the context and without, on the same windows, by kind of text."""
+        assert self.held_out is not None
+        kinds: dict[str, list[tuple[float, float]]] = {}
+        for i in range(self.recipe.validate_samples):
+            sample = self.held_out.draw(10**9 + i)
+            ids, contexts = self._batch(sample)
+            pair = []
+            for memory in (None, self.llm.recall(contexts, ids, search="later")):
+                with self.llm.injection.reading(memory):
+                    logits = self.llm.model(input_ids=ids, use_cache=False).logits
+                pair.append(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()).item())
+            kinds.setdefault(sample.kind, []).append((pair[0], pair[1]))
+        rows = [pair for pairs in kinds.values() for pair in pairs]
+        gains = {kind: sum(a - b for a, b in pairs) / len(pairs) for kind, pairs in kinds.items()}
+        return {
+            "step": self.step,
+            "held_out_without": sum(a for a, _ in rows) / len(rows),
+            "held_out_with": sum(b for _, b in rows) / len(rows),
+            "held_out_gain": gains,
+        }
+
+    def _set_rates(self) -> float:
+        recipe = self.recipe
+        if self.step < recipe.warmup_steps:
+            share = (self.step + 1) / recipe.warmup_steps
+        else:
+            done = (self.step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+            share = recipe.final_rate + (1 - recipe.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["top"] * share
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _log(self, row: dict[str, Any], report: Report | None) -> None:
+        with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if report is not None:
+            report(row)
+
+    def close(self) -> None:
+        """Give the model its gradient flags back."""
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**62
+
+
+def _seed(*parts: int) -> int:
+    return hash(parts) % 2**63  # a tuple of whole numbers hashes the same in every process

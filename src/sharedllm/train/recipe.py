@@ -1,0 +1,155 @@
+"""A training recipe: one dataclass, read from YAML with `key=value` overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sharedllm.config import SharedConfig, check_keys
+from sharedllm.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a training run depends on besides the model and the data.
+
+    Raises:
+        UsageError: a value is out of range; the sentence names the field.
+    """
+
+    output: str
+    """Folder of the run: checkpoints, metrics and the finished adapter."""
+    data: str = "data/text"
+    """Folder written by `sharedllm data build`."""
+    model: str | None = None
+    """As `--model`; none is the default model."""
+    steps: int = 400
+    seed: int = 0
+    learning_rate: float = 1e-3
+    """Of norms and projections, at the top of the cosine."""
+    gate_learning_rate: float = 1e-2
+    """Of the gates and null logits."""
+    warmup_steps: int = 20
+    final_rate: float = 0.1
+    """Where the cosine ends, as a share of the learning rate."""
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    accumulate: int = 1
+    """Samples whose gradients are summed before a step."""
+    context_chunks: list[int] = field(default_factory=lambda: [4, 7])
+    """Fewest and most chunks of context of a sample."""
+    windows: int = 4
+    """Windows trained on in each sample; each sees the chunks before it."""
+    window_tokens: int = 384
+    checkpoint_every: int = 50
+    validate_every: int = 50
+    validate_samples: int = 8
+    device: str | None = None
+    dtype: str | None = None
+    config: SharedConfig = field(default_factory=SharedConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate", "windows", "window_tokens", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("learning_rate", "gate_learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if len(self.context_chunks) != 2 or not 1 <= self.context_chunks[0] <= self.context_chunks[1]:
+            raise UsageError(f"context_chunks is {self.context_chunks}; give the fewest and the most, such as [4, 7].")
+        if self.window_tokens > self.config.chunk_length:
+            raise UsageError(
+                f"window_tokens is {self.window_tokens}, more than a chunk of {self.config.chunk_length} tokens."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def read_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from a YAML file, or one of the shipped ones by its name.
+
+    Args:
+        overrides: `key=value`, dots for nested settings (`config.injected_layers=8`); values are YAML.
+
+    Raises:
+        UsageError: no such file, broken YAML, an unknown key (with the nearest right name), or a wrong type.
+    """
+    path = Path(file)
+    if not path.is_file():
+        shipped = Path(__file__).parent.parent / "recipes" / f"{file}.yaml"
+        if not shipped.is_file():
+            raise UsageError(f"there is no recipe {file}; give a YAML file or the name of a shipped recipe.")
+        path = shipped
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"the recipe {path} cannot be read: {str(error).splitlines()[0]}.") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"the recipe {path} is not a mapping of settings.")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UsageError(f"{override!r} is not an override; write key=value.")
+        _set(values, key.strip().split("."), yaml.safe_load(value))
+    return recipe_from_dict(values, str(path))
+
+
+def recipe_from_dict(values: dict[str, Any], where: str = "the recipe") -> Recipe:
+    """Build a recipe from plain values, checking names and types."""
+    checked = _checked(Recipe, values, where)
+    if isinstance(checked.get("config"), dict):
+        checked["config"] = SharedConfig(**_checked(SharedConfig, checked["config"], f"{where}, config"))
+    if "output" not in checked:
+        raise UsageError(f"{where} names no output folder; add output=FOLDER.")
+    return Recipe(**checked)
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        inner = values.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"{name} is a single value; it has no setting {path[-1]}.")
+        values = inner
+    values[path[-1]] = value
+
+
+def _checked(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Values with known names and right types; whole numbers become floats where floats are meant."""
+    hints = typing.get_type_hints(cls)
+    check_keys(values, hints, where)
+    checked = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if hint is SharedConfig and isinstance(value, dict | SharedConfig):
+            checked[name] = value
+            continue
+        if hint is float and isinstance(value, str):
+            value = _number(value)  # YAML reads 1e-3 as text
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        allowed = typing.get_args(hint) if type(None) in typing.get_args(hint) else (typing.get_origin(hint) or hint,)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise UsageError(f"{where}: {name} is {value!r}; expected {_type_name(hint)}.")
+        if hint == list[int] and not all(isinstance(v, int) for v in value):
+            raise UsageError(f"{where}: {name} is {value!r}; expected a list of whole numbers.")
+        checked[name] = value
+    return checked
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _type_name(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return names.get(hint, str(hint).replace("None", "null"))

@@ -1,0 +1,104 @@
+"""The context tree: where a chunk is split, which halves are chosen, which tokens survive.
+
+Plain tensor functions over many chunks at once; `naive.py` says the same with loops.
+
+A tree of depth L over a chunk of n tokens is held as its 2^L + 1 borders: the finest spans, left to
+right. A coarser node is a run of them, so one array holds every level. Going down, one half of the
+current node is chosen and the other becomes a leaf at that level; at the last level both are leaves.
+
+Shapes: X chunks (of all rows of a batch), F = 2^L finest spans, L + 1 leaves, S slots a chunk.
+Source: arXiv 2603.04759, section on the context tree; the union of candidates is this project's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def tree_borders(lengths_X: Tensor, depth: int, noise: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+    """Borders of the finest spans of every chunk, shape [X, 2^depth + 1], in tokens.
+
+    Each node splits at its middle, moved by Gaussian noise with a standard deviation of `noise` times
+    the node's length (training only); a half of a node of two tokens or more is never empty.
+    """
+    borders = torch.stack([torch.zeros_like(lengths_X), lengths_X], dim=1)
+    for _ in range(depth):
+        start, end = borders[:, :-1], borders[:, 1:]
+        middle = (start + end) // 2
+        if noise > 0:
+            drawn = torch.randn(middle.shape, generator=generator, device=middle.device)
+            shifted = middle + (drawn * noise * (end - start)).round().long()
+            middle = torch.where(end - start >= 2, shifted.clamp(start + 1, end - 1), middle)
+        inner = torch.stack([start, middle], dim=2).flatten(1)
+        borders = torch.cat([inner, borders[:, -1:]], dim=1)
+    return borders
+
+
+def search(borders_XF: Tensor, similarity_XF: Tensor | None) -> Tensor:
+    """Leaves of every chunk in text order, shape [X, L + 1, 2]: start and end in tokens.
+
+    Args:
+        borders_XF: from `tree_borders`, [X, 2^L + 1].
+        similarity_XF: similarity of each finest span's last token to the query, [X, 2^L]; a coarser
+            node ends where its last finest span ends. None: no query, the later half is chosen.
+    An empty half is never chosen over one with tokens; at equal similarity the later half is.
+    """
+    spans = borders_XF.shape[1] - 1
+    depth = spans.bit_length() - 1
+    row = torch.arange(borders_XF.shape[0], device=borders_XF.device)
+    node = torch.zeros_like(row)  # index among the nodes of its level
+    leaves = []
+    for level in range(1, depth + 1):
+        width = spans >> level  # finest spans in a node of this level
+        left, right = 2 * node, 2 * node + 1
+        start, middle, end = (borders_XF[row, i * width] for i in (left, right, right + 1))
+        if similarity_XF is None:
+            later = torch.ones_like(row, dtype=torch.bool)
+        else:
+            later = similarity_XF[row, (right + 1) * width - 1] >= similarity_XF[row, (left + 1) * width - 1]
+        later = (later | (middle == start)) & ((middle < end) | (middle == start))
+        kept = torch.stack([torch.where(later, start, middle), torch.where(later, middle, end)], dim=1)
+        leaves.append(kept)
+        if level == depth:
+            leaves.append(torch.stack([torch.where(later, middle, start), torch.where(later, end, middle)], dim=1))
+        node = torch.where(later, right, left)
+    leaves_XLs = torch.stack(leaves, dim=1)
+    order = torch.argsort(leaves_XLs.sum(dim=2), dim=1, stable=True)  # by midpoint: spans never overlap
+    return leaves_XLs.gather(1, order[:, :, None].expand(-1, -1, 2))
+
+
+def slot_tokens(spans_Xs: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Tokens kept of every span at an even stride, and which of them are real.
+
+    A span of n tokens keeps min(n, slots) of them: the last token of each of that many equal parts
+    (floor((k + 1) n / kept) - 1 for k = 0, 1, ...), since the last token has seen the whole part.
+
+    Args:
+        spans_Xs: [..., 2] start and end in tokens.
+        slots: how many at most.
+    Returns:
+        tokens and mask, both [..., slots]; where the mask is False the token is the span's start.
+    """
+    start, length = spans_Xs[..., :1], spans_Xs[..., 1:] - spans_Xs[..., :1]
+    kept = length.clamp(max=slots)
+    k = torch.arange(slots, device=spans_Xs.device).expand(*spans_Xs.shape[:-1], slots)
+    mask = k < kept
+    tokens = start + torch.div((k + 1) * length, kept.clamp(min=1), rounding_mode="floor") - 1
+    return torch.where(mask, tokens, start), mask
+
+
+def candidate_tokens(length: int, depth: int, slots: int) -> Tensor:
+    """Sorted tokens that any search over a chunk of `length` tokens could keep, shape [P].
+
+    Only these need storing to answer every later question: a quarter of the chunk at the defaults,
+    because the strides of the levels nest where lengths are powers of two.
+    """
+    borders = tree_borders(torch.tensor([length]), depth)
+    spans = 2**depth
+    found = []
+    for level in range(1, depth + 1):
+        cut = borders[:, :: spans >> level]
+        tokens, mask = slot_tokens(torch.stack([cut[:, :-1], cut[:, 1:]], dim=2), slots)
+        found.append(tokens[mask])
+    return torch.cat(found).unique()
