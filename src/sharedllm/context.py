@@ -108,12 +108,7 @@ class Context:
             WorkError: the disk is full or cannot be written; what was there before stays.
         """
         folder = Path(folder)
-        if (
-            folder.exists()
-            and not (folder / "context.json").is_file()
-            and (not folder.is_dir() or any(folder.iterdir()))
-        ):
-            raise UsageError(f"{folder} exists and is not a saved context; choose another folder.")
+        check_target(folder)
         tensors: dict[str, Tensor] = {"ids": self.ids}
         for i, block in enumerate(self.blocks):
             for name, tensor in vars(block).items():
@@ -164,6 +159,14 @@ class Context:
         for block in self.blocks:
             if block.keys.shape != block.values.shape or block.keys.shape[1] != block.lengths.shape[0]:
                 raise UsageError("the context's parts do not fit together; encode the text again.")
+
+
+def check_target(folder: Path) -> None:
+    """Raise `UsageError` when saving to `folder` would overwrite something that is not a context."""
+    if not folder.exists() or (folder / "context.json").is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise UsageError(f"{folder} exists and is not a saved context; choose another folder.")
 
 
 def _read_about(folder: Path) -> dict[str, Any]:

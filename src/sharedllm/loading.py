@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 from importlib.util import find_spec
@@ -50,13 +52,15 @@ def load_model(name: str | Path | None, device: str, dtype: torch.dtype, tokeniz
 
     place, arguments, label = _locate(name)
     logging.disable_progress_bar()
+    quiet = contextlib.redirect_stderr(io.StringIO())  # the GGUF reader draws a bar that cannot be turned off
     try:
         extra: dict[str, Any] = dict(arguments)
         if arguments:
             from transformers import GgufConfig
 
             extra["quantization_config"] = GgufConfig(dequantize=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **extra)
+        with quiet:
+            model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **extra)
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(place, **arguments)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -68,6 +72,21 @@ def load_model(name: str | Path | None, device: str, dtype: torch.dtype, tokeniz
     finally:
         logging.enable_progress_bar()
     return model.eval().to(device), tokenizer, label
+
+
+def load_tokenizer(name: str | Path | None) -> Any:
+    """The tokenizer of a model named as for `load_model`, without the model.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    place, arguments, label = _locate(name)
+    try:
+        return AutoTokenizer.from_pretrained(place, **arguments)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"the tokenizer of {label!r} cannot be loaded: {str(error).splitlines()[0][:300]}") from error
 
 
 def _locate(name: str | Path | None) -> tuple[str, dict[str, str], str]:

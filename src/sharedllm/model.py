@@ -157,7 +157,7 @@ class SharedLLM:
     def read_into(self, context: Context, more: str | Sequence[int] | Tensor, progress: Progress | None = None) -> None:
         """Append `more` to a context of this model; its complete chunks are not read again."""
         self.bind(context)
-        context.ids = torch.cat([context.ids, self._token_ids(more)])
+        context.ids = torch.cat([context.ids, self.token_ids(more)])
         if context.blocks or context.tokens > self.window:
             self.encode(context, progress)
 
@@ -225,7 +225,8 @@ class SharedLLM:
         tokens, reps = (t.to(self.device).expand(X, -1).contiguous() for t in (tokens, reps))
         return self.lower.encode(ids_XC.to(self.device, torch.long), lengths, tokens, reps)
 
-    def _token_ids(self, text: str | Sequence[int] | Tensor) -> Tensor:
+    def token_ids(self, text: str | Sequence[int] | Tensor) -> Tensor:
+        """Token ids of a text, [n] int32, without special tokens; ids given are checked."""
         if isinstance(text, str):
             if self.tokenizer is None:
                 raise UsageError(

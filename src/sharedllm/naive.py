@@ -131,9 +131,13 @@ def branch(llm: Any, j: int, hidden: Tensor, slots: list[Slot], chunks: int) -> 
             logits.append(weights.null_logit[h])
             values.append(torch.zeros(D))
         shares = torch.stack(logits).softmax(dim=0)
-        attended = sum((s * v for s, v in zip(shares, values, strict=True)), torch.zeros(D))
+        attended = mix(shares, values)
         heads.append(attended if weights.gate is None else weights.gate[h] * attended)
     return weights.output @ torch.cat(heads)
+
+
+def mix(shares: Tensor, values: list[Tensor]) -> Tensor:
+    return sum((s * v for s, v in zip(shares, values, strict=True)), torch.zeros_like(values[0]))
 
 
 def position_of_slot(config: SharedConfig, slot: Slot, rank: int) -> int:
@@ -155,22 +159,23 @@ def self_attention(llm: Any, j: int, hidden: list[Tensor]) -> tuple[list[Tensor]
     layer, D = llm.parts.layers[j], llm.parts.head_dim
     attention, group = layer.self_attn, llm.parts.heads // llm.parts.kv_heads
     normed = [layer.input_layernorm(h) for h in hidden]
-    split = {n: [[attention.get_submodule(n)(x)[h : h + D] for x in normed] for h in range(0, size * D, D)]
-             for n, size in (("q_proj", llm.parts.heads), ("k_proj", llm.parts.kv_heads), ("v_proj", llm.parts.kv_heads))}  # fmt: skip
-    queries, keys, values = split["q_proj"], split["k_proj"], split["v_proj"]
+
+    def heads(projection: Any, count: int) -> list[list[Tensor]]:
+        return [[projection(x)[h * D : (h + 1) * D] for x in normed] for h in range(count)]
+
+    queries = heads(attention.q_proj, llm.parts.heads)
+    keys, values = (heads(p, llm.parts.kv_heads) for p in (attention.k_proj, attention.v_proj))
     if hasattr(attention, "q_norm"):
         queries = [[attention.q_norm(x) for x in head] for head in queries]
         keys = [[attention.k_norm(x) for x in head] for head in keys]
     out = []
     for t, h_in in enumerate(hidden):
-        heads = []
+        mixed = []
         for h in range(llm.parts.heads):
             q, past = turn(llm, queries[h][t], t), range(t + 1)
             logits = torch.stack([q @ turn(llm, keys[h // group][s], s) / math.sqrt(D) for s in past])
-            heads.append(
-                sum((p * values[h // group][s] for p, s in zip(logits.softmax(0), past, strict=True)), torch.zeros(D))
-            )
-        out.append(h_in + attention.o_proj(torch.cat(heads)))
+            mixed.append(mix(logits.softmax(0), [values[h // group][s] for s in past]))
+        out.append(h_in + attention.o_proj(torch.cat(mixed)))
     return out, keys, values
 
 

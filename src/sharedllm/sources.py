@@ -322,7 +322,7 @@ def _pdf_pages(reader: "PdfReader") -> list[str]:
 
     pages = []
     for page in reader.pages:
-        page.extract_xform_text = watch(page.extract_xform_text)
+        setattr(page, "extract_xform_text", watch(page.extract_xform_text))  # noqa: B010 (a method of this one page)
         text = watch(page.extract_text)()
         # A broken font map gives NUL characters and halves of surrogate pairs, which no tokenizer takes.
         text = text.replace("\0", "").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

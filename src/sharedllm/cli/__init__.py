@@ -1,0 +1,50 @@
+"""The command line: one file a command; `main` turns errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any
+
+import typer
+
+from sharedllm.cli import ask, data, demo, doctor, encode, evaluate, train
+from sharedllm.errors import SharedLLMError
+
+app = typer.Typer(
+    name="sharedllm",
+    help="Read texts far longer than an LLM's window with the LLM you already have.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("ask")(ask.ask)
+app.command("encode")(encode.encode)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
+app.add_typer(data.app, name="data")
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line and exit: 0 well, 1 the work failed, 2 used wrongly, 130 interrupted."""
+    try:
+        app(arguments, standalone_mode=True)
+    except SharedLLMError as error:
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        fail("interrupted.", 130)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            sys.exit(0)
+        fail(f"{error.filename or 'the system'}: {error.strerror or error}.", 1)
+    except MemoryError:
+        fail("there is not enough memory for this; close other programs or take a shorter text.", 1)
+
+
+def fail(sentence: str, code: int) -> None:
+    """Print one sentence on stderr and exit with `code`."""
+    print(f"sharedllm: {sentence}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,148 @@
+"""What the commands share: options, loading, progress, JSON output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sharedllm.context import Context, Progress
+    from sharedllm.model import SharedLLM
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Hugging Face name, folder or .gguf file; the default ships with the package."),
+]
+AdapterOption = Annotated[str, typer.Option("--adapter", help="Adapter folder, `default` (the shipped one) or `none`.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; chosen when left out.")]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; chosen when left out.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+SourcesArgument = Annotated[
+    list[str],
+    typer.Argument(help="Files (text, Markdown, HTML, PDF), folders, - for standard input, or a saved context."),
+]
+
+
+def load(
+    model: str | None, adapter: str = "default", device: str | None = None, dtype: str | None = None, seed: int = 0
+) -> SharedLLM:
+    """Load the model with its adapter, saying so on stderr; threads and seed are set for this process."""
+    import torch
+    from transformers.utils import logging
+
+    from sharedllm.hardware import choose_threads, keep_freed_memory
+    from sharedllm.model import SharedLLM
+
+    logging.set_verbosity_error()
+    torch.set_num_threads(int(choose_threads().value))
+    torch.manual_seed(seed)
+    keep_freed_memory()
+    with status("loading the model"):
+        return SharedLLM.from_pretrained(model, adapter=adapter, device=device, dtype=dtype)
+
+
+def read(llm: SharedLLM, sources: Sequence[str]) -> tuple[Context, float]:
+    """The context of some sources (or a saved one), and the seconds that reading took."""
+    import time
+
+    from sharedllm.context import Context
+    from sharedllm.sources import read_sources
+
+    if len(sources) == 1 and (Path(sources[0]) / "context.json").is_file():
+        return Context.load(sources[0], llm), 0.0
+    text = "\n\n".join(document.text for document in read_sources(list(sources)))
+    started = time.perf_counter()
+    with reading_bar() as progress:
+        context = llm.read(text, progress=progress)
+    return context, time.perf_counter() - started
+
+
+@contextmanager
+def status(what: str) -> Iterator[None]:
+    """A spinner on stderr while the block runs; nothing where stderr is no terminal."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} ..."):
+        yield
+
+
+@contextmanager
+def reading_bar() -> Iterator[Progress]:
+    """A bar on stderr with tokens, tokens a second and time left; plain lines where stderr is no terminal."""
+    import time
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        "reading",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tokens, {task.fields[speed]:,.0f}/s,"),
+        TimeRemainingColumn(),
+        "left",
+    )
+    started, spoken = time.perf_counter(), 0.0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading", total=None, speed=0.0)
+
+        def progress(done: int, total: int) -> None:
+            nonlocal spoken
+            passed = time.perf_counter() - started
+            speed = done / max(passed, 1e-9)
+            bar.update(task, completed=done, total=total, speed=speed)
+            if not console.is_terminal and (passed - spoken > 15 or done == total):
+                spoken = passed
+                left = (total - done) / max(speed, 1e-9)
+                print(
+                    f"reading: {done:,} of {total:,} tokens, {speed:,.0f} tokens/s, {left:,.0f} s left", file=sys.stderr
+                )
+
+        yield progress
+
+
+def machine(llm: SharedLLM) -> dict[str, Any]:
+    """Model, adapter, device, dtype and peak memory, as every JSON output gives them."""
+    from sharedllm.hardware import peak_memory_bytes
+
+    return {
+        "peak_memory_bytes": peak_memory_bytes(llm.device),
+        "model": llm.name,
+        "adapter": llm.adapter,
+        "device": str(llm.device),
+        "dtype": str(llm.dtype).removeprefix("torch."),
+    }
+
+
+def print_json(values: dict[str, Any]) -> None:
+    print(json.dumps(values, ensure_ascii=False), flush=True)
+
+
+def positive(option: str, value: int) -> int:
+    """Raise `UsageError` unless a number given to an option is at least 1."""
+    from sharedllm.errors import UsageError
+
+    if value < 1:
+        raise UsageError(f"{option} is {value}; it must be at least 1.")
+    return value
+
+
+def positive_numbers(option: str, text: str) -> list[int]:
+    """Whole numbers of at least 1, separated by commas; `UsageError` otherwise."""
+    from sharedllm.errors import UsageError
+
+    try:
+        numbers = [int(part.replace("_", "")) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise UsageError(f"{option} is {text!r}; give whole numbers separated by commas, such as 4096,8192.") from error
+    if not numbers:
+        raise UsageError(f"{option} is empty; give whole numbers separated by commas, such as 4096,8192.")
+    return [positive(option, n) for n in numbers]

@@ -1,0 +1,52 @@
+"""`sharedllm data`: fetch and tokenise training text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sharedllm.cli import common
+
+app = typer.Typer(help="Fetch and tokenise training text.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Fetch and tokenise training text."""
+
+
+@app.command("build")
+def build(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped data recipe.")] = "data-text",
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the tokens.")] = Path("data/text"),
+    model: common.ModelOption = None,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Fetch the recipe's sources, clean, deduplicate and tokenise them into a folder."""
+    from sharedllm.data import build as build_data
+    from sharedllm.data import read_recipe
+    from sharedllm.errors import UsageError
+    from sharedllm.loading import load_tokenizer
+
+    path = Path(recipe)
+    if not path.is_file():
+        path = Path(__file__).parent.parent / "recipes" / f"{recipe}.yaml"
+    if not path.is_file():
+        raise UsageError(f"there is no data recipe {recipe}; give a YAML file or the name of a shipped recipe.")
+    manifest = build_data(
+        read_recipe(path), output, load_tokenizer(model), progress=lambda line: typer.echo(line, err=True)
+    )
+    sources = manifest["sources"]
+    totals = {
+        split: sum(s["tokens"] for s in sources.values() if s["split"] == split) for split in ("train", "heldout")
+    }
+    if as_json:
+        common.print_json(
+            {"data": str(output), "sources": len(sources), **{f"{k}_tokens": v for k, v in totals.items()}}
+        )
+    else:
+        print(
+            f"{totals['train']:,} tokens to train on and {totals['heldout']:,} held out, of {len(sources)} sources, in {output}"
+        )

@@ -1,0 +1,96 @@
+"""`sharedllm demo`: a short-window LLM reads more than 128K tokens of real text and answers from it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sharedllm.cli import common
+
+
+def demo(
+    tokens: Annotated[int, typer.Option("--tokens", help="Read at least so many tokens.")] = 131_072,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Results file; a row is appended.")] = None,
+    model: common.ModelOption = None,
+    adapter: common.AdapterOption = "default",
+    device: common.DeviceOption = None,
+    dtype: common.DtypeOption = None,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Read the Python language reference and the library's docstrings, and answer three questions from them."""
+    common.positive("--tokens", tokens)
+    started = time.perf_counter()
+    llm = common.load(model, adapter, device, dtype)
+    from sharedllm import demo as shown
+
+    say = (lambda line: typer.echo(line, err=True)) if as_json else print
+    say(
+        f"{llm.name}: {llm.window:,} positions, {len(llm.parts.layers)} layers, adapter {llm.adapter}, {llm.dtype}, on {llm.device}"
+    )
+    text = shown.text(lambda t: len(t) > 3 * tokens and len(llm.token_ids(t)) >= tokens)
+    reading = time.perf_counter()
+    with common.reading_bar() as progress:
+        context = llm.read(text, progress)
+    encode_seconds = time.perf_counter() - reading
+    full = shown.full_cache_bytes(llm, context.tokens)
+    figures: dict[str, Any] = {
+        "task": "demo",
+        "context_tokens": context.tokens,
+        "window": llm.window,
+        "chunks": context.chunks,
+        "slots": context.slots,
+        "bytes_kept": context.nbytes,
+        "bytes_one_question": shown.full_cache_bytes(llm, context.slots)
+        * llm.config.injected_layers
+        // len(llm.parts.layers),
+        "bytes_full_cache": full,
+        "encode_seconds": round(encode_seconds, 1),
+        "tokens_a_second": round(context.tokens / encode_seconds, 1),
+    }
+    say(
+        f"\nread {context.tokens:,} tokens in {encode_seconds:.0f} s ({figures['tokens_a_second']:,.0f} tokens/s), "
+        f"{context.tokens / llm.window:.0f} times the window\n"
+        f"kept {context.nbytes / 1e6:,.0f} MB for any later question, {figures['bytes_one_question'] / 1e6:,.0f} MB "
+        f"({context.slots:,} slots a layer) for one; the full key/value cache would take {full / 1e6:,.0f} MB"
+    )
+    figures |= shown.deep_passages(llm, context)
+    say(_deep(figures))
+    figures["questions"] = shown.ask_all(llm, context, say)
+    figures |= common.machine(llm) | {"total_seconds": round(time.perf_counter() - started, 1)}
+    say(_closing(figures))
+    if output is not None:
+        from sharedllm.evaluate.results import append_row
+
+        append_row(output, figures)
+    if as_json:
+        common.print_json(figures)
+
+
+def _deep(figures: dict[str, Any]) -> str:
+    low, high = figures["nll_gain_low"], figures["nll_gain_high"]
+    if low > 0:
+        verdict = "the context helps"
+    elif high < 0:
+        verdict = "the context HARMS: this adapter is not good enough"
+    else:
+        verdict = "weak: the difference is not clear of zero"
+    return (
+        f"\n{figures['passages']} passages deep in the text: {figures['nll_without']:.3f} nats a token without the context, "
+        f"{figures['nll_with']:.3f} with it\n   gain {figures['nll_gain']:.3f} [{low:.3f}, {high:.3f}]: {verdict}"
+    )
+
+
+def _closing(figures: dict[str, Any]) -> str:
+    right = sum(q["right"] for q in figures["questions"])
+    asked = len(figures["questions"])
+    search = sum(q["search_seconds"] for q in figures["questions"]) / asked
+    generate = sum(q["generate_seconds"] for q in figures["questions"]) / asked
+    weak = "" if right == asked else " A model this small with an adapter this young answers loosely: weak."
+    return (
+        f"\n{right} of {asked} answers have the expected word.{weak}\n"
+        f"reading {figures['encode_seconds']:.0f} s, searching {search:.2f} s and generating {generate:.1f} s a question, "
+        f"peak memory {figures['peak_memory_bytes'] / 1e6:,.0f} MB, {figures['total_seconds']:.0f} s in all"
+    )

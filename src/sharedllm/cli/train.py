@@ -1,0 +1,74 @@
+"""`sharedllm train`: train an adapter by a recipe; started again, it goes on where it was."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from sharedllm.cli import common
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings as key=value.")] = None,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Train an adapter by a recipe; started again, it goes on from its last checkpoint."""
+    from sharedllm.train.recipe import read_recipe
+
+    settings = read_recipe(recipe, overrides or [])
+    from transformers.utils import logging
+
+    from sharedllm.hardware import keep_freed_memory
+    from sharedllm.train.loop import Trainer
+
+    logging.set_verbosity_error()
+    keep_freed_memory()
+    with common.status("loading model and data"):
+        trainer = Trainer(settings)
+    if trainer.step:
+        print(f"going on from step {trainer.step} of {settings.steps}", file=sys.stderr)
+    with _display(settings.steps, trainer.step) as show:
+        trainer.train(show)
+    folder = trainer.run / "adapter"
+    figures = {
+        "adapter": str(folder),
+        "steps": trainer.step,
+        "target_tokens": trainer.tokens,
+        "metrics": str(trainer.run / "metrics.jsonl"),
+    }
+    if as_json:
+        common.print_json(figures)
+    else:
+        print(f"adapter written to {folder} after {trainer.step} steps, {trainer.tokens:,} target tokens")
+
+
+def _display(steps: int, done: int) -> Any:
+    """A bar with loss, tokens a second and time left on a terminal, a line a step elsewhere."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+
+    @contextmanager
+    def shown() -> Any:
+        with Progress("training", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn(), "left", console=console, disable=not console.is_terminal) as bar:  # fmt: skip
+            task = bar.add_task("training", total=steps, completed=done, note="")
+
+            def show(row: dict[str, Any]) -> None:
+                if "loss" in row:
+                    note = f"loss {row['loss']:.3f}, {row['tokens_a_second']:,.0f} tokens/s,"
+                    bar.update(task, completed=row["step"], note=note)
+                    line = f"step {row['step']} of {steps}: {note} rate {row['rate']:.2e}"
+                else:
+                    line = f"step {row['step']}: held out {row['held_out_with']:.4f} nats with the context, {row['held_out_without']:.4f} without"
+                if not console.is_terminal or "loss" not in row:
+                    console.print(line, highlight=False)
+
+            yield show
+
+    return shown()

@@ -1,0 +1,1 @@
+"""Benchmarks, one file each; every one runs every method and writes results rows."""

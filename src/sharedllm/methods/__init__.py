@@ -1,0 +1,28 @@
+"""The ways of giving an LLM a long past, behind one protocol; one file a method.
+
+A benchmark asks `create(name, llm, window)` and never which method it runs.
+"""
+
+from __future__ import annotations
+
+from sharedllm.config import check_choice
+from sharedllm.methods.base import Method
+from sharedllm.methods.full import Full
+from sharedllm.methods.shared import Shared
+from sharedllm.methods.truncate import Truncate
+from sharedllm.model import SharedLLM
+
+METHODS: dict[str, type[Method]] = {m.name: m for m in (Shared, Truncate, Full)}
+
+
+def create(name: str, llm: SharedLLM, window: int) -> Method:
+    """The method of that name.
+
+    Raises:
+        UsageError: there is none; the nearest name is given.
+    """
+    check_choice("method", name, METHODS)
+    return METHODS[name](llm, window)
+
+
+__all__ = ["METHODS", "Method", "create"]

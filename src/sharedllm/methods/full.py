@@ -1,0 +1,27 @@
+"""`full`: all tokens under the model's own attention, past its trained positions too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sharedllm.methods.base import Method, new_tokens, plain_nll
+
+
+class Full(Method):
+    """The plain model over past and window together; memory and time grow with their whole length."""
+
+    name = "full"
+
+    def prepare(self, past: Tensor) -> Tensor:
+        return past
+
+    def score(self, past: Tensor, window: Tensor, targets: int) -> Tensor:
+        return plain_nll(self.llm, torch.cat([past, window]), targets)
+
+    def generate(self, past: Tensor, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
+        ids = torch.cat([past, window])
+        out = self.llm.generate(ids[None], max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
+        return new_tokens(out, len(ids))

@@ -1,0 +1,123 @@
+"""Batch equals single: rows of different contexts and windows, padded at either side."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from sharedllm import UsageError
+from tests.conftest import CONFIG, tokens
+
+TEXTS = [tokens(37, 1), tokens(16, 2), tokens(0), tokens(110, 3), tokens(1, 4)]
+WINDOWS = [tokens(n, 10 + n) for n in (7, 2, 9, 1, 5)]
+
+
+def padded(windows, side):
+    """Token ids and mask [B, T] of windows padded at one side, and where each window lies."""
+    T = max(map(len, windows))
+    ids, mask, places = torch.full((len(windows), T), 258), torch.zeros(len(windows), T, dtype=torch.long), []
+    for b, w in enumerate(windows):
+        places.append(slice(T - len(w), T) if side == "left" else slice(0, len(w)))
+        ids[b, places[b]], mask[b, places[b]] = w, 1
+    return ids, mask, places
+
+
+def assert_near(actual, expected):
+    scale = expected.abs().max()
+    torch.testing.assert_close(actual / scale, expected / scale, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["chunk", "sequence"])
+@pytest.mark.parametrize("search", ["query", "later"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_gives_what_each_row_gives(make, side, search, positions):
+    llm = make(dataclasses.replace(CONFIG, positions=positions))
+    contexts = [llm.read(t) if len(t) else None for t in TEXTS]
+    ids, mask, places = padded(WINDOWS, side)
+    with torch.no_grad():
+        batch = llm(ids, context=contexts, attention_mask=mask, search=search).logits
+        for b, (window, context) in enumerate(zip(WINDOWS, contexts, strict=True)):
+            single = llm(window[None], context=context, search=search).logits[0]
+            assert_near(batch[b, places[b]], single)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_query_is_each_rows_last_token(make, side):
+    llm = make()
+    ids, mask, _ = padded(WINDOWS, side)
+    queries = llm.query(ids, mask)
+    for b, window in enumerate(WINDOWS):
+        torch.testing.assert_close(queries[b], llm.query(window[None])[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_one_context_for_all_rows_equals_a_list_of_the_same(make, side):
+    llm = make()
+    context = llm.read(tokens(110, 3))
+    ids, mask, _ = padded(WINDOWS, side)
+    with torch.no_grad():
+        shared = llm(ids, context=context, attention_mask=mask).logits
+        listed = llm(ids, context=[context] * len(WINDOWS), attention_mask=mask).logits
+        other = llm(ids, context=llm.read(tokens(110, 5)), attention_mask=mask).logits
+    assert torch.equal(shared, listed)
+    assert not torch.equal(shared, other)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_no_context_at_all_is_the_plain_model(make, side):
+    llm = make()
+    ids, mask, places = padded(WINDOWS, side)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    plain = llm.model(ids, attention_mask=mask, position_ids=positions).logits
+    for context in (None, [None] * len(WINDOWS)):
+        assert torch.equal(llm(ids, context=context, attention_mask=mask).logits, plain)
+    for b, window in enumerate(WINDOWS):
+        assert_near(plain[b, places[b]], llm.model(window[None]).logits[0])
+
+
+def test_rows_do_not_see_each_others_contexts(make):
+    llm = make()
+    ids = torch.stack([tokens(6, 1), tokens(6, 2)])
+    a, b, c = (llm.read(tokens(80, s)) for s in (1, 2, 3))
+    first, second = (llm(ids, context=[a, other]).logits for other in (b, c))
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(first[1], second[1])
+    swapped = llm(ids, context=[b, a]).logits
+    assert (swapped[0] - first[0]).abs().max() > 1e-2
+
+
+def test_another_count_of_contexts_than_rows_is_refused(make):
+    llm = make()
+    context = llm.read(tokens(80))
+    with pytest.raises(UsageError, match="2 contexts for 3 rows"):
+        llm(torch.stack([tokens(6)] * 3), context=[context, context])
+
+
+def test_an_unknown_search_is_refused(make):
+    llm = make()
+    with pytest.raises(UsageError, match="Did you mean later"):
+        llm(tokens(6)[None], context=llm.read(tokens(80)), search="latter")
+
+
+def test_a_mask_over_past_and_window_works_as_in_the_model(make):
+    # The model's own forward takes past_key_values with a mask over all positions, the past included.
+    llm = make()
+    context, ids = llm.read(tokens(80)), tokens(7, 1)[None]
+    whole = llm(ids, context=context, search="later").logits[:, -1]
+    past = llm(ids[:, :-1], context=context, search="later", use_cache=True).past_key_values
+    mask = torch.ones_like(ids)
+    step = llm(ids[:, -1:], context=context, search="later", past_key_values=past, attention_mask=mask).logits[:, -1]
+    assert_near(step, whole)
+
+
+def test_a_mask_over_past_and_window_works_with_a_query(make):
+    llm = make()
+    context, ids = llm.read(tokens(80)), tokens(7, 1)[None]
+    memory = llm.recall(context, ids[:, -1:])  # the query is the last token given
+    past = [llm(ids[:, :-1], context=context, use_cache=True).past_key_values for _ in range(2)]
+    with llm.injection.reading(memory):
+        expected = llm.model(ids[:, -1:], past_key_values=past[0]).logits
+    step = llm(ids[:, -1:], context=context, past_key_values=past[1], attention_mask=torch.ones_like(ids)).logits
+    assert_near(step, expected)

@@ -1,0 +1,335 @@
+"""Attaching changes nothing until the adapter is trained, and detaching leaves nothing behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GPT2Config, GPT2LMHeadModel
+
+from sharedllm import SharedLLM, UsageError
+from sharedllm.architectures import rotate
+from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model, tokens
+from tests.test_naive import run_fast, run_naive
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "mistral, sliding": {"sliding_window": 8},
+    "qwen2": {},
+    "qwen3": {},
+}
+
+
+def family_model(name: str) -> Any:
+    """A small random model of a family; biases and norms are random too."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        name.split(",")[0],
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        pad_token_id=258,
+        **FAMILIES[name],
+    )
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+def attach(model: Any, config=CONFIG) -> SharedLLM:
+    return SharedLLM.from_pretrained(model, adapter="none", config=config, tokenizer=byte_tokenizer())
+
+
+def hooks(model: torch.nn.Module) -> list[Any]:
+    """Every hook on every module of a model."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [h for m in model.modules() for kind in kinds for h in getattr(m, kind).values()]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("init", ["copied", "zero"])
+def test_an_untrained_adapter_leaves_the_model_as_it_was_bit_for_bit(name, init):
+    model, ids = family_model(name), torch.stack([tokens(9, 1), tokens(9, 2)])
+    before = model(ids).logits
+    llm = attach(model, dataclasses.replace(CONFIG, init=init))
+    context = llm.read(tokens(70, 3))
+    assert torch.equal(llm(ids, context=context).logits, before)
+    assert torch.equal(llm(ids, context=[context, None]).logits, before)
+    randomize(llm)
+    assert not torch.equal(llm(ids, context=context).logits, before), "the context never arrived; the test is empty"
+
+
+@pytest.mark.parametrize("init", ["copied", "zero"])
+def test_an_untrained_adapter_leaves_a_bfloat16_model_as_it_was(init):
+    model, ids = tiny_model().bfloat16(), tokens(9)[None]
+    before = model(ids).logits
+    llm = attach(model, dataclasses.replace(CONFIG, init=init))
+    assert torch.equal(llm(ids, context=llm.read(tokens(70, 3))).logits, before)
+
+
+@pytest.mark.parametrize("init", ["copied", "zero"])
+def test_an_untrained_adapter_can_start_to_learn(init):
+    llm = attach(tiny_model(), dataclasses.replace(CONFIG, init=init))
+    llm(tokens(9)[None], context=llm.read(tokens(70, 3))).logits.square().sum().backward()
+    for branch in llm.injection.branches:
+        start = branch.gate if init == "copied" else branch.output
+        assert start.grad.abs().sum() > 0
+
+
+def test_detach_gives_back_the_model_bit_for_bit():
+    model, ids = tiny_model(), tokens(9)[None]
+    for i, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(i % 2 == 0)
+    before = model(ids).logits
+    flags = [p.requires_grad for p in model.parameters()]
+    names = [n for n, _ in model.named_modules()]
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    assert hooks(model) == []
+
+    llm = randomize(attach(model))
+    context = llm.read(tokens(70, 3))
+    llm(ids, context=context).logits.sum().backward()
+    llm.generate(ids, context=context, max_new_tokens=3, do_sample=False)
+    assert len(hooks(model)) == 2 * CONFIG.injected_layers
+    detached = llm.detach()
+
+    assert detached is model
+    assert hooks(model) == []
+    assert torch.equal(model(ids).logits, before)
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert [n for n, _ in model.named_modules()] == names
+    assert {n: torch.equal(t, state[n]) for n, t in model.state_dict().items()} == dict.fromkeys(state, True)
+    with pytest.raises(UsageError, match="detached"):
+        llm(ids, context=context)
+
+
+def test_a_forward_pass_that_fails_leaves_no_memory_behind(make):
+    llm = make()
+    ids, context = tokens(9)[None], llm.read(tokens(70, 3))
+    plain = llm(ids).logits
+    handle = llm.parts.layers[1].mlp.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        llm(ids, context=context)
+    handle.remove()
+    assert torch.equal(llm.model(ids).logits, plain)
+
+
+def test_import_changes_nothing_in_torch_and_transformers():
+    code = """
+import random, torch, transformers
+from transformers.models.llama import modeling_llama as m
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+def state():
+    return dict(
+        dtype=torch.get_default_dtype(), threads=torch.get_num_threads(), interop=torch.get_num_interop_threads(),
+        grad=torch.is_grad_enabled(), seed=torch.initial_seed(), rng=torch.get_rng_state().tolist(), py=random.getstate(),
+        sdpa=torch.nn.functional.scaled_dot_product_attention, det=torch.are_deterministic_algorithms_enabled(),
+        matmul=torch.get_float32_matmul_precision(), linear=torch.nn.Linear.forward, call=torch.nn.Module.__call__,
+        layer=m.LlamaDecoderLayer.forward, attention=m.LlamaAttention.forward, rope=m.apply_rotary_pos_emb,
+        model=m.LlamaModel.forward, lm=m.LlamaForCausalLM.forward, generate=transformers.GenerationMixin.generate,
+        cache=transformers.DynamicCache.update, functions=sorted(ALL_ATTENTION_FUNCTIONS.valid_keys()),
+        log=transformers.logging.get_verbosity(), hooks=len(torch.nn.modules.module._global_forward_hooks))
+before = state()
+from sharedllm import SharedLLM, SharedConfig, Context
+import sharedllm.naive, sharedllm.train
+after = state()
+assert before == after, [k for k in before if before[k] != after[k]]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_lower_model_is_the_loaded_models_own_storage(make):
+    llm = make()
+    own = {p.data_ptr() for p in llm.model.parameters()}
+    lower = list(llm.lower.module.parameters())
+    assert lower and {p.data_ptr() for p in lower} <= own
+    assert {id(p) for p in lower} <= {id(p) for p in llm.model.parameters()}
+    assert {p.data_ptr() for p in llm.injection.parameters()}.isdisjoint(own)
+    assert [n for n, _ in llm.model.named_parameters()] == [n for n, _ in tiny_model().named_parameters()]
+
+
+def test_the_lower_model_follows_the_loaded_model(make):
+    llm = make()
+    before = llm.read(tokens(70)).blocks[0].keys
+    with torch.no_grad():
+        llm.parts.layers[0].self_attn.v_proj.weight.mul_(2)
+    assert not torch.equal(llm.read(tokens(70)).blocks[0].keys[1], before[1])
+
+
+def test_the_lower_model_runs_the_lowest_layers_only(make):
+    llm, ran = make(), []
+    handles = [layer.register_forward_hook(lambda *_, j=j: ran.append(j)) for j, layer in enumerate(llm.parts.layers)]
+    llm.read(tokens(70))
+    for handle in handles:
+        handle.remove()
+    assert set(ran) == set(range(CONFIG.injected_layers))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_kept_keys_and_values_are_those_the_model_caches_itself(name):
+    model, ids = family_model(name), tokens(CONFIG.chunk_length, 4)
+    cache = DynamicCache()
+    with torch.no_grad():
+        model(ids[None], past_key_values=cache, use_cache=True)
+    llm = attach(model)
+    context = llm.new_context()
+    context.ids = ids.int()
+    llm.encode(context, every_token=True)
+    (block,) = context.blocks
+    cos, sin = llm.parts.cos_sin(torch.arange(len(ids)))
+    for j in range(CONFIG.injected_layers):
+        torch.testing.assert_close(block.values[j], cache.layers[j].values)
+        torch.testing.assert_close(rotate(block.keys[j], cos, sin), cache.layers[j].keys, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_reach_only_the_adapter_of_a_frozen_model(make):
+    llm = make()
+    llm.model.requires_grad_(False)
+    assert all(p.requires_grad for p in llm.injection.parameters())
+    llm(tokens(9)[None], context=llm.read(tokens(70, 3))).logits.square().sum().backward()
+    assert all(p.grad is None for p in llm.model.parameters())
+    for name, parameter in llm.injection.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_an_adapter_on_a_frozen_model_is_trainable():
+    model = tiny_model().requires_grad_(False)
+    llm = attach(model)
+    assert all(p.requires_grad for p in llm.injection.parameters())
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_nan_in_one_rows_context_stays_in_that_row(make):
+    llm = make()
+    ids = torch.stack([tokens(6, i) for i in range(3)])
+    good, bad = llm.read(tokens(70, 5)), llm.read(tokens(100, 6))
+    expected = llm(ids, context=[good, good, None]).logits
+    for block in bad.blocks:
+        block.keys.fill_(torch.nan)
+        block.values.fill_(torch.nan)
+    logits = llm(ids, context=[good, bad, None]).logits
+    assert logits[1].isnan().all()
+    torch.testing.assert_close(logits[0], expected[0])  # another width of padding: equal up to rounding
+    assert torch.equal(logits[2], expected[2])
+
+
+def test_nan_in_one_rows_padding_of_slots_stays_out_of_the_others(make):
+    llm = make()
+    ids = torch.stack([tokens(6, 0), tokens(6, 1)])
+    contexts = [llm.read(tokens(70, 5)), llm.read(tokens(140, 6))]
+    memory = llm.recall(contexts, ids)
+    with llm.injection.reading(memory):
+        expected = llm.model(ids).logits
+    padding = ~memory.mask
+    assert padding[0].any() and not padding[1, 1:].any()
+    for tensor in (*memory.keys, *memory.values):
+        assert (tensor[0][:, padding[0]] == 0).all()  # padding is written, never left as it was allocated
+        tensor[0][:, padding[0]] = torch.nan
+    with llm.injection.reading(memory):
+        assert torch.equal(llm.model(ids).logits[1], expected[1])
+
+
+def test_padding_of_slots_has_no_weight(make):
+    llm = make()
+    ids = torch.stack([tokens(6, 0), tokens(6, 1)])
+    memory = llm.recall([llm.read(tokens(70, 5)), llm.read(tokens(140, 6))], ids)
+    outputs = []
+    for filling in (0.0, 1e3):
+        for tensor in (*memory.keys, *memory.values):
+            tensor[0][:, ~memory.mask[0]] = filling
+        with llm.injection.reading(memory):
+            outputs.append(llm.model(ids).logits)
+    assert torch.equal(*outputs)
+
+
+def test_nan_in_the_embedding_of_padding_stays_out_of_the_other_rows(make):
+    llm = make()
+    context = llm.read(tokens(70, 5))
+    short, long = tokens(3, 1), tokens(6, 2)
+    alone = llm(long[None], context=context).logits[0]
+    with torch.no_grad():
+        llm.model.get_input_embeddings().weight[258] = torch.nan
+    ids, mask = torch.full((2, 6), 258), torch.zeros(2, 6, dtype=torch.long)
+    ids[0, 3:], ids[1] = short, long
+    mask[0, 3:] = mask[1] = 1
+    torch.testing.assert_close(llm(ids, context=context, attention_mask=mask).logits[1], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("null_slot", [True, False])
+def test_a_row_without_context_is_the_plain_model_bit_for_bit(make, null_slot):
+    llm = make(dataclasses.replace(CONFIG, null_slot=null_slot))
+    ids = torch.stack([tokens(6, i) for i in range(3)])
+    plain = llm.model(ids).logits
+    empty = llm.new_context()
+    mixed = llm(ids, context=[None, llm.read(tokens(70, 5)), empty]).logits
+    assert torch.equal(mixed[0], plain[0]) and torch.equal(mixed[2], plain[2])
+    assert not torch.equal(mixed[1], plain[1])
+    assert torch.equal(llm(ids).logits, plain)
+    assert torch.equal(llm(ids, context=empty).logits, plain)
+
+
+@pytest.mark.parametrize("search", ["query", "later"])
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3"])
+def test_every_family_equals_the_naive_twin(name, search):
+    llm = randomize(attach(family_model(name)))
+    assert (llm.injection.branches[0].query_bias is not None) == (name == "qwen2")
+    assert (llm.injection.branches[0].query_norm is not None) == (name == "qwen3")
+    texts, windows = [tokens(37, 1), tokens(0), tokens(16, 2)], [tokens(n, 10 + n) for n in (5, 3, 6)]
+    with torch.no_grad():
+        slow = run_naive(llm, windows, texts, search)
+        fast = run_fast(llm, windows, texts, search)
+    for a, b in zip(slow, fast, strict=True):
+        torch.testing.assert_close(b / a.abs().max(), a / a.abs().max(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_gives_a_batch_what_it_gives_each_row(name):
+    llm = randomize(attach(family_model(name)))
+    texts, windows = [tokens(70, 1), tokens(0), tokens(16, 2)], [tokens(n, 10 + n) for n in (12, 3, 10)]
+    with torch.no_grad():
+        batch = run_fast(llm, windows, texts, "query")
+        single = [run_fast(llm, [w], [t], "query")[0] for w, t in zip(windows, texts, strict=True)]
+    for a, b in zip(single, batch, strict=True):
+        torch.testing.assert_close(b / a.abs().max(), a / a.abs().max(), atol=1e-5, rtol=1e-5)
+
+
+def test_reading_while_an_answer_is_generated_sees_no_slots(make):
+    # A streamer or a stopping criterion may read a text while the model is at work on another.
+    llm = make()
+    alone = llm.read(tokens(100, 9)).blocks[0]
+    with llm.injection.reading(llm.recall(llm.read(tokens(100)), tokens(6, 1)[None])):
+        within = llm.read(tokens(100, 9)).blocks[0]
+    assert torch.equal(within.keys, alone.keys) and torch.equal(within.reps, alone.reps)
+
+
+def test_a_model_without_rotary_positions_is_refused():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4))
+    with pytest.raises(UsageError, match=r"gpt2.*rotary"):
+        SharedLLM.from_pretrained(model)
+    assert hooks(model) == []
+
+
+def test_more_injected_layers_than_the_model_has_are_refused():
+    model = tiny_model()
+    with pytest.raises(UsageError, match=r"injected_layers is 5.*4 layers"):
+        attach(model, dataclasses.replace(CONFIG, injected_layers=5))
+    assert hooks(model) == []
+
+
+@pytest.mark.parametrize("adapter", ["default", "none"])
+def test_a_model_of_one_layer_is_refused(adapter):
+    with pytest.raises(UsageError, match="two"):
+        SharedLLM.from_pretrained(tiny_model(num_hidden_layers=1), adapter=adapter)
