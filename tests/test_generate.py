@@ -8,8 +8,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 import sharedllm.model as model_file
-from sharedllm import UsageError
-from tests.conftest import tiny_model, tokens
+from sharedllm import SharedLLM, UsageError
+from tests.conftest import CONFIG, tiny_model, tokens
 from tests.test_batch import padded
 
 GREEDY = {"do_sample": False, "pad_token_id": 258}
@@ -245,12 +245,12 @@ def test_a_length_below_one_is_refused(llm, context, count):
         llm.ask(context, "who?", max_new_tokens=count)
 
 
-def test_asking_without_a_tokenizer_is_refused(llm, context):
-    llm.tokenizer = None
-    with pytest.raises(UsageError, match="tokenizer"):
-        llm.ask(context, "who?")
-    with pytest.raises(UsageError, match="tokenizer"):
-        llm.read("text")
+def test_asking_without_a_tokenizer_is_refused():
+    llm = SharedLLM.from_pretrained(tiny_model(), adapter="none", config=CONFIG)
+    context = llm.read(tokens(110))  # token ids need none
+    for use in (lambda: llm.ask(context, "who?"), lambda: llm.read("text"), lambda: context.append("text")):
+        with pytest.raises(UsageError, match="no tokenizer"):
+            use()
 
 
 def test_asking_after_detach_is_refused(llm, context):

@@ -185,9 +185,9 @@ def test_kept_keys_and_values_are_those_the_model_caches_itself(name):
     with torch.no_grad():
         model(ids[None], past_key_values=cache, use_cache=True)
     llm = attach(model)
-    context = llm.new_context()
+    context = llm.reader.new_context()
     context.ids = ids.int()
-    llm.encode(context, every_token=True)
+    llm.reader.encode(context, every_token=True)
     (block,) = context.blocks
     cos, sin = llm.parts.cos_sin(torch.arange(len(ids)))
     for j in range(CONFIG.injected_layers):
@@ -273,7 +273,7 @@ def test_a_row_without_context_is_the_plain_model_bit_for_bit(make, null_slot):
     llm = make(dataclasses.replace(CONFIG, null_slot=null_slot))
     ids = torch.stack([tokens(6, i) for i in range(3)])
     plain = llm.model(ids).logits
-    empty = llm.new_context()
+    empty = llm.reader.new_context()
     mixed = llm(ids, context=[None, llm.read(tokens(70, 5)), empty]).logits
     assert torch.equal(mixed[0], plain[0]) and torch.equal(mixed[2], plain[2])
     assert not torch.equal(mixed[1], plain[1])

@@ -26,6 +26,7 @@ from sharedllm.tree import slot_tokens
 
 if TYPE_CHECKING:
     from sharedllm.model import SharedLLM
+    from sharedllm.reader import Reader
 
 FORMAT = "sharedllm-context"
 VERSION = 1
@@ -41,7 +42,7 @@ class Context:
         ids: all token ids, int32.
     """
 
-    def __init__(self, reader: SharedLLM | None, fingerprint: str, shape: dict[str, int]) -> None:
+    def __init__(self, reader: Reader | None, fingerprint: str, shape: dict[str, int]) -> None:
         self.reader = reader
         self.fingerprint = fingerprint
         self.shape = shape
@@ -86,7 +87,7 @@ class Context:
         """
         if self.reader is None:
             raise UsageError("this context has no model to read with; load it with Context.load(folder, llm).")
-        self.reader.read_into(self, more, progress)
+        self.reader.append(self, more, progress)
 
     def first(self, chunks: int) -> Context:
         """A view of the first `chunks` chunks, sharing their storage."""
@@ -151,7 +152,7 @@ class Context:
                 f"the context in {folder} holds {context.tokens} tokens, not {tokens}; encode the text again."
             )
         if llm is not None:
-            llm.bind(context)
+            llm.reader.bind(context)
         return context
 
     def check(self) -> None:

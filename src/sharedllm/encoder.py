@@ -99,6 +99,14 @@ class LowerModel:
         self.module._modules[parts.family.layers] = nn.ModuleList(list(parts.layers[:layers]))
         self.module._modules[parts.family.final_norm] = nn.Identity()
 
+    @property
+    def device(self) -> torch.device:
+        return self.module.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.module.get_input_embeddings().weight.dtype
+
     def first_layer(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Normed hidden state after the first layer, [B, T, E]."""
         short = LowerModel(self.parts, 1).module

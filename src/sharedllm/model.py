@@ -20,16 +20,15 @@ from sharedllm import adapter as adapters
 from sharedllm.architectures import Parts
 from sharedllm.config import SharedConfig, check_choice
 from sharedllm.context import Context, Progress
-from sharedllm.encoder import Encoded, LowerModel
+from sharedllm.encoder import LowerModel
 from sharedllm.errors import UsageError
-from sharedllm.hardware import DTYPES, choose_device, choose_dtype, chunk_batch
+from sharedllm.hardware import DTYPES, choose_device, choose_dtype
 from sharedllm.inject import Injection, Memory
 from sharedllm.loading import fingerprint, load_model
 from sharedllm.memory import Slots, build_memory, select_slots
 from sharedllm.prompts import Answer, Prompt
-from sharedllm.tree import candidate_tokens
+from sharedllm.reader import Reader
 
-MERGED_CHUNKS = 32  # chunks a stored block holds, so that a question walks few blocks
 SEARCHES = ("query", "later")
 Contexts = Context | Sequence[Context | None] | None
 
@@ -57,6 +56,7 @@ class SharedLLM:
         self.adapter = "none"
         self.fingerprint = fingerprint(model, self.parts)
         self.lower = LowerModel(self.parts, config.injected_layers)
+        self.reader = Reader(self.lower, config, self.fingerprint, tokenizer)
         self.injection = Injection(self.parts, config)
         self._attached = True
 
@@ -112,11 +112,11 @@ class SharedLLM:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        return self.lower.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.get_input_embeddings().weight.dtype
+        return self.lower.dtype
 
     @property
     def window(self) -> int:
@@ -135,110 +135,20 @@ class SharedLLM:
         """Write the adapter to `folder`; see `adapter.save_adapter`."""
         adapters.save_adapter(folder, self.injection, self.config, self.parts, self.fingerprint, about, dtype)
 
-    # Reading ---------------------------------------------------------------------------------
-
-    def new_context(self) -> Context:
-        """An empty context of this model, to be filled with `append`."""
-        names = ("injected_layers", "chunk_length", "tree_depth", "slots_per_leaf")
-        return Context(self, self.fingerprint, {n: getattr(self.config, n) for n in names})
-
     def read(self, text: str | Sequence[int] | Tensor, progress: Progress | None = None) -> Context:
         """Read a text (or token ids) once.
 
         A text that fits the model's window is only tokenised: `ask` hands it to the plain model.
 
+        Args:
+            progress: called with tokens read and tokens in all.
         Raises:
             UsageError: text without a tokenizer, or ids outside the vocabulary.
         """
-        context = self.new_context()
-        self.read_into(context, text, progress)
-        return context
-
-    def read_into(self, context: Context, more: str | Sequence[int] | Tensor, progress: Progress | None = None) -> None:
-        """Append `more` to a context of this model; its complete chunks are not read again."""
-        self.bind(context)
-        context.ids = torch.cat([context.ids, self.token_ids(more)])
-        if context.blocks or context.tokens > self.window:
-            self.encode(context, progress)
-
-    def bind(self, context: Context) -> Context:
-        """Check that a context was made with this model and these settings, and move it to the device.
-
-        Raises:
-            UsageError: it was not; the sentence says what differs.
-        """
-        if context.reader is self:
-            return context
-        if context.fingerprint != self.fingerprint:
-            raise UsageError("the context was made with another model; encode the text again with this one.")
-        for name, stored in context.shape.items():
-            here = getattr(self.config, name)
-            if stored != here and not (name == "injected_layers" and stored > here):
-                raise UsageError(
-                    f"the context was made with {name} {stored}, this adapter needs {here}; encode the text again."
-                )
-        context.check()
-        for i, block in enumerate(context.blocks):
-            moved = {
-                n: t.to(self.device, self.dtype if t.is_floating_point() else None) for n, t in vars(block).items()
-            }
-            context.blocks[i] = Encoded(**moved)
-        context.reader = self
-        return context
-
-    @torch.no_grad()
-    def encode(self, context: Context, progress: Progress | None = None, every_token: bool = False) -> None:
-        """Encode what a context has read and not encoded yet; a ragged last chunk is taken up again.
-
-        Args:
-            every_token: keep every token's keys and values, not only the candidates (training, where
-                split points are noisy).
-        """
         self._check_attached()
-        C = self.config.chunk_length
-        if context.blocks and int(context.blocks[-1].lengths[-1]) < C:
-            context.blocks.pop()
-        at, total = context.encoded_tokens, context.tokens
-        kv = 2 * self.parts.kv_heads * self.parts.head_dim * self.config.injected_layers
-        batch = chunk_batch(self.device, C * (kv + 12 * self.parts.hidden_size) * self.dtype.itemsize)
-        fresh: list[Encoded] = []
-        while at < total:
-            full = min(batch, (total - at) // C)
-            taken = full * C if full else total - at
-            fresh.append(self._encode_chunks(context.ids[at : at + taken].view(max(full, 1), -1), every_token))
-            at += taken
-            if sum(f.lengths.shape[0] for f in fresh) >= MERGED_CHUNKS or at == total or (total - at) < C:
-                context.blocks.append(Encoded.cat(fresh))
-                fresh = []
-            if progress is not None:
-                progress(at, total)
-
-    def _encode_chunks(self, ids_XC: Tensor, every_token: bool) -> Encoded:
-        X, n = ids_XC.shape
-        depth = self.config.tree_depth
-        if every_token:
-            tokens = reps = torch.arange(n)
-        else:
-            tokens = candidate_tokens(n, depth, self.config.slots_per_leaf)
-            reps = torch.unique(_ends(n, depth))
-        lengths = torch.full((X,), n, device=self.device)
-        tokens, reps = (t.to(self.device).expand(X, -1).contiguous() for t in (tokens, reps))
-        return self.lower.encode(ids_XC.to(self.device, torch.long), lengths, tokens, reps)
-
-    def token_ids(self, text: str | Sequence[int] | Tensor) -> Tensor:
-        """Token ids of a text, [n] int32, without special tokens; ids given are checked."""
-        if isinstance(text, str):
-            if self.tokenizer is None:
-                raise UsageError(
-                    "there is no tokenizer to read text with; give from_pretrained a tokenizer, or pass token ids."
-                )
-            text = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        ids = torch.as_tensor(text, dtype=torch.int32).cpu().flatten()
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.parts.vocab_size:
-            raise UsageError(f"token ids must lie between 0 and {self.parts.vocab_size - 1}.")
-        return ids
-
-    # Using ------------------------------------------------------------------------------------
+        context = self.reader.new_context()
+        self.reader.append(context, text, progress)
+        return context
 
     @torch.no_grad()
     def query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -275,9 +185,9 @@ class SharedLLM:
             )
         for context in rows:
             if context is not None:
-                self.bind(context)
+                self.reader.bind(context)
                 if context.encoded_tokens < context.tokens:
-                    self.encode(context)
+                    self.reader.encode(context)
         if all(c is None or not c.blocks for c in rows):
             return None
         queries = self.query(input_ids, attention_mask) if search == "query" else None
@@ -348,7 +258,7 @@ class SharedLLM:
         self._check_attached()
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
-        self.bind(context)
+        self.reader.bind(context)
         prompt = Prompt(self.tokenizer, question)
         plain = prompt.with_text(context.ids)
         memory, started = None, time.perf_counter()
@@ -378,13 +288,6 @@ class SharedLLM:
     def _check_attached(self) -> None:
         if not self._attached:
             raise UsageError("this model was detached; call SharedLLM.from_pretrained again to attach it.")
-
-
-def _ends(length: int, depth: int) -> Tensor:
-    """Last token of each finest span of a chunk."""
-    from sharedllm.tree import tree_borders
-
-    return (tree_borders(torch.tensor([length]), depth)[0, 1:] - 1).clamp(min=0)
 
 
 def _fitting(config: SharedConfig, layers: int) -> SharedConfig:

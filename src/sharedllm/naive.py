@@ -77,8 +77,9 @@ def compress(leaf: Span, slots: int) -> list[int]:
     return [start + (k + 1) * (end - start) // kept - 1 for k in range(kept)]
 
 
+@torch.no_grad()
 def cosine(a: Tensor, b: Tensor) -> float:
-    return float(a.detach() @ b.detach() / (a.norm() * b.norm()).clamp(min=1e-8))
+    return float(a @ b / (a.norm() * b.norm()).clamp(min=1e-8))
 
 
 def first_layer(llm: Any, ids: Sequence[int]) -> list[Tensor]:

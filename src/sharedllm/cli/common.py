@@ -26,7 +26,10 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything rand
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 SourcesArgument = Annotated[
     list[str],
-    typer.Argument(help="Files (text, Markdown, HTML, PDF), folders, - for standard input, or a saved context."),
+    typer.Argument(
+        metavar="SOURCE...",
+        help="Files (text, Markdown, HTML, PDF), folders, - for standard input, or a saved context.",
+    ),
 ]
 
 

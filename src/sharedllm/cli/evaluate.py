@@ -49,7 +49,7 @@ def evaluate(
     from sharedllm.evaluate.results import append_row
     from sharedllm.methods import create
 
-    texts = [(Path(d.name).name, llm.token_ids(d.text)) for d in documents]
+    texts = [(Path(d.name).name, llm.reader.token_ids(d.text).long()) for d in documents]
     per_length = {n: cut_passages(texts, n, samples) for n in wanted}
     made = [create(name, llm, window) for name in names]
     row = {}

@@ -24,7 +24,7 @@ class Shared(Method):
             return None
         context = self.llm.read(past)
         if not context.blocks:  # short enough for the window, but here it is to be compressed
-            self.llm.encode(context)
+            self.llm.reader.encode(context)
         return context
 
     @torch.no_grad()

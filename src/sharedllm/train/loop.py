@@ -156,9 +156,9 @@ class Trainer:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
     def _batch(self, sample: Sample) -> tuple[Tensor, list[Any]]:
-        context = self.llm.new_context()
+        context = self.llm.reader.new_context()
         context.ids = torch.as_tensor(sample.context, dtype=torch.int32)
-        self.llm.encode(context, every_token=self.recipe.config.split_noise > 0)
+        self.llm.reader.encode(context, every_token=self.recipe.config.split_noise > 0)
         import numpy as np
 
         ids = torch.from_numpy(np.stack([w.ids for w in sample.windows])).to(self.llm.device)

@@ -1,0 +1,176 @@
+"""The command line as a user meets it: what it prints, its exit codes, one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from sharedllm import SharedLLM
+from sharedllm.cli import main
+from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model
+
+TEXT = " ".join(f"The colour of item {i} is blue." for i in range(40))
+ASK_FIELDS = {
+    "answer", "context_tokens", "slots", "encode_seconds", "search_seconds", "generate_seconds",
+    "generated_tokens", "peak_memory_bytes", "model", "adapter", "device", "dtype",
+}  # fmt: skip
+ROW_FIELDS = {
+    "task", "method", "length", "metric", "value", "samples", "seconds", "peak_memory_bytes",
+    "model", "adapter", "device", "dtype", "seed",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a tiny model, an adapter for it, and a text longer than its window."""
+    folder = tmp_path_factory.mktemp("home")
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    llm = randomize(SharedLLM.from_pretrained(model, adapter="none", config=CONFIG, tokenizer=tokenizer))
+    llm.save_adapter(folder / "adapter")
+    (folder / "long.txt").write_text(TEXT)
+    (folder / "short.txt").write_text("Blue.")
+    return folder
+
+
+@pytest.fixture
+def run(home, monkeypatch, capsys):
+    """Run a command in `home`; gives exit code, stdout and stderr."""
+    monkeypatch.chdir(home)
+    threads = torch.get_num_threads()
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        out = capsys.readouterr()
+        return int(ended.value.code or 0), out.out, out.err
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+MODEL = ("--model", "model", "--adapter", "adapter", "--dtype", "float32")
+
+
+def test_ask_prints_the_answer_and_json_has_the_fields(run):
+    code, out, err = run("ask", "long.txt", "-q", "What colour?", *MODEL, "--max-new-tokens", "4")
+    assert code == 0 and "slots" in err
+    code, again, _ = run("ask", "long.txt", "-q", "What colour?", *MODEL, "--max-new-tokens", "4", "--json")
+    figures = json.loads(again.splitlines()[-1])
+    assert code == 0 and figures.keys() >= ASK_FIELDS
+    assert figures["answer"] == out.strip()
+    assert figures["context_tokens"] == len(TEXT) and figures["slots"] > 0
+    assert figures["generated_tokens"] <= 4 and figures["dtype"] == "float32"
+
+
+def test_a_short_text_is_not_compressed(run):
+    _, out, _ = run("ask", "short.txt", "-q", "What?", *MODEL, "--max-new-tokens", "4", "--json")
+    figures = json.loads(out)
+    assert (figures["slots"], figures["compressed"], figures["context_tokens"]) == (0, False, 5)
+
+
+def test_encode_then_ask_gives_the_same_answer(run, home):
+    question = ("-q", "What colour?", *MODEL, "--max-new-tokens", "4", "--json")
+    code, _, _ = run("encode", "long.txt", "-o", "kept", *MODEL)
+    assert code == 0
+    _, direct, _ = run("ask", "long.txt", *question)
+    _, kept, _ = run("ask", "kept", *question)
+    assert json.loads(kept)["answer"] == json.loads(direct)["answer"]
+
+
+def test_eval_writes_rows(run, home):
+    (home / "rows.jsonl").unlink(missing_ok=True)
+    code, out, _ = run(
+        "eval", "perplexity", "--text", "long.txt", "--methods", "shared,truncate,full", "--lengths", "64,128",
+        "--targets", "8", "--window", "16", "--samples", "2", *MODEL, "-o", "rows.jsonl",
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]
+    assert code == 0 and "truncate" in out
+    assert all(row.keys() >= ROW_FIELDS for row in rows)
+    nll = {(r["method"], r["length"]): r["value"] for r in rows if r["metric"] == "nll"}
+    assert nll.keys() == {(m, n) for m in ("shared", "truncate", "full") for n in (64, 128)}
+    assert nll["truncate", 64] != nll["full", 64] != nll["shared", 64]
+
+
+def test_doctor(run):
+    code, out, _ = run("doctor", "--json")
+    figures = json.loads(out)
+    assert code == 0 and figures["device"] and figures["dtype_reason"] and figures["versions"]["torch"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (("ask", "nothere.txt", "-q", "x"), 2, "nothere.txt"),
+        (("ask", "empty.txt", "-q", "x"), 2, "empty"),
+        (("ask", "binary.bin", "-q", "x"), 2, "binary"),
+        (("ask", "long.txt", "-q", "  "), 2, "question"),
+        (("ask", "long.txt"), 2, "question"),
+        (("ask", "-q", "x"), 2, "SOURCE"),
+        (("ask", "long.txt", "-q", "x", "--max-new-tokens", "-3"), 2, "-3"),
+        (("ask", "long.txt", "-q", "x", "--dtype", "float17"), 2, "float17"),
+        (("ask", "long.txt", "-q", "x", "--device", "cuda:77"), 2, "cuda:77"),
+        (("ask", "long.txt", "-q", "x", "--adapter", "nowhere"), 2, "nowhere"),
+        (("ask", "long.txt", "-q", "x", "--adapter", "foreign"), 2, "hidden_size"),
+        (("ask", "long.txt", "-q", "x", "--adapter", "broken"), 1, "adapter_model.safetensors"),
+        (("ask", "cut", "-q", "x"), 1, "broken"),
+        (("ask", "other", "-q", "x"), 2, "another model"),
+        (("ask", "long.txt", "-q", "x", "--model", "gpt2"), 2, "rotary"),
+        (("ask", "long.txt", "-q", "x", "--model", "nowhere/atall"), 2, "nowhere/atall"),
+        (("encode", "long.txt", "-o", "foreign"), 2, "not a saved context"),
+        (("eval", "perplexity", "--text", "long.txt", "-o", "r.jsonl", "--lengths", "-5"), 2, "-5"),
+        (("eval", "perplexity", "--text", "long.txt", "-o", "r.jsonl", "--lengths", "many"), 2, "many"),
+        (("eval", "perplexity", "--text", "long.txt", "-o", "r.jsonl", "--lengths", "99999"), 2, "99,999"),
+        (("eval", "perplexity", "--text", "long.txt", "-o", "r.jsonl", "--methods", "shred"), 2, "shared"),
+        (("eval", "perplexty", "--text", "long.txt", "-o", "r.jsonl"), 2, "perplexity"),
+        (("train", "nowhere"), 2, "nowhere"),
+        (("data", "build", "nowhere"), 2, "nowhere"),
+        (("demo", "--tokens", "-1"), 2, "-1"),
+    ],
+)  # fmt: skip
+def test_mistakes(run, home, mistakes, arguments, code, word):
+    if arguments[0] in ("ask", "encode", "eval"):
+        given = "--model" in arguments, "--adapter" in arguments, "--dtype" in arguments
+        for has, extra in zip(given, (MODEL[:2], MODEL[2:4], MODEL[4:]), strict=True):
+            arguments += () if has else extra
+    before = {p: p.stat().st_mtime_ns for p in home.rglob("*")}
+    ended, out, err = run(*arguments)
+    assert ended == code, err
+    assert word in err and "Traceback" not in err and out == ""
+    assert {p: p.stat().st_mtime_ns for p in home.rglob("*")} == before, "something was written"
+
+
+@pytest.fixture(scope="module")
+def mistakes(home):
+    """Broken and foreign things to name on the command line."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    (home / "empty.txt").write_text("")
+    (home / "binary.bin").write_bytes(bytes(range(256)) * 10)
+    other = SharedLLM.from_pretrained(
+        tiny_model(hidden_size=16), adapter="none", config=CONFIG, tokenizer=byte_tokenizer()
+    )
+    other.save_adapter(home / "foreign")
+    other.read(TEXT).save(home / "other")
+    own = SharedLLM.from_pretrained(tiny_model(), adapter="none", config=CONFIG, tokenizer=byte_tokenizer())
+    own.save_adapter(home / "broken")
+    own.read(TEXT).save(home / "cut")
+    for file in (home / "broken/adapter_model.safetensors", home / "cut/slots.safetensors"):
+        file.write_bytes(file.read_bytes()[:-200])
+    GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=300)).save_pretrained(home / "gpt2")
+    byte_tokenizer().save_pretrained(home / "gpt2")
+
+
+def test_help_is_quick_and_imports_no_torch():
+    started = time.perf_counter()
+    code = "import sys; from sharedllm.cli import main\ntry: main(['--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "ask" in result.stdout
+    assert time.perf_counter() - started < 5

@@ -1,0 +1,207 @@
+"""Training on a tiny model: it learns, touches the adapter alone, and goes on bit for bit after any stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sharedllm import SharedLLM, UsageError, WorkError
+from sharedllm.data import build, recipe_from_dict
+from sharedllm.train.checkpoint import checkpoints
+from sharedllm.train.loop import Trainer
+from sharedllm.train.recipe import Recipe
+from tests.conftest import CONFIG, byte_tokenizer, tiny_model
+
+
+def write_data(folder: Path) -> Path:
+    """Token folder of one repetitive training text and one held-out text."""
+    (folder / "train.txt").write_text(" ".join(f"line {i}: the colour of item {i} is blue." for i in range(400)))
+    (folder / "held.txt").write_text(" ".join(f"row {i}: the shape of thing {i} is round." for i in range(400)))
+    base = {"type": "files", "kind": "prose", "licence": "CC0-1.0"}
+    sources = {"a": {**base, "paths": ["train.txt"]}, "b": {**base, "paths": ["held.txt"], "split": "heldout"}}
+    build(recipe_from_dict({"name": "t", "sources": sources}, folder), folder / "data", byte_tokenizer())
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("texts"))
+
+
+def recipe(data: Path, output: Path, **changes) -> Recipe:
+    values = dict(
+        output=str(output),
+        data=str(data),
+        steps=6,
+        learning_rate=3e-2,
+        gate_learning_rate=1e-1,
+        warmup_steps=1,
+        windows=2,
+        window_tokens=12,
+        context_chunks=[1, 3],
+        checkpoint_every=2,
+        validate_every=0,
+        validate_samples=0,
+        config=CONFIG,
+    )
+    return Recipe(**{**values, **changes})
+
+
+def trainer(data: Path, output: Path, **changes) -> Trainer:
+    llm = SharedLLM.from_pretrained(tiny_model(), adapter="none", config=CONFIG, tokenizer=byte_tokenizer())
+    return Trainer(recipe(data, output, **changes), llm)
+
+
+def weights(t: Trainer) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in t.module.named_parameters()}
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_only_the_adapter_learns(data, tmp_path):
+    t = trainer(data, tmp_path / "run")
+    frozen = {n: p.detach().clone() for n, p in t.llm.model.named_parameters()}
+    before = weights(t)
+    t.train()
+    assert all(p.grad is None and not p.requires_grad for p in t.llm.model.parameters())
+    assert_same(frozen, dict(t.llm.model.named_parameters()))
+    assert {id(p) for g in t.optimizer.param_groups for p in g["params"]} == {id(p) for p in t.module.parameters()}
+    for name, tensor in weights(t).items():
+        assert not torch.equal(tensor, before[name]), f"{name} never changed"
+    t.close()
+    assert all(p.requires_grad for p in t.llm.model.parameters())
+
+
+def test_it_learns(data, tmp_path):
+    t = trainer(data, tmp_path / "run", steps=60, windows=4, validate_samples=4)
+    before = t.validate()
+    assert before["held_out_with"] == pytest.approx(before["held_out_without"], abs=1e-6)
+    t.train()
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    assert t.validate()["held_out_with"] < before["held_out_with"]
+
+
+def test_resuming_is_bit_identical(data, tmp_path):
+    whole = trainer(data, tmp_path / "whole", accumulate=2)
+    whole.train()
+    first = trainer(data, tmp_path / "parts", accumulate=2)
+    first.train(until=3)  # between two checkpoints: step 3 is done again
+    second = trainer(data, tmp_path / "parts", accumulate=2)
+    assert second.step == 2
+    second.train()
+    assert_same(weights(whole), weights(second))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_kill_nine_and_go_on(data, tmp_path):
+    """A process killed at an unknown point, then started again, ends in the weights of an unbroken run."""
+    script = textwrap.dedent(
+        f"""
+        import sys; sys.path.insert(0, {str(Path.cwd())!r})
+        import torch; torch.set_num_threads(1)
+        from pathlib import Path
+        from tests.train.test_loop import trainer
+        t = trainer(Path({str(data)!r}), Path({str(tmp_path / "killed")!r}), steps=40)
+        t.train(lambda row: print(row["step"], flush=True))
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while int(process.stdout.readline()) < 11:
+        pass
+    time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 10 <= int(checkpoints(tmp_path / "killed")[-1].name.removeprefix("step-")) < 40
+    assert subprocess.run([sys.executable, "-c", script], stdout=subprocess.DEVNULL).returncode == 0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = trainer(data, tmp_path / "whole", steps=40)
+        whole.train()
+    finally:
+        torch.set_num_threads(threads)
+    again = trainer(data, tmp_path / "killed", steps=40)
+    assert again.step == 40
+    assert_same(weights(whole), weights(again))
+
+
+def test_interrupt_keeps_what_was_done(data, tmp_path):
+    t = trainer(data, tmp_path / "run", checkpoint_every=100)
+
+    def stop(row):
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        t.train(stop)
+    assert trainer(data, tmp_path / "run", checkpoint_every=100).step == 3
+
+
+def test_three_checkpoints_are_kept(data, tmp_path):
+    trainer(data, tmp_path / "run", checkpoint_every=1).train()
+    assert [c.name for c in checkpoints(tmp_path / "run")] == ["step-000004", "step-000005", "step-000006"]
+
+
+def test_the_adapter_written_is_the_one_trained(data, tmp_path):
+    t = trainer(data, tmp_path / "run")
+    t.train()
+    loaded = SharedLLM.from_pretrained(tiny_model(), adapter=tmp_path / "run/adapter", tokenizer=byte_tokenizer())
+    assert loaded.config == CONFIG
+    for (name, a), b in zip(t.module.named_parameters(), loaded.injection.parameters(), strict=True):
+        assert torch.equal(a.to(torch.bfloat16).float(), b), name
+
+
+def test_loss_not_a_number_stops_with_the_last_good_checkpoint(data, tmp_path):
+    t = trainer(data, tmp_path / "run")
+    t.train(until=2)
+    with torch.no_grad():
+        t.module.branches[0].gate.fill_(float("nan"))
+    with pytest.raises(WorkError, match="step 3"):
+        t.train()
+    assert trainer(data, tmp_path / "run").step == 2
+
+
+def test_another_recipe_in_the_same_folder(data, tmp_path):
+    trainer(data, tmp_path / "run").train(until=2)
+    with pytest.raises(UsageError, match="windows"):
+        trainer(data, tmp_path / "run", windows=3)
+
+
+def test_a_broken_checkpoint_is_named(data, tmp_path):
+    trainer(data, tmp_path / "run").train(until=2)
+    file = checkpoints(tmp_path / "run")[-1] / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(WorkError, match="step-000002"):
+        trainer(data, tmp_path / "run")
+
+
+def test_texts_too_short_for_the_context(data, tmp_path):
+    with pytest.raises(UsageError, match="context_chunks"):
+        trainer(data, tmp_path / "run", context_chunks=[5000, 6000])
+
+
+def test_noise_moves_the_split_points_in_training(data, tmp_path):
+    t = trainer(data, tmp_path / "run", windows=1)
+    with torch.no_grad():
+        for p in t.module.parameters():
+            p.add_(torch.randn_like(p) * 0.3)
+    sample = t.sampler.draw(0)
+    losses = {t.loss(sample, torch.Generator().manual_seed(s)).item() for s in range(6)}
+    assert len(losses) > 1
+    assert t.loss(sample).item() == t.loss(sample).item()

@@ -1,0 +1,58 @@
+"""Recipes: what is read, what is refused and in which words."""
+
+from __future__ import annotations
+
+import pytest
+
+from sharedllm import UsageError
+from sharedllm.train.recipe import read_recipe
+
+
+def write(tmp_path, text):
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_values_and_overrides(tmp_path):
+    file = write(tmp_path, "output: a\nlearning_rate: 1e-4\nconfig:\n  injected_layers: 4\n")
+    recipe = read_recipe(file, ["steps=7", "config.positions=sequence", "output=b"])
+    assert (recipe.output, recipe.learning_rate, recipe.steps) == ("b", 1e-4, 7)
+    assert (recipe.config.injected_layers, recipe.config.positions) == (4, "sequence")
+
+
+@pytest.mark.parametrize("name", ["first"])
+def test_shipped_recipes_are_valid(name):
+    assert read_recipe(name).output
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("output: a\nstepz: 3\n", [], ["stepz", "Did you mean steps"]),
+        ("output: a\nconfig:\n  injected_layer: 3\n", [], ["injected_layer", "Did you mean injected_layers"]),
+        ("output: a\nsteps: many\n", [], ["steps", "'many'", "a whole number"]),
+        ("output: a\nsteps: 2.5\n", [], ["steps", "a whole number"]),
+        ("output: a\nsteps: true\n", [], ["steps", "a whole number"]),
+        ("output: a\n", ["learning_rate=fast"], ["learning_rate", "a number"]),
+        ("output: a\n", ["steps"], ["key=value"]),
+        ("output: a\n", ["steps.x=1"], ["steps"]),
+        ("output: a\n", ["steps=0"], ["steps", "at least 1"]),
+        ("output: a\nconfig:\n  positions: chunks\n", [], ["positions", "Did you mean chunk"]),
+        ("output: a\ncontext_chunks: [7, 4]\n", [], ["context_chunks"]),
+        ("steps: 3\n", [], ["output"]),
+        ("- a\n", [], ["mapping"]),
+        ("a: [\n", [], ["cannot be read"]),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, text, overrides, words):
+    with pytest.raises(UsageError) as caught:
+        read_recipe(write(tmp_path, text), overrides)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_such_recipe():
+    with pytest.raises(UsageError, match="nowhere"):
+        read_recipe("nowhere")
