@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RESULTS ?= results/demo.jsonl
+TEXTS := python-library python-reference debian-manuals anarchist-faq
 
-.PHONY: setup check test demo clean
+.PHONY: setup check test texts measure demo clean
 
 setup: $(VENV)/.done
 
@@ -23,6 +24,18 @@ check: setup
 
 test: check
 	$(BIN)/python -m pytest
+
+# Texts that no adapter was trained on, and what the shipped adapter makes of them.
+texts: setup
+	$(BIN)/sharedllm data texts data-heldout -o data/heldout
+
+measure: texts
+	rm -f docs/results/adapter.jsonl
+	$(BIN)/sharedllm eval perplexity $(foreach t,$(TEXTS),--text data/heldout/$(t).txt) \
+	  --methods truncate,shared,full --lengths 8192 --samples 24 -o docs/results/adapter.jsonl
+	$(BIN)/sharedllm eval perplexity $(foreach t,$(TEXTS),--text data/heldout/$(t).txt) \
+	  --methods truncate,shared --lengths 65536 --samples 6 -o docs/results/adapter.jsonl
+	$(BIN)/python docs/fill_readme.py
 
 demo: setup
 	$(BIN)/sharedllm demo -o $(RESULTS)

@@ -163,8 +163,11 @@ def test_append_does_not_encode_complete_chunks_again(llm, monkeypatch):
     assert sorted(row for ids, *_ in calls for row in [ids.shape[1]] * ids.shape[0]) == [5, 16, 16]
     calls.clear()
     context.append(tokens(0))
-    context.append(tokens(11, 3))
+    context.append(tokens(11, 3))  # 5 and 11 more complete a chunk
     assert sum(ids.shape[0] for ids, *_ in calls) <= 2
+    calls.clear()
+    context.append(tokens(3, 4))  # nothing was ragged
+    assert [tuple(ids.shape) for ids, *_ in calls] == [(1, 3)]
 
 
 def test_append_to_a_context_without_a_model_is_refused(llm, tmp_path):

@@ -38,17 +38,17 @@ QUESTIONS = (
 )
 
 
-def text(enough: Callable[[str], bool]) -> str:
-    """The language reference, and docstrings of the standard library until `enough` says so."""
+def reference_text(count: Callable[[str], int] = len, enough: int | None = None) -> str:
+    """The language reference, and docstrings of the standard library: all, or until `count` of it is `enough`."""
     topics = importlib.import_module("pydoc_data.topics").topics
-    whole = "\n\n".join(topics[name] for name in sorted(topics))
-    if enough(whole):
-        return whole
+    parts = ["\n\n".join(topics[name] for name in sorted(topics))]
+    counted = count(parts[0])
     for docstring in docstrings(Path(sysconfig.get_paths()["stdlib"])):
-        whole += "\n\n" + docstring
-        if len(docstring) > 2000 and enough(whole):
+        if enough is not None and counted >= enough:
             break
-    return whole
+        parts.append(docstring)
+        counted += count(docstring)
+    return "\n\n".join(parts)
 
 
 def docstrings(folder: Path) -> Iterator[str]:

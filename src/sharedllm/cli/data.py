@@ -27,14 +27,9 @@ def build(
     """Fetch the recipe's sources, clean, deduplicate and tokenise them into a folder."""
     from sharedllm.data import build as build_data
     from sharedllm.data import read_recipe
-    from sharedllm.errors import UsageError
     from sharedllm.loading import load_tokenizer
 
-    path = Path(recipe)
-    if not path.is_file():
-        path = Path(__file__).parent.parent / "recipes" / f"{recipe}.yaml"
-    if not path.is_file():
-        raise UsageError(f"there is no data recipe {recipe}; give a YAML file or the name of a shipped recipe.")
+    path = _recipe_file(recipe)
     manifest = build_data(
         read_recipe(path), output, load_tokenizer(model), progress=lambda line: typer.echo(line, err=True)
     )
@@ -50,3 +45,26 @@ def build(
         print(
             f"{totals['train']:,} tokens to train on and {totals['heldout']:,} held out, of {len(sources)} sources, in {output}"
         )
+
+
+@app.command("texts")
+def texts(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped data recipe.")] = "data-heldout",
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the text files.")] = Path("data/heldout"),
+) -> None:
+    """Write texts to measure on as plain files, one a source; nothing is trained on them."""
+    from sharedllm.data import read_recipe
+    from sharedllm.data.texts import write_texts
+
+    for file in write_texts(read_recipe(_recipe_file(recipe)), output, lambda line: typer.echo(line, err=True)):
+        print(file)
+
+
+def _recipe_file(recipe: str) -> Path:
+    """A recipe file by its path, or a shipped one by its name."""
+    from sharedllm.errors import UsageError
+
+    for path in (Path(recipe), Path(__file__).parent.parent / "recipes" / f"{recipe}.yaml"):
+        if path.is_file():
+            return path
+    raise UsageError(f"there is no data recipe {recipe}; give a YAML file or the name of a shipped recipe.")

@@ -30,7 +30,7 @@ def demo(
     say(
         f"{llm.name}: {llm.window:,} positions, {len(llm.parts.layers)} layers, adapter {llm.adapter}, {llm.dtype}, on {llm.device}"
     )
-    text = shown.text(lambda t: len(t) > 3 * tokens and len(llm.reader.token_ids(t)) >= tokens)
+    text = shown.reference_text(lambda part: len(llm.reader.token_ids(part)), tokens)
     reading = time.perf_counter()
     with common.reading_bar() as progress:
         context = llm.read(text, progress)

@@ -59,7 +59,8 @@ def run(
     """Score all passages (of one length) by all methods; yields a row a method, then paired differences.
 
     A row's `value` is the mean over passages of the mean nats of a passage; `low` and `high` bound it
-    (95 % bootstrap over passages); `values` gives each passage. The first target always has a token
+    (95 % bootstrap over passages); `values` gives each passage, `sources` its text.
+    The first target always has a token
     before it in the window, so a window of `targets` tokens is widened by one.
     """
     length = len(passages[0].ids)
@@ -109,6 +110,6 @@ def _row(
         "dtype": str(llm.dtype).removeprefix("torch."),
         "seed": seed,
         "threads": torch.get_num_threads(),
-        "sources": sorted({p.source for p in passages}),
+        "sources": [p.source for p in passages],
         "values": [round(v, 6) for v in values],
     }
