@@ -14,7 +14,7 @@ from torch import nn
 from sharedllm.architectures import Parts
 from sharedllm.config import SharedConfig
 from sharedllm.errors import UsageError, WorkError
-from sharedllm.files import replaced_folder
+from sharedllm.files import replaceable, replaced_folder
 
 VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -48,6 +48,7 @@ def save_adapter(
         about: free remarks kept in the configuration (recipe, tokens trained, ...).
         dtype: what the weights are stored in; None leaves them as they are.
     Raises:
+        UsageError: `folder` holds anything but an adapter.
         WorkError: the folder cannot be written; what was there before stays.
     """
     described = {
@@ -59,6 +60,7 @@ def save_adapter(
         "about": about or {},
     }
     weights = {name: p.detach().to("cpu", dtype).contiguous() for name, p in injection.state_dict().items()}
+    replaceable(Path(folder), (CONFIG_FILE, WEIGHTS_FILE), "an adapter")
     with replaced_folder(Path(folder)) as temporary:
         save_file(weights, temporary / WEIGHTS_FILE)
         (temporary / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

@@ -50,13 +50,16 @@ class SharedConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise UsageError(f"{name} is {value!r}; it must be a whole number of at least {low}.")
-        if 2**self.tree_depth > self.chunk_length:
+        if self.tree_depth >= self.chunk_length.bit_length():
             raise UsageError(
-                f"tree_depth {self.tree_depth} cuts a chunk into {2**self.tree_depth} parts, more than its "
+                f"tree_depth {self.tree_depth} cuts a chunk into 2^{self.tree_depth} parts, more than its "
                 f"{self.chunk_length} tokens; lower tree_depth or raise chunk_length."
             )
-        if not 0 <= self.split_noise < 0.5:
-            raise UsageError(f"split_noise is {self.split_noise}; it must be at least 0 and below 0.5.")
+        noise = self.split_noise
+        if not isinstance(noise, int | float) or not 0 <= noise < 0.5:
+            raise UsageError(f"split_noise is {noise!r}; it must be a number of at least 0 and below 0.5.")
+        if not isinstance(self.null_slot, bool):
+            raise UsageError(f"null_slot is {self.null_slot!r}; it must be true or false.")
         check_choice("positions", self.positions, POSITIONS)
         check_choice("init", self.init, INITS)
 

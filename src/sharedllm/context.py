@@ -20,16 +20,18 @@ from torch import Tensor
 from sharedllm.config import SharedConfig
 from sharedllm.encoder import Encoded
 from sharedllm.errors import UsageError, WorkError
-from sharedllm.files import replaced_folder
+from sharedllm.files import replaceable, replaced_folder
 from sharedllm.memory import find_leaves
 from sharedllm.tree import slot_tokens
 
 if TYPE_CHECKING:
+    from sharedllm.architectures import Parts
     from sharedllm.model import SharedLLM
     from sharedllm.reader import Reader
 
 FORMAT = "sharedllm-context"
 VERSION = 1
+ABOUT_FILE, SLOTS_FILE = "context.json", "slots.safetensors"
 Progress = Callable[[int, int], None]
 """Called with tokens read so far and tokens in all."""
 
@@ -90,7 +92,9 @@ class Context:
         self.reader.append(self, more, progress)
 
     def first(self, chunks: int) -> Context:
-        """A view of the first `chunks` chunks, sharing their storage."""
+        """A view of the first `chunks` chunks, sharing their storage; what is not encoded yet is encoded now."""
+        if self.encoded_tokens < self.tokens and self.reader is not None:
+            self.reader.encode(self)
         part = Context(self.reader, self.fingerprint, self.shape)
         left = chunks
         for block in self.blocks:
@@ -152,22 +156,32 @@ class Context:
                 f"the context in {folder} holds {context.tokens} tokens, not {tokens}; encode the text again."
             )
         if llm is not None:
-            llm.reader.bind(context)
+            try:
+                llm.reader.bind(context)
+            except WorkError as error:
+                raise WorkError(f"the context in {folder} is broken: {error}") from error
         return context
 
-    def check(self) -> None:
-        """Raise `UsageError` when the stored shapes contradict each other."""
+    def check(self, parts: Parts) -> None:
+        """Raise `WorkError` when the stored shapes contradict each other, the settings or the model."""
+        M, K, D, E = self.shape["injected_layers"], parts.kv_heads, parts.head_dim, parts.hidden_size
         for block in self.blocks:
-            if block.keys.shape != block.values.shape or block.keys.shape[1] != block.lengths.shape[0]:
-                raise UsageError("the context's parts do not fit together; encode the text again.")
+            (X,), P, R = block.lengths.shape, block.tokens.shape[-1], block.rep_tokens.shape[-1]
+            expected = [(X,), (X, P), (M, X, K, P, D), (M, X, K, P, D), (X, R), (X, R, E)]
+            if [tuple(tensor.shape) for tensor in vars(block).values()] != expected:
+                raise WorkError("the parts of the context do not fit together; encode the text again.")
 
 
 def check_target(folder: Path) -> None:
     """Raise `UsageError` when saving to `folder` would overwrite something that is not a context."""
-    if not folder.exists() or (folder / "context.json").is_file():
-        return
-    if not folder.is_dir() or any(folder.iterdir()):
-        raise UsageError(f"{folder} exists and is not a saved context; choose another folder.")
+    replaceable(folder, (ABOUT_FILE, SLOTS_FILE), "a saved context")
+    file = folder / ABOUT_FILE
+    try:
+        ours = not file.exists() or json.loads(file.read_text(encoding="utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise UsageError(f"{folder} holds another program's {ABOUT_FILE}; choose another folder.")
 
 
 def _read_about(folder: Path) -> dict[str, Any]:

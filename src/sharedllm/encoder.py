@@ -11,6 +11,8 @@ dimension, R stored representations, E hidden size.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,11 @@ class Encoded:
     @property
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in vars(self).values())
+
+    @property
+    def complete(self) -> bool:
+        """Whether every token of every chunk is stored, not only the candidates."""
+        return self.tokens.shape[1] >= int(self.lengths.max())
 
     @classmethod
     def cat(cls, parts: list[Encoded]) -> Encoded:
@@ -94,6 +101,8 @@ class LowerModel:
 
     def __init__(self, parts: Parts, layers: int) -> None:
         self.parts = parts
+        self.apart: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered while chunks are read, so that slots of a running answer stay out of them."""
         self.module: Any = copy.copy(parts.base)
         self.module._modules = dict(parts.base._modules)
         self.module._modules[parts.family.layers] = nn.ModuleList(list(parts.layers[:layers]))
@@ -110,7 +119,8 @@ class LowerModel:
     def first_layer(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Normed hidden state after the first layer, [B, T, E]."""
         short = LowerModel(self.parts, 1).module
-        hidden = short(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        with self.apart():
+            hidden = short(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         return self._norm_first(hidden)
 
     def _norm_first(self, hidden: Tensor) -> Tensor:
@@ -134,7 +144,8 @@ class LowerModel:
         layers = getattr(self.module, self.parts.family.layers)
         handle = layers[0].register_forward_hook(note)
         try:
-            self.module(input_ids=input_ids_XC, past_key_values=caught, use_cache=True)
+            with self.apart():
+                self.module(input_ids=input_ids_XC, past_key_values=caught, use_cache=True)
         finally:
             handle.remove()
         return Encoded(

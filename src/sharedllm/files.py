@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from sharedllm.errors import WorkError
+from sharedllm.errors import UsageError, WorkError
+
+
+def replaceable(folder: Path, files: Collection[str], kind: str) -> None:
+    """Raise `UsageError` when replacing `folder` would delete anything but the named `files`."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file, not {kind}; choose another folder.")
+    if foreign := sorted(f.name for f in folder.iterdir() if f.name not in files):
+        raise UsageError(f"{folder} holds {foreign[0]}, so it is not {kind} alone; choose another folder.")
 
 
 @contextmanager
@@ -48,8 +58,10 @@ def _take_place(temporary: Path, folder: Path) -> None:
     folder.rename(old / "was")
     try:
         temporary.rename(folder)
-    except OSError:
-        (old / "was").rename(folder)
+    except BaseException:  # an interrupt too must not cost the old folder
+        if not folder.exists():
+            (old / "was").rename(folder)
         raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)

@@ -43,7 +43,7 @@ def choose_device(wanted: str | None = None) -> Choice:
         return Choice("cpu", "no GPU found")
     try:
         device = torch.device(wanted)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # the meta device fails here: it holds no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
             f"device {wanted!r} is not available here; use cpu, or cuda on a machine with a GPU."

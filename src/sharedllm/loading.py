@@ -103,14 +103,15 @@ def _locate(name: str | Path | None) -> tuple[str, dict[str, str], str]:
 
 
 def fingerprint(model: Any, parts: Parts) -> str:
-    """A short hash of what slots and adapters depend on: family, sizes and a sample of the lowest layers' weights.
+    """A short hash of what slots and adapters depend on: family, sizes, rotary settings and a sample of the lowest layers' weights.
 
     The sample is hashed as bfloat16, so that the dtype a model is loaded in does not change it.
     """
     sizes = (parts.model_type, parts.hidden_size, parts.heads, parts.kv_heads, parts.head_dim, len(parts.layers))
-    digest = hashlib.sha256(json.dumps(sizes).encode())
+    rotary = getattr(model.config, "rope_parameters", None)  # stored keys were computed under it
+    digest = hashlib.sha256(json.dumps([sizes, rotary], sort_keys=True, default=str).encode())
     embedding = model.get_input_embeddings().weight
-    for weight in (embedding, *parts.layers[0].parameters(), *parts.layers[1].parameters()):
+    for weight in (embedding, *parts.layers[:2].parameters()):
         flat = weight.detach().flatten()
         sample = flat[:: max(1, flat.numel() // 1024)].to("cpu", torch.bfloat16)
         digest.update(sample.view(torch.int16).numpy().tobytes())

@@ -58,6 +58,7 @@ class SharedLLM:
         self.lower = LowerModel(self.parts, config.injected_layers)
         self.reader = Reader(self.lower, config, self.fingerprint, tokenizer)
         self.injection = Injection(self.parts, config)
+        self.lower.apart = lambda: self.injection.reading(None)
         self._attached = True
 
     @classmethod
@@ -88,8 +89,10 @@ class SharedLLM:
         if isinstance(dtype, torch.dtype):
             dtype = str(dtype).removeprefix("torch.")
         if isinstance(model, nn.Module):
-            if device is not None or dtype is not None:
-                model = model.to(device, None if dtype is None else DTYPES[choose_dtype("cpu", dtype).value])
+            place = str(model.device) if device is None else choose_device(device).value
+            kind = None if dtype is None else DTYPES[choose_dtype(place, dtype).value]
+            if device is not None or kind is not None:
+                model = model.to(place, kind)
             name = str(getattr(model, "name_or_path", "") or type(model).__name__)
         else:
             place = choose_device(device).value
@@ -153,6 +156,8 @@ class SharedLLM:
     @torch.no_grad()
     def query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Representation of each row's last token, [B, E], by which the tree is searched."""
+        if attention_mask is not None:  # it may cover a past as well
+            attention_mask = attention_mask[:, -input_ids.shape[1] :]
         reps = self.lower.first_layer(input_ids, attention_mask)
         if attention_mask is None:
             return reps[:, -1]
@@ -178,6 +183,8 @@ class SharedLLM:
         """
         self._check_attached()
         check_choice("search", search, SEARCHES)
+        if input_ids.shape[1] == 0:
+            raise UsageError("the window is empty; give at least one token to read the context with.")
         rows = list(contexts) if isinstance(contexts, Sequence) else [contexts] * input_ids.shape[0]
         if len(rows) != input_ids.shape[0]:
             raise UsageError(
@@ -266,6 +273,10 @@ class SharedLLM:
             ids = torch.tensor([plain], device=self.device)
         else:
             ids = torch.tensor([prompt.alone()], device=self.device)
+            if ids.shape[1] >= self.window:
+                raise UsageError(
+                    f"the question has {ids.shape[1]} tokens and the model's window {self.window}; ask a shorter one."
+                )
             memory = self.recall(context, ids)
         searched = time.perf_counter()
         with self.injection.reading(memory):
@@ -275,7 +286,7 @@ class SharedLLM:
                 max_new_tokens=max_new_tokens,
                 **{"do_sample": False, "pad_token_id": prompt.pad_id, **kwargs},
             )
-        new = out[0, ids.shape[1] :]
+        new = getattr(out, "sequences", out)[0, ids.shape[1] :]  # a dictionary under return_dict_in_generate
         return Answer(
             text=self.tokenizer.decode(new, skip_special_tokens=True).strip(),
             compressed=memory is not None,

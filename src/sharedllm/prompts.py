@@ -50,7 +50,7 @@ class Prompt:
         """Token ids of the text followed by the question, for a window that holds both."""
         if len(text_ids) == 0:
             return self.alone()
-        before, after = self._render(f"{PLACE}\n\n{self.question}").split(PLACE)
+        before, after = self._render(f"{PLACE}\n\n{self.question}").split(PLACE, 1)
         return [*self._ids(before), *text_ids.tolist(), *self._ids(after)]
 
     def _render(self, content: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class Reader:
                 raise UsageError(
                     f"the context was made with {name} {stored}, this adapter needs {here}; encode the text again."
                 )
-        context.check()
+        context.check(self.lower.parts)
         for i, block in enumerate(context.blocks):
             moved = {
                 n: t.to(self.lower.device, self.lower.dtype if t.is_floating_point() else None)
@@ -73,12 +74,15 @@ class Reader:
             every_token: keep every token's keys and values, not only the candidates (training, where
                 split points are noisy).
         """
-        C = self.config.chunk_length
+        C, M = self.config.chunk_length, self.config.injected_layers
+        if context.shape["injected_layers"] > M:  # read by more layers than this adapter needs; what follows has M
+            context.blocks = [replace(b, keys=b.keys[:M], values=b.values[:M]) for b in context.blocks]
+            context.shape = {**context.shape, "injected_layers": M}
         if context.blocks and int(context.blocks[-1].lengths[-1]) < C:
             context.blocks.pop()
         at, total = context.encoded_tokens, context.tokens
         parts = self.lower.parts
-        kv = 2 * parts.kv_heads * parts.head_dim * self.config.injected_layers
+        kv = 2 * parts.kv_heads * parts.head_dim * M
         batch = chunk_batch(self.lower.device, C * (kv + 12 * parts.hidden_size) * self.lower.dtype.itemsize)
         fresh: list[Encoded] = []
         while at < total:
@@ -96,7 +100,7 @@ class Reader:
         X, n = ids_XC.shape
         depth = self.config.tree_depth
         if every_token:
-            tokens = reps = torch.arange(n)
+            tokens, reps = torch.arange(n), torch.arange(n)  # storage of their own, or safetensors refuses them
         else:
             tokens = candidate_tokens(n, depth, self.config.slots_per_leaf)
             reps = (tree_borders(torch.tensor([n]), depth)[0, 1:] - 1).clamp(min=0).unique()
@@ -112,7 +116,7 @@ class Reader:
                     "there is no tokenizer to read text with; give from_pretrained a tokenizer, or pass token ids."
                 )
             text = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        ids = torch.as_tensor(text, dtype=torch.int32).cpu().flatten()
+        ids = torch.as_tensor(text, dtype=torch.int64).cpu().flatten()  # as int32 a large id would wrap
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.lower.parts.vocab_size:
             raise UsageError(f"token ids must lie between 0 and {self.lower.parts.vocab_size - 1}.")
-        return ids
+        return ids.int()
