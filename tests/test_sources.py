@@ -292,7 +292,7 @@ def test_decoded_streams_of_a_pdf_are_not_kept(tmp_path: Path, monkeypatch: pyte
             readers.append(self)
 
     monkeypatch.setattr("pypdf.PdfReader", Watched)
-    monkeypatch.setattr(sources, "_FORGET_SECONDS", 0.0)
+    monkeypatch.setattr("sharedllm.sources_pdf._FORGET_SECONDS", 0.0)
     path = save(tmp_path, "a.pdf", pdf([line(f"Page {i}.") for i in range(4)]))
     assert read_source(path).text == "Page 0.\n\nPage 1.\n\nPage 2.\n\nPage 3."
     streams = [item for item in readers[0].resolved_objects.values() if isinstance(item, StreamObject)]

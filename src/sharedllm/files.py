@@ -40,6 +40,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.iterdir():
+            file.chmod(0o644)
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         temporary.chmod(0o755)

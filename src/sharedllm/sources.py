@@ -5,22 +5,17 @@ Whatever cannot become text raises one `UsageError` that names the source and sa
 """
 
 import contextlib
-import io
-import logging
 import os
 import re
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from sharedllm.errors import UsageError
-
-if TYPE_CHECKING:
-    from pypdf import PdfReader
+from sharedllm.sources_html import html_text
+from sharedllm.sources_pdf import pdf_text
 
 STDIN = "-"
 DEFAULT_MAX_BYTES = 200_000_000  # per source, before extraction
@@ -35,9 +30,6 @@ _SNIFF_BYTES = 8192
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _HTML_START = re.compile(rb"[\xef\xbb\xbf\xff\xfe]*\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+html|html)\b", re.IGNORECASE)
 _HTML_CHARSET = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
-_HTML_INLINE = frozenset(("a", "abbr", "b", "big", "cite", "code", "em", "font", "i", "mark", "q", "s", "small", "span",
-                          "strong", "sub", "sup", "tt", "u", "wbr"))  # fmt: skip
-_FORGET_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -50,10 +42,6 @@ class Document:
 
 class _Skippable(UsageError):
     """A binary or empty file: an error when the user named it, passed over when it was found in a folder."""
-
-
-class _TooMuchText(MemoryError):
-    """The character limit, met inside pypdf, which swallows every other exception raised within a form."""
 
 
 def read_source(source: str | Path, *, stdin: IO[Any] | None = None, max_bytes: int = DEFAULT_MAX_BYTES) -> Document:
@@ -166,13 +154,13 @@ def _to_text(name: str, raw: bytes) -> str:
     if not raw or raw.isspace():
         raise _Skippable(f"'{name}' is empty: it has no text to read.")
     if _is_pdf(name, raw):
-        return _pdf_text(name, raw)
+        return pdf_text(name, raw, MAX_CHARACTERS)
     suffix = Path(name).suffix.lower()
     head = raw[:_SNIFF_BYTES].replace(b"\0", b"")  # without NUL bytes, ASCII in UTF-16 reads as ASCII
     html = suffix in HTML_SUFFIXES or (suffix not in MARKDOWN_SUFFIXES and _HTML_START.match(head) is not None)
     text = _decode(name, raw, _HTML_CHARSET.search(head) if html else None)
     if html:
-        text = _html_text(text)
+        text = html_text(text)
     if not text or text.isspace():
         raise _Skippable(f"'{name}' has no text to read: it holds only white space{' or markup' if html else ''}.")
     return text
@@ -193,138 +181,3 @@ def _decode(name: str, raw: bytes, declared: re.Match[bytes] | None) -> str:
     if text is None or "\0" in text:
         raise _Skippable(f"'{name}' is not text that can be decoded (a binary file or another encoding): {_ACCEPTED}.")
     return text
-
-
-@contextlib.contextmanager
-def _quiet(*loggers: str) -> Iterator[None]:
-    """Hold back what the libraries log or warn about files that they can still read."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, loggers)}
-    try:
-        for logger in levels:
-            logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
-
-
-def _html_text(page: str) -> str:
-    with _quiet("trafilatura", "htmldate", "courlan", "justext"):
-        from lxml import etree, html
-        from trafilatura import extract
-
-        # huge_tree: without it libxml2 drops a text of more than 10 MB, such as a book in one <pre>.
-        parser = html.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True)
-        try:
-            tree = html.document_fromstring(page.encode(), parser=parser)
-        except (etree.LxmlError, ValueError):  # among them lxml's error for a page with no element
-            return ""
-        for element in list(tree.iter("script", "style", "template")):
-            element.drop_tree()
-        text = ""
-        with contextlib.suppress(Exception):  # whatever fails in there, the plain text of the page is still at hand
-            text = extract(tree) or ""
-            if _lost_titles(tree, text):
-                _wrap_in_main(tree)
-                text = max(text, extract(tree) or "", key=len)
-        return text if text.strip() else _plain_html_text(tree)
-
-
-def _lost_titles(tree: Any, text: str) -> bool:
-    """Whether most of the first 50 titles are missing in `text`, for the reason that `_wrap_in_main` removes."""
-    if tree.find("body") is None or any(True for _ in tree.iter("article", "main")):
-        return False
-    titles = [" ".join(heading.text_content().split()) for heading in tree.iter("h1", "h2", "h3")][:50]
-    return sum(title not in text for title in titles) > len(titles) / 2
-
-
-def _wrap_in_main(tree: Any) -> None:
-    """Put the body of `tree` in a <main>.
-
-    trafilatura drops the titles of a page whose paragraphs are in no <article> or <main>, which books often are; it
-    takes a <main> whole, still without menus and footers.
-    """
-    body = tree.find("body")
-    outer = body.makeelement("body")
-    tree.replace(body, outer)
-    body.tag = "main"
-    outer.append(body)
-
-
-def _plain_html_text(tree: Any) -> str:
-    body = tree.find("body")
-    root = tree if body is None else body
-    for element in root.iter():
-        if element.tag not in _HTML_INLINE:
-            element.text, element.tail = "\n" + (element.text or ""), "\n" + (element.tail or "")
-    lines = (" ".join(line.split()) for line in root.text_content().splitlines())
-    return "\n".join(line for line in lines if line)
-
-
-def _pdf_text(name: str, raw: bytes) -> str:
-    with _quiet("pypdf"):
-        from pypdf import PdfReader
-        from pypdf.errors import DependencyError
-
-        try:
-            reader = PdfReader(io.BytesIO(raw))
-            if reader.is_encrypted and not reader.decrypt(""):
-                raise UsageError(f"'{name}' is locked with a password: save a copy without it and read that copy.")
-            pages = _pdf_pages(reader)
-        except UsageError:
-            raise
-        except MemoryError as error:
-            raise UsageError(f"'{name}' expands to over {MAX_CHARACTERS:,} characters or memory: split it.") from error
-        except DependencyError as error:
-            remedy = "run 'pip install cryptography', or save a copy without encryption"
-            raise UsageError(f"'{name}' is encrypted in a way that needs another package: {remedy}.") from error
-        except Exception as error:  # pypdf: "broken PDF files might cause other Exceptions"
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"'{name}' is not a PDF that can be read (broken or cut short): {reason}.") from error
-    if not pages:
-        raise UsageError(f"'{name}' is a PDF without pages.")
-    if not any(pages):
-        raise UsageError(
-            f"'{name}' has no text layer: its {len(pages)} page(s) are scanned images or drawings, and OCR is needed "
-            "first (for example with ocrmypdf)."
-        )
-    return "\n\n".join(page for page in pages if page)
-
-
-def _pdf_pages(reader: "PdfReader") -> list[str]:
-    """The text of each page; raises `_TooMuchText` once the pages and the forms drawn on them pass `MAX_CHARACTERS`.
-
-    pypdf bounds each stream of a file; here their sum is bounded, as a page can draw one form thousands of times. Forms
-    are watched through `extract_xform_text`, because pypdf's own visitors make it parse drawings too, far slower.
-    """
-    from pypdf.generic import StreamObject
-
-    room, forgot_at = MAX_CHARACTERS, time.monotonic()
-
-    def watch(extract: Callable[..., str]) -> Callable[..., str]:
-        def watched(*args: Any, **kwargs: Any) -> str:
-            nonlocal room, forgot_at
-            text = extract(*args, **kwargs)
-            room -= len(text)
-            if room < 0:
-                raise _TooMuchText
-            if time.monotonic() - forgot_at >= _FORGET_SECONDS:
-                # pypdf keeps every stream it has decoded, and a file of 1 MB can hold 1 GB of them.
-                for item in reader.resolved_objects.values():
-                    if isinstance(item, StreamObject):
-                        item.decoded_self = None
-                forgot_at = time.monotonic()
-            return text
-
-        return watched
-
-    pages = []
-    for page in reader.pages:
-        setattr(page, "extract_xform_text", watch(page.extract_xform_text))  # noqa: B010 (a method of this one page)
-        text = watch(page.extract_text)()
-        # A broken font map gives NUL characters and halves of surrogate pairs, which no tokenizer takes.
-        text = text.replace("\0", "").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        pages.append(text.strip())
-    return pages
