@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sharedllm.context import Context
 from sharedllm.data.folder import TokenFolder
 from sharedllm.errors import UsageError, WorkError
+from sharedllm.inject import Memory
 from sharedllm.model import SharedLLM
 from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from sharedllm.train.recipe import Recipe
+from sharedllm.train.recipe import Recipe, recipe_from_dict
 from sharedllm.train.samples import Sample, Sampler
 
 Report = Callable[[dict[str, Any]], None]
 """Called with a row of metrics after every step and every validation."""
+
+
+@dataclass
+class Batch:
+    """Windows of one sample: ids and labels [B, T], where the prompts are [B, T], and a context a row."""
+
+    contexts: Sequence[Context]
+    ids: Tensor
+    labels: Tensor
+    prompt: Tensor
 
 
 class Trainer:
@@ -43,8 +56,8 @@ class Trainer:
             recipe.model, adapter="none", config=recipe.config, device=recipe.device, dtype=recipe.dtype
         )
         folder = TokenFolder.open(recipe.data, self.llm.tokenizer)
-        self.sampler = Sampler(folder, recipe)
-        self.held_out = Sampler(folder, recipe, "heldout") if recipe.validate_samples else None
+        self.sampler = Sampler(folder, recipe, "train", self.llm.tokenizer)
+        self.held_out = Sampler(folder, recipe, "heldout", self.llm.tokenizer) if recipe.validate_samples else None
         self.frozen = [p for p in self.llm.model.parameters() if p.requires_grad]
         for parameter in self.frozen:
             parameter.requires_grad_(False)
@@ -66,7 +79,8 @@ class Trainer:
         recipe_file = self.run / "recipe.json"
         same = json.loads(json.dumps(self.recipe.to_dict()))
         if recipe_file.is_file():
-            before = json.loads(recipe_file.read_text(encoding="utf-8"))
+            before = recipe_from_dict(json.loads(recipe_file.read_text(encoding="utf-8")), str(recipe_file)).to_dict()
+            before = json.loads(json.dumps(before))
             free = {"device", "validate_every", "validate_samples", "checkpoint_every"}
             changed = [k for k in same if k not in free and before.get(k) != same[k]]
             if changed:
@@ -129,7 +143,7 @@ class Trainer:
             (loss / self.recipe.accumulate).backward()
             losses.append(loss.item())
             kinds.append(sample.kind)
-            targets += sum(len(w.ids) - 1 for w in sample.windows)
+            targets += sum(w.targets for w in sample.windows)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -147,22 +161,37 @@ class Trainer:
         }
 
     def loss(self, sample: Sample, generator: torch.Generator | None = None) -> Tensor:
-        """Mean next-token loss over the targets of all windows of a sample, in nats."""
-        ids, contexts = self._batch(sample)
-        noise = self.recipe.config.split_noise if generator is not None else 0.0
-        memory = self.llm.recall(contexts, ids, search="later", noise=noise, generator=generator)
-        with self.llm.injection.reading(memory):
-            logits = self.llm.model(input_ids=ids, use_cache=False).logits
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+        """Mean next-token loss over the targets of all windows of a sample, in nats.
 
-    def _batch(self, sample: Sample) -> tuple[Tensor, list[Any]]:
+        Args:
+            generator: of the split noise; None for no noise.
+        """
+        batch = self._batch(sample)
+        noise = self.recipe.config.split_noise if generator is not None else 0.0
+        memory = self.llm.recall(batch.contexts, batch.ids, batch.prompt, sample.search, noise, generator)
+        return self._nll(batch, memory)
+
+    def _nll(self, batch: Batch, memory: Memory | None) -> Tensor:
+        with self.llm.injection.reading(memory):
+            logits = self.llm.model(input_ids=batch.ids, use_cache=False).logits
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch.labels[:, 1:].flatten())
+
+    def _batch(self, sample: Sample) -> Batch:
+        """Encode a sample's context once and pad its windows at the right, where causal attention never looks."""
         context = self.llm.reader.new_context()
         context.ids = torch.as_tensor(sample.context, dtype=torch.int32)
         self.llm.reader.encode(context, every_token=self.recipe.config.split_noise > 0)
-        import numpy as np
-
-        ids = torch.from_numpy(np.stack([w.ids for w in sample.windows])).to(self.llm.device)
-        return ids, [context.first(w.chunks) for w in sample.windows]
+        width = max(len(w.ids) for w in sample.windows)
+        ids = torch.zeros(len(sample.windows), width, dtype=torch.long)
+        labels = torch.full_like(ids, -100)  # what cross_entropy ignores
+        prompt = torch.zeros_like(ids)
+        for row, w in enumerate(sample.windows):
+            ids[row, : len(w.ids)] = torch.from_numpy(w.ids)
+            labels[row, len(w.ids) - w.targets : len(w.ids)] = torch.from_numpy(w.ids[len(w.ids) - w.targets :])
+            prompt[row, : len(w.ids) - w.targets] = 1
+        device = self.llm.device
+        contexts = [context.first(w.chunks) for w in sample.windows]
+        return Batch(contexts, ids.to(device), labels.to(device), prompt.to(device))
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
@@ -171,12 +200,9 @@ class Trainer:
         kinds: dict[str, list[tuple[float, float]]] = {}
         for i in range(self.recipe.validate_samples):
             sample = self.held_out.draw(10**9 + i)
-            ids, contexts = self._batch(sample)
-            pair = []
-            for memory in (None, self.llm.recall(contexts, ids, search="later")):
-                with self.llm.injection.reading(memory):
-                    logits = self.llm.model(input_ids=ids, use_cache=False).logits
-                pair.append(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()).item())
+            batch = self._batch(sample)
+            memory = self.llm.recall(batch.contexts, batch.ids, batch.prompt, sample.search)
+            pair = [self._nll(batch, m).item() for m in (None, memory)]
             kinds.setdefault(sample.kind, []).append((pair[0], pair[1]))
         rows = [pair for pairs in kinds.values() for pair in pairs]
         gains = {kind: sum(a - b for a, b in pairs) / len(pairs) for kind, pairs in kinds.items()}

@@ -47,6 +47,10 @@ class Recipe:
     windows: int = 4
     """Windows trained on in each sample; each sees the chunks before it."""
     window_tokens: int = 384
+    needles: float = 0.0
+    """Share of samples that hide facts in the text and ask for them."""
+    needle_windows: int = 8
+    """Facts hidden and asked for in such a sample."""
     checkpoint_every: int = 50
     validate_every: int = 50
     validate_samples: int = 8
@@ -61,6 +65,8 @@ class Recipe:
         for name in ("learning_rate", "gate_learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if not 0 <= self.needles <= 1 or not 1 <= self.needle_windows <= 64:
+            raise UsageError("needles must lie between 0 and 1, needle_windows between 1 and 64.")
         if len(self.context_chunks) != 2 or not 1 <= self.context_chunks[0] <= self.context_chunks[1]:
             raise UsageError(f"context_chunks is {self.context_chunks}; give the fewest and the most, such as [4, 7].")
         if self.window_tokens > self.config.chunk_length:
