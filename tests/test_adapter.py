@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import sharedllm.adapter
 from sharedllm import SharedConfig, SharedLLM, UsageError, WorkError
-from tests.conftest import CONFIG, byte_tokenizer, tiny_model, tokens
+from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model, tokens
 from tests.test_context import assert_one_sentence, files
 from tests.test_inject import family_model, hooks
 
@@ -252,3 +252,17 @@ def test_the_shipped_adapter_of_exactly_this_model_is_the_default(make, tmp_path
         other.model.layers[1].mlp.up_proj.weight.add_(0.5)
     assert load("default", other, config=CONFIG).adapter == "none"
     assert load("default", config=dataclasses.replace(CONFIG, chunk_length=32)).adapter == "none"
+
+
+def test_a_low_rank_adapter_saves_its_change_alone_and_starts_as_nothing(make, tmp_path):
+    config = dataclasses.replace(CONFIG, rank=2)
+    llm = make(config, random=False)
+    ids = tokens(5)[None]
+    assert torch.equal(llm(ids, context=llm.read(tokens(80))).logits, llm.model(ids).logits)
+    randomize(llm)
+    changed = llm(ids, context=llm.read(tokens(80))).logits
+    llm.save_adapter(tmp_path / "low")
+    names = set(load_file(tmp_path / "low/adapter_model.safetensors"))
+    assert not any(name.endswith(("query.weight", "output.weight")) for name in names)
+    again = SharedLLM.from_pretrained(tiny_model(), adapter=tmp_path / "low", tokenizer=byte_tokenizer())
+    assert torch.equal(again(ids, context=again.read(tokens(80))).logits, changed)

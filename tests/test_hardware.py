@@ -75,7 +75,7 @@ def test_a_model_already_loaded_takes_device_and_dtype(monkeypatch):
 
     for dtype in ("bfloat16", torch.bfloat16):
         llm = attach(dtype=dtype)
-        assert llm.dtype == torch.bfloat16 and llm.injection.branches[0].query.dtype == torch.bfloat16
+        assert llm.dtype == torch.bfloat16 and llm.injection.branches[0].query.weight.dtype == torch.bfloat16
     assert attach().dtype == attach(device="cpu").dtype == torch.float32
 
 

@@ -17,6 +17,7 @@ CONFIGS = {
     "deep, all layers": SharedConfig(injected_layers=4, chunk_length=16, tree_depth=4, slots_per_leaf=1),
     "no null slot": dataclasses.replace(CONFIG, null_slot=False),
     "zero output": dataclasses.replace(CONFIG, init="zero"),
+    "low rank": dataclasses.replace(CONFIG, rank=3),
     "sequence": dataclasses.replace(CONFIG, positions="sequence"),
     "chunk+inner": dataclasses.replace(CONFIG, positions="chunk+inner"),
     "none": dataclasses.replace(CONFIG, positions="none"),

@@ -45,8 +45,17 @@ class SharedConfig:
     init: str = "copied"
     """`copied`: q and o of the layer with a zero gate a head. `zero`: q copied, o zero, no gate."""
 
+    rank: int = 0
+    """0: projections trained whole. Above: the model's own plus a change of this rank, a far smaller adapter."""
+
     def __post_init__(self) -> None:
-        for name, low in (("injected_layers", 1), ("chunk_length", 2), ("tree_depth", 1), ("slots_per_leaf", 1)):
+        for name, low in (
+            ("injected_layers", 1),
+            ("chunk_length", 2),
+            ("tree_depth", 1),
+            ("slots_per_leaf", 1),
+            ("rank", 0),
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise UsageError(f"{name} is {value!r}; it must be a whole number of at least {low}.")
@@ -62,6 +71,10 @@ class SharedConfig:
             raise UsageError(f"null_slot is {self.null_slot!r}; it must be true or false.")
         check_choice("positions", self.positions, POSITIONS)
         check_choice("init", self.init, INITS)
+        if self.rank and self.init != "copied":
+            raise UsageError(
+                f"rank is {self.rank}, a change of copied projections; it needs init copied, not {self.init}."
+            )
 
     @property
     def slots_per_chunk(self) -> int:

@@ -67,6 +67,35 @@ class Memory:
         )
 
 
+class Projection(nn.Module):
+    """A linear map [out, in] that starts as one of the model's own.
+
+    With rank 0 a matrix of its own, trained whole; else the model's matrix (the same storage, never
+    saved with the adapter) and a trained change of that rank, as in LoRA (arXiv 2106.09685).
+    """
+
+    def __init__(self, weight: Tensor, rank: int, seed: int) -> None:
+        super().__init__()
+        self._frozen: list[Tensor] = []  # in a list, so that it is no parameter of the adapter
+        if rank == 0:
+            self.weight = nn.Parameter(weight.detach().clone())
+            return
+        self._frozen.append(weight)
+        draw = torch.randn(rank, weight.shape[1], generator=torch.Generator().manual_seed(seed))
+        self.down = nn.Parameter((draw / weight.shape[1] ** 0.5).to(weight))
+        self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not self._frozen:
+            return F.linear(x, self.weight.to(x.dtype), bias)
+        change = F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
+        return F.linear(x, self._frozen[0].detach().to(x.dtype), bias) + change
+
+    def matrix(self) -> Tensor:
+        """The map as one matrix [out, in]."""
+        return self.weight if not self._frozen else self._frozen[0].detach() + self.up @ self.down
+
+
 class Branch(nn.Module):
     """The trained weights of one injected layer: a norm, q, o, a gate and a null logit a head."""
 
@@ -79,10 +108,10 @@ class Branch(nn.Module):
         self.query_norm = copy.deepcopy(query_norm) if query_norm is not None else None
         weight, bias = parts.query_weights(layer)
         output = parts.output_weights(layer)
-        self.query = nn.Parameter(weight.detach().clone())
+        self.query = Projection(weight, config.rank, seed=2 * layer)
         self.query_bias = nn.Parameter(bias.detach().clone()) if bias is not None else None
         copied = config.init == "copied"
-        self.output = nn.Parameter(output.detach().clone() if copied else torch.zeros_like(output))
+        self.output = Projection(output if copied else torch.zeros_like(output), config.rank, seed=2 * layer + 1)
         self.gate = nn.Parameter(weight.new_zeros(self.heads)) if copied else None
         self.null_logit = nn.Parameter(weight.new_zeros(self.heads)) if config.null_slot else None
         self.requires_grad_(True)
@@ -93,7 +122,7 @@ class Branch(nn.Module):
         H, K, D = self.heads, self.kv_heads, self.head_dim
         dtype = hidden_BTE.dtype
         bias = None if self.query_bias is None else self.query_bias.to(dtype)
-        query = F.linear(self.norm(hidden_BTE).to(dtype), self.query.to(dtype), bias).view(B, T, H, D)
+        query = self.query(self.norm(hidden_BTE).to(dtype), bias).view(B, T, H, D)
         if self.query_norm is not None:
             query = self.query_norm(query).to(dtype)
         query = rotate(query, memory.query_cos, memory.query_sin).transpose(1, 2)  # [B, H, T, D]
@@ -106,7 +135,7 @@ class Branch(nn.Module):
         ).view(B, H, T, D)
         if self.gate is not None:
             attended = attended * self.gate.to(dtype).view(1, H, 1, 1)
-        return F.linear(attended.transpose(1, 2).reshape(B, T, H * D), self.output.to(dtype))
+        return self.output(attended.transpose(1, 2).reshape(B, T, H * D))
 
     def _bias(self, memory: Memory, dtype: torch.dtype, T: int) -> Tensor:
         """What is added to the logits: -inf on padding, the null logit on the null slot. [B*K, G, T, 1 + S]."""

@@ -115,7 +115,7 @@ def branch(llm: Any, j: int, hidden: Tensor, slots: list[Slot], chunks: int) -> 
     """What the injection adds to one token's hidden state in layer j."""
     weights, D = llm.injection.branches[j], llm.parts.head_dim
     group = llm.parts.heads // llm.parts.kv_heads
-    query = weights.query @ weights.norm(hidden)
+    query = weights.query.matrix() @ weights.norm(hidden)
     if weights.query_bias is not None:
         query = query + weights.query_bias
     heads = []
@@ -134,7 +134,7 @@ def branch(llm: Any, j: int, hidden: Tensor, slots: list[Slot], chunks: int) -> 
         shares = torch.stack(logits).softmax(dim=0)
         attended = mix(shares, values)
         heads.append(attended if weights.gate is None else weights.gate[h] * attended)
-    return weights.output @ torch.cat(heads)
+    return weights.output.matrix() @ torch.cat(heads)
 
 
 def mix(shares: Tensor, values: list[Tensor]) -> Tensor:
