@@ -84,7 +84,7 @@ def test_an_untrained_adapter_can_start_to_learn(init):
     llm = attach(tiny_model(), dataclasses.replace(CONFIG, init=init))
     llm(tokens(9)[None], context=llm.read(tokens(70, 3))).logits.square().sum().backward()
     for branch in llm.injection.branches:
-        start = branch.gate if init == "copied" else branch.output
+        start = branch.gate if init == "copied" else branch.output.weight
         assert start.grad.abs().sum() > 0
 
 

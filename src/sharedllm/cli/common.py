@@ -94,7 +94,7 @@ def reading_bar() -> Iterator[Progress]:
         "left",
     )
     started, spoken = time.perf_counter(), 0.0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600) as bar:
         task = bar.add_task("reading", total=None, speed=0.0)
 
         def progress(done: int, total: int) -> None:
