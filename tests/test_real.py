@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sharedllm import SharedLLM
-from sharedllm.adapter import SHIPPED, WEIGHTS_FILE
+from sharedllm.adapter import SHIPPED, WEIGHTS_FILE, read_adapter_config
 from sharedllm.methods import create
 
 
@@ -21,7 +21,7 @@ def llm():
 def test_the_shipped_adapter_is_found_and_small(llm):
     assert llm.adapter == "smollm2-135m-instruct"
     assert (SHIPPED / llm.adapter / WEIGHTS_FILE).stat().st_size < 25e6
-    assert llm.config.injected_layers == 16 and llm.window == 8192
+    assert llm.config == read_adapter_config(SHIPPED / llm.adapter)["config"] and llm.window == 8192
 
 
 def test_lower_and_upper_model_are_the_same_weights(llm):

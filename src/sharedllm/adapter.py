@@ -15,6 +15,7 @@ from sharedllm.architectures import Parts
 from sharedllm.config import SharedConfig
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.files import replaceable, replaced_folder
+from sharedllm.loading import fingerprint as fingerprint_of
 
 VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -134,3 +135,27 @@ def shipped_adapter(fingerprint: str) -> Path | None:
         if json.loads(file.read_text(encoding="utf-8")).get("fingerprint") == fingerprint:
             return file.parent
     return None
+
+
+def find_adapter(
+    model: Any, adapter: str | Path | None, config: SharedConfig | None
+) -> tuple[Path | None, dict[str, Any] | None]:
+    """Folder and checked configuration of the adapter to load, or None twice for an untrained one."""
+    if adapter is None or adapter == "none":
+        return None, None
+    parts = Parts(model)
+    if adapter == "default":
+        folder = shipped_adapter(fingerprint_of(model, parts))
+        if folder is None:
+            return None, None
+    else:
+        folder = Path(adapter)
+    described = read_adapter_config(folder)
+    if config is not None and config != described["config"]:
+        if adapter == "default":
+            return None, None
+        raise UsageError(
+            f"the adapter in {folder} was trained with other settings than the config given; leave config out."
+        )
+    check_adapter(described, parts, folder)
+    return folder, described

@@ -76,6 +76,11 @@ class SharedConfig:
                 f"rank is {self.rank}, a change of copied projections; it needs init copied, not {self.init}."
             )
 
+    @classmethod
+    def fitting(cls, layers: int) -> SharedConfig:
+        """The defaults for a model of so many layers: about half of them injected, at most 16."""
+        return cls(injected_layers=min(cls.injected_layers, max(1, (layers + 1) // 2)))
+
     @property
     def slots_per_chunk(self) -> int:
         """Slots a full chunk keeps for one question: (L + 1) leaves of `slots_per_leaf`."""

@@ -7,7 +7,6 @@ print(llm.ask(context, "Who ...?"))
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,11 +97,11 @@ class SharedLLM:
             place = choose_device(device).value
             kind = DTYPES[choose_dtype(place, dtype).value]
             model, tokenizer, name = load_model(model, place, kind, tokenizer)
-        folder, described = _find_adapter(model, adapter, config)
+        folder, described = adapters.find_adapter(model, adapter, config)
         if described is not None:
             config = described["config"]
         elif config is None:
-            config = _fitting(SharedConfig(), len(Parts(model).layers))
+            config = SharedConfig.fitting(len(Parts(model).layers))
         llm = cls(model, tokenizer, config, name)
         if folder is not None:
             try:
@@ -299,32 +298,3 @@ class SharedLLM:
     def _check_attached(self) -> None:
         if not self._attached:
             raise UsageError("this model was detached; call SharedLLM.from_pretrained again to attach it.")
-
-
-def _fitting(config: SharedConfig, layers: int) -> SharedConfig:
-    """The default settings for a model of so many layers: about half of them injected, as of 30."""
-    return dataclasses.replace(config, injected_layers=min(config.injected_layers, max(1, (layers + 1) // 2)))
-
-
-def _find_adapter(
-    model: Any, adapter: str | Path | None, config: SharedConfig | None
-) -> tuple[Path | None, dict[str, Any] | None]:
-    """Folder and checked configuration of the adapter to load, or None twice for an untrained one."""
-    if adapter is None or adapter == "none":
-        return None, None
-    parts = Parts(model)
-    if adapter == "default":
-        folder = adapters.shipped_adapter(fingerprint(model, parts))
-        if folder is None:
-            return None, None
-    else:
-        folder = Path(adapter)
-    described = adapters.read_adapter_config(folder)
-    if config is not None and config != described["config"]:
-        if adapter == "default":
-            return None, None
-        raise UsageError(
-            f"the adapter in {folder} was trained with other settings than the config given; leave config out."
-        )
-    adapters.check_adapter(described, parts, folder)
-    return folder, described
