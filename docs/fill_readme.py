@@ -14,6 +14,7 @@ from sharedllm.evaluate.statistics import bootstrap
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
+CARD = DOCS.parent / "src/sharedllm/adapters/smollm2-135m-instruct/README.md"
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -56,29 +57,114 @@ def gains_by_text(ours: dict[str, Any], alone: dict[str, Any]) -> dict[str, list
 
 
 def adapter_block() -> str:
-    found = {(r["method"], r["length"]): r for r in rows("adapter.jsonl") if r["metric"] == "nll"}
-    if not found:
-        return "Not measured yet."
+    """Tables of the shipped adapter: by kind of text, by length, with a large window, retrieval."""
+    found = rows("adapter.jsonl")
+    blocks = [by_text(found), by_length(found), best_use(found), needles(found), questions(found)]
+    return "\n\n".join(block for block in blocks if block) or "Not measured yet."
+
+
+def by_text(found: list[dict[str, Any]]) -> str:
+    """Gains at the length that `full` was measured at, on the passages it was measured on."""
+    nll = [r for r in found if r["metric"] == "nll"]
+    whole = next((r for r in nll if r["method"] == "full"), None)
+    if whole is None:
+        return ""
+    same = [r for r in nll if r["length"] == whole["length"] and r["sources"] == whole["sources"]]
+    alone, ours = (next(r for r in same if r["method"] == m) for m in ("truncate", "shared"))
+    gaps = gains_by_text(whole, alone)
     lines = [
-        "The shipped adapter on texts from sources it was not trained on: nats a token of the last "
-        f"{next(iter(found.values()))['targets']:,} tokens, with a window of as many, alone and with the rest as compressed context. "
-        "Gains are paired, with 95 % bootstrap intervals (`make measure`, `docs/results/adapter.jsonl`). "
-        "The gap is what the same model gains by reading all 8,192 tokens itself.",
+        f"**What the compressed context is worth.** Nats a token of the last {ours['targets']:,} of {ours['length']:,} tokens, in texts from sources never "
+        "trained on, with a window of as many: paired gain over the window alone with 95 % bootstrap interval, and its share of what the same "
+        "model gains by reading all tokens itself.",
         "",
-        "| all tokens | text | passages | gain | share of the gap |",
+        "| text | passages | gain | share of the gap |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, gains in gains_by_text(ours, alone).items():
+        share = 100 * sum(gains) / sum(gaps[name])
+        lines.append(f"| {name} | {len(gains)} | {interval(gains)} | {share:.0f} % |")
+    return "\n".join(lines)
+
+
+def by_length(found: list[dict[str, Any]]) -> str:
+    """The same last tokens with more and more context before them."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for r in found:
+        if r["metric"] == "nll" and r["method"] in ("shared", "truncate") and r["window"] <= r["targets"] + 1:
+            groups.setdefault(f"{r['method']} {r['sources']}", []).append(r)
+    longer = {key.split(" ")[0]: rows for key, rows in groups.items() if len({r["length"] for r in rows}) > 1}
+    if not {"shared", "truncate"} <= set(longer):
+        return ""
+    ours, alone = (sorted(longer[m], key=lambda r: r["length"]) for m in ("shared", "truncate"))
+    lines = [
+        f"**Longer than anything trained on.** The same {ours[0]['samples']} stretches of {ours[0]['targets']:,} tokens with more and more before them; trained "
+        "on 8,192 tokens.",
+        "",
+        "| all tokens | window alone, nats | with the context, nats | gain |",
+        "| --- | --- | --- | --- |",
+    ]
+    for a, b in zip(ours, alone, strict=True):
+        gain = interval([y - x for x, y in zip(a["values"], b["values"], strict=True)])
+        lines.append(f"| {a['length']:,} | {b['value']:.3f} | {a['value']:.3f} | {gain} |")
+    return "\n".join(lines)
+
+
+def best_use(found: list[dict[str, Any]]) -> str:
+    """A large window and the rest compressed, against all positions of the model."""
+    gains = [r for r in found if r["metric"] == "nll_gain_over_truncate" and r["window"] > r["targets"] + 1]
+    if not gains:
+        return ""
+    whole = max(r["window"] for r in found if r["method"] == "truncate" and r["metric"] == "nll")
+    lines = [
+        f"**What a user gains.** A large window and the rest compressed, against the model's own {whole:,} positions, all used.",
+        "",
+        "| all tokens | window | passages | gain over the plain model |",
+        "| --- | --- | --- | --- |",
+    ]
+    for r in sorted(gains, key=lambda r: (r["window"], r["length"])):
+        lines.append(f"| {r['length']:,} | {r['window']:,} | {r['samples']} | {interval(r['values'])} |")
+    return "\n".join(lines)
+
+
+def needles(found: list[dict[str, Any]]) -> str:
+    asked = {(r["method"], r["length"]): r for r in found if r["metric"] == "found"}
+    lengths = sorted({n for _, n in asked})
+    if not lengths:
+        return ""
+    methods = [m for m in ("shared", "passage", "truncate", "full") if any(name == m for name, _ in asked)]
+    named = {"passage": "the model shown the right 1,024 tokens", "truncate": "the newest tokens alone"}
+    lines = [
+        "**Finding a fact.** A sentence with a number, a name or a colour hidden in the text, in wordings, places and names that training never "
+        "used; share of questions answered exactly.",
+        "",
+        "| tokens of text | questions | " + " | ".join(named.get(m, m) for m in methods) + " |",
+        "| --- " * (len(methods) + 2) + "|",
+    ]
+    for n in lengths:
+        row = next(r for (_, length), r in asked.items() if length == n)
+        shares = [f"{100 * asked[m, n]['value']:.0f} %" if (m, n) in asked else "" for m in methods]
+        lines.append(f"| {n:,} | {row['samples']} | " + " | ".join(shares) + " |")
+    return "\n".join(lines)
+
+
+def questions(found: list[dict[str, Any]]) -> str:
+    asked = {(r["method"], r["length"]): r for r in found if r["metric"] == "f1"}
+    lines = [
+        "**Questions about real text.** What a function does, what a term means, drawn by rule from the documents; token F1 of the answer.",
+        "",
+        "| tokens of text | questions | shared | the model shown the right 1,024 tokens | share of that |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for length in sorted({n for _, n in found}):
-        alone, ours, full = (found.get((m, length)) for m in ("truncate", "shared", "full"))
-        if not (alone and ours):
-            continue
-        whole = gains_by_text(full, alone) if full else {}
-        for name, gains in gains_by_text(ours, alone).items():
-            low, high = bootstrap(gains)
-            mean = sum(gains) / len(gains)
-            share = f"{100 * sum(gains) / sum(whole[name]):.0f} %" if name in whole else ""
-            lines.append(f"| {length:,} | {name} | {len(gains)} | {mean:+.3f} [{low:+.3f}, {high:+.3f}] | {share} |")
-    return "\n".join(lines)
+    for n in sorted({n for method, n in asked if method == "shared"}):
+        ours, right = asked["shared", n], asked.get(("passage", n))
+        ceiling = f"{right['value']:.2f} | {100 * ours['value'] / right['value']:.0f} %" if right else " | "
+        lines.append(f"| {n:,} | {ours['samples']} | {ours['value']:.2f} | {ceiling} |")
+    return "\n".join(lines) if asked else ""
+
+
+def interval(values: list[float]) -> str:
+    low, high = bootstrap(values)
+    return f"{sum(values) / len(values):+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def filled(text: str) -> str:
@@ -90,4 +176,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in (README, CARD):
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -43,13 +43,28 @@ def test_a_batch_gives_what_each_row_gives(make, side, search, positions):
             assert_near(batch[b, places[b]], single)
 
 
+@pytest.mark.parametrize("search_by", ["tokens", "last"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_the_query_is_each_rows_last_token(make, side):
-    llm = make()
+def test_the_query_is_each_rows_own(make, side, search_by):
+    llm = make(dataclasses.replace(CONFIG, search_by=search_by))
     ids, mask, _ = padded(WINDOWS, side)
-    queries = llm.query(ids, mask)
-    for b, window in enumerate(WINDOWS):
-        torch.testing.assert_close(queries[b], llm.query(window[None])[0], atol=1e-5, rtol=1e-5)
+    for query, window in zip(llm.query(ids, mask), WINDOWS, strict=True):
+        (single,) = llm.query(window[None])
+        assert query.shape == single.shape and len(query) == (len(window) if search_by == "tokens" else 1)
+        torch.testing.assert_close(query, single, atol=1e-5, rtol=1e-5)
+
+
+def test_only_the_tokens_that_ask_are_searched_by(make):
+    llm = make()
+    window, asking = tokens(80, 1)[None], torch.zeros(1, 80, dtype=torch.bool)
+    asking[0, [3, 70]] = True
+    (every,) = llm.query(window, question_mask=torch.ones(1, 80))
+    (last,) = llm.query(window)
+    assert torch.equal(last, every[-64:]), "without a mask the last tokens of a long window"
+    (query,) = llm.query(window, question_mask=asking)
+    assert torch.equal(query, every[[3, 70]])
+    with pytest.raises(UsageError, match="question_mask"):
+        llm.query(window, question_mask=torch.zeros(1, 80))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import sharedllm.context
 from sharedllm import Context, SharedConfig, SharedLLM, UsageError, WorkError
 from sharedllm.encoder import Encoded
-from sharedllm.memory import find_leaves, gather_slots
+from sharedllm.memory import find, gather_slots
 from sharedllm.tree import candidate_tokens
 from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model, tokens
 from tests.test_generate import counted
@@ -66,11 +66,11 @@ def test_counts_of_tokens_chunks_slots_and_bytes(llm):
     # A chunk of 16, depth 2: leaves of 8, 4, 4 with 2 slots each; of 7 (3 | 4): 3, 2, 2.
     assert context.slots == 5 * 6 + 6
     assert context.slots == llm.recall(context, WINDOW, search="later").mask.shape[1] - 1
-    M, K, D, E = 3, 2, 8, 32
+    M, K, D = 3, 2, 8
     expected = 4 * 87
     for n in [16] * 5 + [7]:
         stored = len(candidate_tokens(n, 2, 2))
-        expected += 8 + 8 * stored + 2 * 4 * M * K * D * stored + 4 * (8 + 4 * E)
+        expected += 8 + 8 * stored + 2 * 4 * M * K * D * stored
     assert context.nbytes == expected
 
 
@@ -108,23 +108,28 @@ def test_a_quarter_of_the_tokens_is_stored_in_a_real_context(make):
 # What is stored suffices ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("search_by", ["tokens", "last"])
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_stored_candidates_serve_any_search_as_all_tokens_would(make, depth):
-    llm = make(SharedConfig(injected_layers=2, chunk_length=29, tree_depth=depth, slots_per_leaf=3))
+def test_stored_candidates_serve_any_search_as_all_tokens_would(make, depth, search_by):
+    sizes = dict(injected_layers=2, chunk_length=29, tree_depth=depth, slots_per_leaf=3)
+    llm = make(SharedConfig(**sizes, search_by=search_by))
     generator = torch.Generator().manual_seed(depth)
     for length in (1, 2, 3, 5, 8, 11, 16, 21, 28, 29):
         few, all_of_them = (encoded(llm, tokens(length, length), every) for every in (False, True))
         (block,), (whole,) = few.blocks, all_of_them.blocks
-        for query in [None, *torch.randn(12, 32, generator=generator)]:
-            leaves = find_leaves(block, llm.config, query)
-            assert torch.equal(leaves, find_leaves(whole, llm.config, query))
-            found, expected = (gather_slots(b, leaves, 3) for b in (block, whole))
+        questions = torch.randn(12, 2, 16, generator=generator) if search_by == "tokens" else torch.randn(12, 1, 32)
+        for question in [None, *questions]:
+            (leaves,), (other,) = (find([b], llm.config, question) for b in (block, whole))
+            assert torch.equal(leaves.leaves, other.leaves)
+            found, expected = (gather_slots(b, leaves) for b in (block, whole))
             assert set(found[3].tolist()) <= set(block.tokens[0].tolist())
             for a, b in zip(found, expected, strict=True):
                 assert torch.equal(a, b)
 
 
-def test_a_question_sees_the_same_memory_from_candidates_as_from_every_token(llm):
+@pytest.mark.parametrize("search_by", ["tokens", "last"])
+def test_a_question_sees_the_same_memory_from_candidates_as_from_every_token(make, search_by):
+    llm = make(dataclasses.replace(CONFIG, search_by=search_by))
     few, whole = (encoded(llm, tokens(16 * 4 + 9, 2), every) for every in (False, True))
     for seed in range(5):
         window = tokens(6, seed)[None]
@@ -331,7 +336,7 @@ def test_a_context_saved_in_bfloat16_serves_a_float32_model(tmp_path):
     full = randomize(SharedLLM.from_pretrained(full_model, "none", CONFIG, tokenizer=byte_tokenizer()))
     loaded = Context.load(tmp_path / "c", full)
     for kept, block in zip(context.blocks, loaded.blocks, strict=True):
-        for name in ("keys", "values", "reps"):
+        for name in ("keys", "values"):
             assert getattr(block, name).dtype == torch.float32
             assert torch.equal(getattr(block, name), getattr(kept, name).float())
     fresh = full(WINDOW, context=full.read(tokens(87)), search="later").logits
@@ -483,7 +488,7 @@ BROKEN = {
     "context.json is binary": (WorkError, lambda f: (f / "context.json").write_bytes(b"\xff\xfe\x00\x01")),
     "context.json is a list": (UsageError, lambda f: (f / "context.json").write_text("[1]")),
     "another format": (UsageError, edit(format="other")),
-    "another version": (UsageError, edit(version=2)),
+    "another version": (UsageError, edit(version=1)),
     "no version": (UsageError, edit(version=None)),
     "no model": (WorkError, edit(model=None)),
     "no chunk_length": (WorkError, edit(chunk_length=None)),
@@ -501,6 +506,7 @@ BROKEN = {
     "keys of fewer tokens": (WorkError, reshaped("000000.keys", lambda t: t[:, :, :, 1:])),
     "tokens of fewer chunks": (WorkError, reshaped("000000.tokens", lambda t: t[1:])),
     "representations of another size": (WorkError, reshaped("000000.reps", lambda t: t[..., 1:])),
+    "scales of nothing packed": (WorkError, reshaped("000000.key_low", lambda t: t.new_zeros(3, 6, 2))),
     "keys and values of fewer layers": (
         WorkError,
         lambda f: [reshaped(f"000000.{n}", lambda t: t[1:])(f) for n in ("keys", "values")],

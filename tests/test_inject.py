@@ -314,7 +314,7 @@ def test_reading_while_an_answer_is_generated_sees_no_slots(make):
     alone = llm.read(tokens(100, 9)).blocks[0]
     with llm.injection.reading(llm.recall(llm.read(tokens(100)), tokens(6, 1)[None])):
         within = llm.read(tokens(100, 9)).blocks[0]
-    assert torch.equal(within.keys, alone.keys) and torch.equal(within.reps, alone.reps)
+    assert torch.equal(within.keys, alone.keys) and torch.equal(within.values, alone.values)
 
 
 def test_a_model_without_rotary_positions_is_refused():

@@ -10,6 +10,7 @@ import torch
 from sharedllm import SharedConfig, naive
 from sharedllm.tree import search, slot_tokens, tree_borders
 from tests.conftest import CONFIG, tokens
+from tests.test_tree import by_last
 
 CONFIGS = {
     "default": CONFIG,
@@ -21,6 +22,12 @@ CONFIGS = {
     "sequence": dataclasses.replace(CONFIG, positions="sequence"),
     "chunk+inner": dataclasses.replace(CONFIG, positions="chunk+inner"),
     "none": dataclasses.replace(CONFIG, positions="none"),
+    "by last token": dataclasses.replace(CONFIG, search_by="last"),
+    "one fine chunk": dataclasses.replace(CONFIG, fine_chunks=1),
+    "fine by last token": dataclasses.replace(CONFIG, fine_chunks=1, search_by="last"),
+    "two chunks read": dataclasses.replace(CONFIG, fine_chunks=1, read_chunks=2),
+    "one chunk read, at other positions": dataclasses.replace(CONFIG, read_chunks=1, positions="chunk+inner"),
+    "more fine chunks than some rows have": dataclasses.replace(CONFIG, fine_chunks=2, search_layer=1),
 }
 
 
@@ -89,9 +96,13 @@ def test_search_and_compression(length, depth):
         query = torch.randn(6, generator=generator)
         borders = tree_borders(torch.tensor([length]), depth)
         similarity = torch.nn.functional.cosine_similarity(reps[(borders[0, 1:] - 1).clamp(min=0)], query[None])[None]
-        for fast_query, slow_query in ((similarity, query), (None, None)):
-            leaves = search(borders, fast_query)[0]
-            slow = naive.search_tree(length, depth, list(reps), slow_query)
+
+        def near(span, reps=reps, query=query):
+            return naive.cosine(reps[span[1] - 1], query)
+
+        for fast, score in ((by_last(similarity), near), (None, None)):
+            leaves = search(borders, fast)[0]
+            slow = naive.search_tree(length, depth, score)
             assert [tuple(x) for x in leaves.tolist() if x[0] < x[1]] == slow
             kept, mask = slot_tokens(leaves, 2)
             assert kept[mask].tolist() == [t for leaf in slow for t in naive.compress(leaf, 2)]

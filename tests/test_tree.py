@@ -63,6 +63,12 @@ def test_noise_is_drawn_for_each_chunk_and_repeats_with_the_generator():
     assert torch.equal(torch.get_rng_state(), state), "a given generator must be the only one used"
 
 
+def by_last(nearness):
+    """Scores of all nodes where a node is as near as its last finest span."""
+    spans = nearness.shape[1]
+    return [nearness[:, width - 1 :: width] for width in (spans >> level for level in range(spans.bit_length()))]
+
+
 def test_the_later_half_is_chosen_without_a_query():
     assert search(borders_of(16, 3), None)[0].tolist() == [[0, 8], [8, 12], [12, 14], [14, 16]]
 
@@ -70,15 +76,15 @@ def test_the_later_half_is_chosen_without_a_query():
 def test_the_nearest_half_is_chosen_at_each_level():
     nearness = torch.tensor([[0.0, 0.9, 0.0, 0.5, 0.0, 0.1, 0.0, 0.2]])
     # halves end in spans 3 and 7 (left is nearer), quarters in 1 and 3 (left), eighths 0 and 1.
-    assert search(borders_of(16, 3), nearness)[0].tolist() == [[0, 2], [2, 4], [4, 8], [8, 16]]
+    assert search(borders_of(16, 3), by_last(nearness))[0].tolist() == [[0, 2], [2, 4], [4, 8], [8, 16]]
 
 
 def test_each_chunk_is_searched_on_its_own():
     borders = tree_borders(torch.tensor([16, 16, 5, 1]), 2)
     nearness = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
-    together = search(borders, nearness)
+    together = search(borders, by_last(nearness))
     for x in range(4):
-        assert torch.equal(together[x], search(borders[x : x + 1], nearness[x : x + 1])[0])
+        assert torch.equal(together[x], search(borders[x : x + 1], by_last(nearness[x : x + 1]))[0])
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
@@ -87,7 +93,7 @@ def test_leaves_are_in_text_order_and_cover_the_chunk_once(depth, noise):
     generator = torch.Generator().manual_seed(depth)
     lengths = torch.arange(0, 60).repeat(5)
     borders = tree_borders(lengths, depth, noise, generator)
-    leaves = search(borders, torch.rand(len(lengths), 2**depth, generator=generator))
+    leaves = search(borders, by_last(torch.rand(len(lengths), 2**depth, generator=generator)))
     for length, spans in zip(lengths.tolist(), leaves.tolist(), strict=True):
         assert len(spans) == depth + 1
         covered = [t for start, end in spans for t in range(start, end)]
@@ -97,7 +103,7 @@ def test_leaves_are_in_text_order_and_cover_the_chunk_once(depth, noise):
 def test_an_empty_half_is_never_gone_into():
     # Three tokens at depth 3: below one token there is nothing, whatever the similarity says.
     for bits in itertools.product((0.0, 1.0), repeat=8):
-        spans = search(borders_of(3, 3), torch.tensor([bits]))[0]
+        spans = search(borders_of(3, 3), by_last(torch.tensor([bits])))[0]
         assert sorted(t for s, e in spans.tolist() for t in range(s, e)) == [0, 1, 2]
 
 
@@ -130,7 +136,7 @@ def test_candidates_are_exactly_what_some_search_could_keep(depth, slots):
     for length in [*range(1, 20), 27, 32]:
         draws = 60 * 2**depth
         nearness = torch.rand(draws, 2**depth, generator=generator)
-        tokens, mask = slot_tokens(search(borders_of(length, depth).expand(draws, -1), nearness), slots)
+        tokens, mask = slot_tokens(search(borders_of(length, depth).expand(draws, -1), by_last(nearness)), slots)
         reachable = set(tokens[mask].tolist())
         candidates = candidate_tokens(length, depth, slots)
         assert candidates.tolist() == sorted(reachable), f"length {length}"

@@ -15,6 +15,8 @@ from sharedllm.errors import UsageError
 
 POSITIONS = ("chunk", "chunk+inner", "sequence", "none")
 INITS = ("copied", "zero")
+SEARCHES_BY = ("tokens", "last")
+STORED_BITS = (16, 8, 4)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,16 @@ class SharedConfig:
     """L: how often a chunk is halved on the way down; it yields L + 1 leaves."""
     slots_per_leaf: int = 32
     """Key/value positions every leaf keeps, at an even stride."""
+    fine_chunks: int = 0
+    """Chunks that keep every token, whatever the tree says: those nearest to the question, without one the newest."""
+    read_chunks: int = 0
+    """Chunks that a question reads, the nearest ones; the others are left out. 0: all."""
+    search_by: str = "tokens"
+    """What of a node a question is compared with: all its `tokens`, or its `last` one; see `relevance`."""
+    search_layer: int = 4
+    """The layer, counted from 0, whose values represent a token; only where `search_by` is `tokens`."""
+    stored_bits: int = 16
+    """Bits in which a stored number is kept: 16 (whatever the model computes in), 8 or 4; see `packing`."""
     split_noise: float = 0.05
     """Standard deviation of the split point in training, as a share of the node's length."""
     positions: str = "chunk"
@@ -55,6 +67,9 @@ class SharedConfig:
             ("tree_depth", 1),
             ("slots_per_leaf", 1),
             ("rank", 0),
+            ("fine_chunks", 0),
+            ("search_layer", 0),
+            ("read_chunks", 0),
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
@@ -71,6 +86,8 @@ class SharedConfig:
             raise UsageError(f"null_slot is {self.null_slot!r}; it must be true or false.")
         check_choice("positions", self.positions, POSITIONS)
         check_choice("init", self.init, INITS)
+        check_choice("search_by", self.search_by, SEARCHES_BY)
+        check_choice("stored_bits", self.stored_bits, STORED_BITS)
         if self.rank and self.init != "copied":
             raise UsageError(
                 f"rank is {self.rank}, a change of copied projections; it needs init copied, not {self.init}."
@@ -78,8 +95,12 @@ class SharedConfig:
 
     @classmethod
     def fitting(cls, layers: int) -> SharedConfig:
-        """The defaults for a model of so many layers: about half of them injected, at most 16."""
-        return cls(injected_layers=min(cls.injected_layers, max(1, (layers + 1) // 2)))
+        """What measured best (docs/LOG.md), for a model of so many layers.
+
+        Four fifths of the layers are injected, because heads that copy sit that deep; one chunk keeps every
+        token and a question reads eight; projections are changed at rank 64, numbers stored at 4 bits.
+        """
+        return cls(injected_layers=max(1, layers * 4 // 5), fine_chunks=1, read_chunks=8, rank=64, stored_bits=4)
 
     @property
     def slots_per_chunk(self) -> int:
@@ -100,11 +121,13 @@ class SharedConfig:
         return cls(**values)
 
 
-def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """Raise one clear sentence when `value` is not among `choices`."""
     choices = list(choices)
     if value not in choices:
-        raise UsageError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.{nearest(str(value), choices)}")
+        raise UsageError(
+            f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}.{nearest(str(value), map(str, choices))}"
+        )
 
 
 def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:

@@ -21,7 +21,8 @@ from sharedllm.config import SharedConfig
 from sharedllm.encoder import Encoded
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.files import replaceable, replaced_folder
-from sharedllm.memory import find_leaves
+from sharedllm.memory import find
+from sharedllm.packing import GROUP
 from sharedllm.tree import slot_tokens
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from sharedllm.reader import Reader
 
 FORMAT = "sharedllm-context"
-VERSION = 1
+STORED_UNDER = ("injected_layers", "chunk_length", "tree_depth", "slots_per_leaf", "fine_chunks")
+VERSION = 2
 ABOUT_FILE, SLOTS_FILE = "context.json", "slots.safetensors"
 Progress = Callable[[int, int], None]
 """Called with tokens read so far and tokens in all."""
@@ -48,7 +50,7 @@ class Context:
         self.reader = reader
         self.fingerprint = fingerprint
         self.shape = shape
-        """Settings the stored slots depend on: injected_layers, chunk_length, tree_depth, slots_per_leaf."""
+        """Settings that say which slots are stored, by the names in `STORED_UNDER`."""
         self.blocks: list[Encoded] = []
         self.ids = torch.empty(0, dtype=torch.int32)
 
@@ -68,9 +70,13 @@ class Context:
 
     @property
     def slots(self) -> int:
-        """Slots one question selects, over all chunks (each layer has as many)."""
-        leaves = [find_leaves(block, self.config, None) for block in self.blocks]
-        return sum(int(slot_tokens(spans, self.config.slots_per_leaf)[1].sum()) for spans in leaves)
+        """Slots one question selects, over all chunks it reads (each layer has as many)."""
+        if not self.blocks:
+            return 0
+        config = self.reader.config if self.reader is not None else self.config
+        counts = [slot_tokens(f.leaves, f.slots[:, None, None])[1].sum((1, 2)) for f in find(self.blocks, config)]
+        read = max(config.read_chunks, config.fine_chunks) if config.read_chunks else self.chunks
+        return int(torch.cat(counts)[-read:].sum())
 
     @property
     def nbytes(self) -> int:
@@ -93,16 +99,26 @@ class Context:
 
     def first(self, chunks: int) -> Context:
         """A view of the first `chunks` chunks, sharing their storage; what is not encoded yet is encoded now."""
+        return self._cut(0, chunks)
+
+    def without_first(self, chunks: int) -> Context:
+        """A view of what follows the first `chunks` chunks, as if it alone had been read."""
+        return self._cut(chunks, None)
+
+    def _cut(self, start: int, end: int | None) -> Context:
         if self.encoded_tokens < self.tokens and self.reader is not None:
             self.reader.encode(self)
+        end = self.chunks if end is None else end
         part = Context(self.reader, self.fingerprint, self.shape)
-        left = chunks
+        before = 0
         for block in self.blocks:
-            if left <= 0:
-                break
-            part.blocks.append(block[: min(left, block.lengths.shape[0])])
-            left -= block.lengths.shape[0]
-        part.ids = self.ids[: part.encoded_tokens]
+            size = len(block.lengths)
+            first, last = max(start - before, 0), min(end - before, size)
+            if first < last:
+                part.blocks.append(block[first:last])
+            before += size
+        skipped = start * self.shape["chunk_length"]
+        part.ids = self.ids[skipped : skipped + part.encoded_tokens]
         return part
 
     def save(self, folder: str | Path) -> None:
@@ -140,9 +156,8 @@ class Context:
         """
         folder = Path(folder)
         about = _read_about(folder)
-        names = ("injected_layers", "chunk_length", "tree_depth", "slots_per_leaf")
         try:
-            context = cls(None, str(about["model"]), {name: int(about[name]) for name in names})
+            context = cls(None, str(about["model"]), {name: int(about[name]) for name in STORED_UNDER})
             tokens, blocks = int(about["tokens"]), int(about["blocks"])
             with safe_open(folder / "slots.safetensors", framework="pt") as stored:
                 context.ids = stored.get_tensor("ids")
@@ -167,7 +182,13 @@ class Context:
         M, K, D, E = self.shape["injected_layers"], parts.kv_heads, parts.head_dim, parts.hidden_size
         for block in self.blocks:
             (X,), P, R = block.lengths.shape, block.tokens.shape[-1], block.rep_tokens.shape[-1]
-            expected = [(X,), (X, P), (M, X, K, P, D), (M, X, K, P, D), (X, R), (X, R, E)]
+            kept: Sequence[tuple[int, ...]] = [(M, X, K, P, D)] * 2
+            scales: Sequence[tuple[int, ...]] = [(M, X, 0)] * 4
+            if block.keys.dtype == torch.uint8:
+                half = block.keys.shape[-1] * 2 == D
+                kept = [(M, X, K, P, D // 2 if half else D)] * 2
+                scales = [(M, X, K, -(-P // min(GROUP, max(P, 1))), D)] * 2 + [(M, X, K, P, 1)] * 2
+            expected = [(X,), (X, P), *kept, *scales, (X, R), (X, R, E)]
             if [tuple(tensor.shape) for tensor in vars(block).values()] != expected:
                 raise WorkError("the parts of the context do not fit together; encode the text again.")
 

@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from sharedllm.architectures import Parts, rotate
+from sharedllm.packing import group_of, pack_keys, pack_values, unpack
+
+LAYERED = ("keys", "values", "key_low", "key_step", "value_low", "value_step")  # whose chunk axis is the second
 
 
 @dataclass
@@ -32,11 +35,17 @@ class Encoded:
     tokens: Tensor
     """[X, P], which tokens of the chunk are stored, ascending; past the end of a chunk: C."""
     keys: Tensor
-    """[M, X, K, P, D], before rotation."""
+    """[M, X, K, P, D], before rotation; packed: codes [M, X, K, P, D * bits / 8] in uint8."""
     values: Tensor
-    """[M, X, K, P, D]."""
+    """[M, X, K, P, D], or codes."""
+    key_low: Tensor
+    """[M, X, K, G, D] as `packing` says; [M, X, 0] where nothing is packed. The same for the three below."""
+    key_step: Tensor
+    value_low: Tensor
+    """[M, X, K, P, 1]."""
+    value_step: Tensor
     rep_tokens: Tensor
-    """[X, R], which tokens have a representation stored, ascending; past the end: C."""
+    """[X, R], which tokens have a representation stored, ascending; past the end: C. R is 0 unless `search_by` is `last`."""
     reps: Tensor
     """[X, R, E], normed hidden state after the first layer."""
 
@@ -54,19 +63,45 @@ class Encoded:
         """Join chunks of the same stored shape."""
         if len(parts) == 1:
             return parts[0]
-        layered = ("keys", "values")  # here the chunk axis is the second
         names = cls.__dataclass_fields__
-        return cls(**{n: torch.cat([getattr(p, n) for p in parts], dim=int(n in layered)) for n in names})
+        return cls(**{n: torch.cat([getattr(p, n) for p in parts], dim=int(n in LAYERED)) for n in names})
 
     def __getitem__(self, chunks: slice) -> Encoded:
-        return Encoded(
-            self.lengths[chunks],
-            self.tokens[chunks],
-            self.keys[:, chunks],
-            self.values[:, chunks],
-            self.rep_tokens[chunks],
-            self.reps[chunks],
+        return Encoded(**{n: t[:, chunks] if n in LAYERED else t[chunks] for n, t in vars(self).items()})
+
+    def lowest(self, layers: int) -> Encoded:
+        """The same with the keys and values of the lowest layers alone."""
+        return Encoded(**{n: t[:layers] if n in LAYERED else t for n, t in vars(self).items()})
+
+    def packed(self, bits: int) -> Encoded:
+        """The same with keys and values at 8 or 4 bits a number; 16 leaves them as they are."""
+        if bits == 16:
+            return self
+        packed = (*pack_keys(self.keys, bits), *pack_values(self.values, bits))
+        names = ("keys", "key_low", "key_step", "values", "value_low", "value_step")
+        return Encoded(**{**vars(self), **dict(zip(names, packed, strict=True))})
+
+    def at(self, chunk_S: Tensor, stored_S: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [M, K, S, D] of some stored tokens, named by their chunk and their place among the stored."""
+
+        def take(x: Tensor, at: Tensor) -> Tensor:
+            return x[:, chunk_S, :, at].permute(1, 2, 0, 3)
+
+        keys, values = take(self.keys, stored_S), take(self.values, stored_S)
+        if keys.dtype != torch.uint8:
+            return keys, values
+        D, group = self.key_low.shape[-1], group_of(stored_S, self.tokens.shape[1])
+        return (
+            unpack(keys, take(self.key_low, group), take(self.key_step, group), D),
+            unpack(values, take(self.value_low, stored_S), take(self.value_step, stored_S), D),
         )
+
+    def values_of(self, layer: int) -> Tensor:
+        """Values of all stored tokens in one layer, [X, K, P, D]."""
+        values = self.values[layer]
+        if values.dtype != torch.uint8:
+            return values
+        return unpack(values, self.value_low[layer], self.value_step[layer], self.key_low.shape[-1])
 
 
 class _Catch(DynamicCache):
@@ -123,6 +158,14 @@ class LowerModel:
             hidden = short(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         return self._norm_first(hidden)
 
+    def values(self, input_ids: Tensor, attention_mask: Tensor | None, layer: int) -> Tensor:
+        """Values of one layer (from 0), [B, K, T, D]."""
+        short = LowerModel(self.parts, layer + 1).module
+        caught = _Catch(torch.arange(input_ids.shape[1], device=self.device).expand(len(input_ids), -1), self.parts)
+        with self.apart():
+            short(input_ids=input_ids, attention_mask=attention_mask, past_key_values=caught, use_cache=True)
+        return caught.values[layer]
+
     def _norm_first(self, hidden: Tensor) -> Tensor:
         return self.parts.norm(1)(hidden)
 
@@ -148,11 +191,17 @@ class LowerModel:
                 self.module(input_ids=input_ids_XC, past_key_values=caught, use_cache=True)
         finally:
             handle.remove()
+        keys = torch.stack(caught.keys)
+        none = [keys.new_zeros(*keys.shape[:2], 0) for _ in range(4)]
         return Encoded(
             lengths=lengths_X,
             tokens=tokens_XP,
-            keys=torch.stack(caught.keys),
+            keys=keys,
             values=torch.stack(caught.values),
+            key_low=none[0],
+            key_step=none[1],
+            value_low=none[2],
+            value_step=none[3],
             rep_tokens=rep_tokens_XR,
             reps=self._norm_first(first[0]),
         )

@@ -1,7 +1,7 @@
 """From stored chunks to the slots a batch attends to: search, gather, rotate, pad.
 
 Shapes: X chunks of one context, P tokens stored a chunk, M layers, K key/value heads, D head dimension,
-S slots, B rows, E hidden size.
+S slots, B rows, Q tokens of a question, R size of a representation (see `relevance`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sharedllm.architectures import Parts, rotate
 from sharedllm.config import SharedConfig
 from sharedllm.encoder import Encoded
 from sharedllm.inject import Memory
+from sharedllm.relevance import compare
 from sharedllm.tree import search, slot_tokens, tree_borders
 
 
@@ -29,59 +30,81 @@ class Slots:
     values: Tensor
     """[M, K, S, D]"""
     chunk: Tensor
-    """[S], number of the chunk a slot comes from, counted from 1."""
+    """[S], number of the chunk a slot comes from, counted from 1 among those that are read."""
     token: Tensor
     """[S], the token inside its chunk."""
     chunks: int
-    """N, how many chunks were searched."""
+    """N, how many chunks are read."""
 
 
-def find_leaves(
-    encoded: Encoded,
+@dataclass
+class Found:
+    """What a search found in one block."""
+
+    leaves: Tensor
+    """[X, L + 1, 2], start and end in tokens, in text order."""
+    slots: Tensor
+    """[X], slots a leaf of each chunk keeps at most; 0 for a chunk that is left out."""
+
+
+def find(
+    blocks: Sequence[Encoded],
     config: SharedConfig,
-    query_E: Tensor | None,
+    question_QR: Tensor | None = None,
     noise: float = 0.0,
     generator: torch.Generator | None = None,
-) -> Tensor:
-    """Search every chunk for one query; leaves [X, L + 1, 2] in tokens. None: the later halves."""
-    borders = tree_borders(encoded.lengths, config.tree_depth, noise, generator)
-    similarity = None
-    if query_E is not None:
-        ends = (borders[:, 1:] - 1).clamp(min=0)
-        at = torch.searchsorted(encoded.rep_tokens, ends).clamp(max=encoded.rep_tokens.shape[1] - 1)
-        found = encoded.reps.gather(1, at[:, :, None].expand(-1, -1, encoded.reps.shape[2]))
-        similarity = F.cosine_similarity(found.float(), query_E.float()[None, None], dim=2)
-    return search(borders, similarity)
+) -> list[Found]:
+    """Search all chunks of one context for one question.
+
+    The nearest `config.fine_chunks` chunks keep every token, the others what their trees say, and those beyond
+    the nearest `config.read_chunks` nothing. Without a question the newest chunks and the later halves are
+    chosen, and all chunks are read.
+    """
+    borders = [tree_borders(b.lengths, config.tree_depth, noise, generator) for b in blocks]
+    sizes = [len(b.lengths) for b in blocks]
+    if question_QR is None:
+        scores: Sequence[list[Tensor] | None] = [None] * len(blocks)
+        order = torch.arange(sum(sizes))
+    else:
+        levels = [near.levels(b) for near, b in zip(compare(blocks, config, question_QR), borders, strict=True)]
+        scores, order = levels, torch.cat([level[0][:, 0] for level in levels]).argsort(stable=True)
+    total = sum(sizes)
+    read = max(config.read_chunks, config.fine_chunks) if question_QR is not None and config.read_chunks else total
+    slots = torch.full((total,), config.slots_per_leaf, device=borders[0].device)
+    slots[order[: max(0, total - read)]] = 0
+    slots[order[max(0, total - config.fine_chunks) :]] = config.chunk_length
+    return [Found(search(b, score), n) for b, score, n in zip(borders, scores, slots.split(sizes), strict=True)]
 
 
-def gather_slots(encoded: Encoded, leaves_XLs: Tensor, slots_per_leaf: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def gather_slots(encoded: Encoded, found: Found) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Keys, values [M, K, S, D] of the leaves' slots in text order, with their chunk (from 0) and token [S]."""
-    tokens, mask = (x.flatten(1) for x in slot_tokens(leaves_XLs, slots_per_leaf))
+    tokens, mask = (x.flatten(1) for x in slot_tokens(found.leaves, found.slots[:, None, None]))
     at = torch.searchsorted(encoded.tokens, tokens.contiguous())
     chunk = torch.arange(tokens.shape[0], device=tokens.device)[:, None].expand_as(tokens)
     chunk_S, at_S, token_S = chunk[mask], at[mask], tokens[mask]
-    keys, values = (x[:, chunk_S, :, at_S].permute(1, 2, 0, 3) for x in (encoded.keys, encoded.values))
-    return keys, values, chunk_S, token_S
+    return *encoded.at(chunk_S, at_S), chunk_S, token_S
 
 
 def select_slots(
     blocks: Sequence[Encoded],
     config: SharedConfig,
-    query_E: Tensor | None,
+    question_QR: Tensor | None,
     noise: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Slots | None:
     """Search all chunks of one context and take their slots; None when there are no chunks."""
+    if not blocks:
+        return None
     parts, before = [], 0
-    for block in blocks:
-        leaves = find_leaves(block, config, query_E, noise, generator)
-        keys, values, chunk, token = gather_slots(block, leaves, config.slots_per_leaf)
+    for block, found in zip(blocks, find(blocks, config, question_QR, noise, generator), strict=True):
+        keys, values, chunk, token = gather_slots(block, found)
         parts.append((keys, values, chunk + before + 1, token))
         before += block.lengths.shape[0]
-    if not parts:
-        return None
     keys, values = (torch.cat([p[i] for p in parts], dim=2) for i in (0, 1))
     chunk, token = (torch.cat([p[i] for p in parts]) for i in (2, 3))
+    if config.read_chunks:  # those that are read follow each other, as in a text of only so many
+        read, chunk = chunk.unique(return_inverse=True)
+        chunk, before = chunk + 1, len(read)
     return Slots(keys, values, chunk, token, before)
 
 

@@ -27,6 +27,7 @@ from sharedllm.loading import fingerprint, load_model
 from sharedllm.memory import Slots, build_memory, select_slots
 from sharedllm.prompts import Answer, Prompt
 from sharedllm.reader import Reader
+from sharedllm.relevance import asked
 
 SEARCHES = ("query", "later")
 Contexts = Context | Sequence[Context | None] | None
@@ -153,15 +154,11 @@ class SharedLLM:
         return context
 
     @torch.no_grad()
-    def query(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Representation of each row's last token, [B, E], by which the tree is searched."""
-        if attention_mask is not None:  # it may cover a past as well
-            attention_mask = attention_mask[:, -input_ids.shape[1] :]
-        reps = self.lower.first_layer(input_ids, attention_mask)
-        if attention_mask is None:
-            return reps[:, -1]
-        last = (attention_mask.long() * torch.arange(attention_mask.shape[1], device=reps.device)).argmax(dim=1)
-        return reps[torch.arange(len(reps), device=reps.device), last]
+    def query(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, question_mask: Tensor | None = None
+    ) -> list[Tensor]:
+        """What each row of `input_ids` [B, T] is searched by, [Q, R] a row; see `relevance.asked`."""
+        return asked(self.lower, self.config, input_ids, attention_mask, question_mask)
 
     def recall(
         self,
@@ -171,14 +168,16 @@ class SharedLLM:
         search: str = "query",
         noise: float = 0.0,
         generator: torch.Generator | None = None,
+        question_mask: Tensor | None = None,
     ) -> Memory | None:
         """Search the contexts once and give the slots the rows of `input_ids` attend to; None without any.
 
         Args:
             contexts: one for all rows, or a list with one (or None) a row.
-            input_ids: [B, T], the window; its last token is the query.
-            search: `query` (nearest half) or `later` (always the later half).
+            input_ids: [B, T], the window.
+            search: `query` (what is nearest to the question) or `later` (the newest chunks, the later halves).
             noise: of split points; needs contexts encoded with `every_token`.
+            question_mask: [B, T], which tokens of the window ask; None: its last 64.
         """
         self._check_attached()
         check_choice("search", search, SEARCHES)
@@ -196,7 +195,7 @@ class SharedLLM:
                     self.reader.encode(context)
         if all(c is None or not c.blocks for c in rows):
             return None
-        queries = self.query(input_ids, attention_mask) if search == "query" else None
+        queries = self.query(input_ids, attention_mask, question_mask) if search == "query" else None
         slots: list[Slots | None] = []
         for b, context in enumerate(rows):
             query = None if queries is None else queries[b]
@@ -211,6 +210,7 @@ class SharedLLM:
         context: Contexts = None,
         attention_mask: Tensor | None = None,
         search: str = "query",
+        question_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """The model's forward pass over the window, taking the context in; returns its usual output.
@@ -219,6 +219,7 @@ class SharedLLM:
             input_ids: [B, T], padded at either side with `attention_mask` [B, T] saying where.
             context: one `Context` for all rows, or a list with one (or None) a row.
             search: how leaves are chosen, `query` or `later`.
+            question_mask: [B, T], which tokens of the window ask; None: its last 64.
             kwargs: whatever the model's own forward takes.
         """
         input_ids = input_ids.to(self.device)
@@ -226,7 +227,7 @@ class SharedLLM:
             attention_mask = attention_mask.to(self.device)
             if "position_ids" not in kwargs and "past_key_values" not in kwargs:
                 kwargs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-        memory = self.recall(context, input_ids, attention_mask, search)
+        memory = self.recall(context, input_ids, attention_mask, search, question_mask=question_mask)
         with self.injection.reading(memory):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
@@ -237,6 +238,7 @@ class SharedLLM:
         context: Contexts = None,
         attention_mask: Tensor | None = None,
         search: str = "query",
+        question_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """The model's own `generate`, with all its arguments; the context is searched once, at the start."""
@@ -244,7 +246,7 @@ class SharedLLM:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         attention_mask = attention_mask.to(self.device)
-        memory = self.recall(context, input_ids, attention_mask, search)
+        memory = self.recall(context, input_ids, attention_mask, search, question_mask=question_mask)
         with self.injection.reading(memory):
             return self.model.generate(input_ids, attention_mask=attention_mask, **kwargs)
 
@@ -276,7 +278,7 @@ class SharedLLM:
                 raise UsageError(
                     f"the question has {ids.shape[1]} tokens and the model's window {self.window}; ask a shorter one."
                 )
-            memory = self.recall(context, ids)
+            memory = self.recall(context, ids, question_mask=prompt.question_mask().to(self.device))
         searched = time.perf_counter()
         with self.injection.reading(memory):
             out = self.model.generate(

@@ -7,8 +7,9 @@ arXiv 2603.04759, for Llama-like models (pre-norm, half-split rotary pairs), and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,22 +33,63 @@ class Slot:
 def forward(llm: Any, window: Sequence[int], chunks: Sequence[Sequence[int]], search: str = "query") -> Tensor:
     """Logits [T, V] of one row: a window of token ids after some chunks of token ids."""
     config: SharedConfig = llm.config
-    query = first_layer(llm, window)[-1] if search == "query" else None
+    read = [read_chunk(llm, chunk) for chunk in chunks]
+    score = scorer(llm, window, chunks, read) if search == "query" else None
+    order = chunk_order([len(chunk) for chunk in chunks], score)
+    fine = order[max(0, len(order) - config.fine_chunks) :]
+    taken = order[-max(config.read_chunks, config.fine_chunks) :] if score and config.read_chunks else order
     slots: list[Slot] = []
-    for i, chunk in enumerate(chunks):
-        keys, values = read_chunk(llm, chunk)
-        leaves = search_tree(len(chunk), config.tree_depth, first_layer(llm, chunk), query)
-        for leaf in leaves:
-            for token in compress(leaf, config.slots_per_leaf):
+    for number, i in enumerate(sorted(taken), 1):
+        keys, values = read[i]
+        near = None if score is None else partial(score, i)
+        for leaf in search_tree(len(chunks[i]), config.tree_depth, near):
+            for token in compress(leaf, config.chunk_length if i in fine else config.slots_per_leaf):
                 at = (
                     [[head[token] for head in layer] for layer in keys],
                     [[head[token] for head in layer] for layer in values],
                 )
-                slots.append(Slot(i + 1, token, *at))
-    return decode(llm, window, slots, len(chunks))
+                slots.append(Slot(number, token, *at))
+    return decode(llm, window, slots, len(taken))
 
 
-def search_tree(length: int, depth: int, reps: list[Tensor], query: Tensor | None) -> list[Span]:
+def scorer(
+    llm: Any, window: Sequence[int], chunks: Sequence[Sequence[int]], read: Sequence[tuple[list[Any], list[Any]]]
+) -> Callable[[int, Span], float]:
+    """How near a span of a chunk (its number from 0) is to the question that the window ends with."""
+    config: SharedConfig = llm.config
+    if config.search_by == "last":
+        asked, told = first_layer(llm, window)[-1], [first_layer(llm, chunk) for chunk in chunks]
+        return lambda i, span: cosine(told[i][span[1] - 1], asked)
+    layer = min(config.search_layer, config.injected_layers - 1)
+
+    def reps(values: list[Any]) -> list[Tensor]:
+        return [torch.cat(heads).detach() for heads in zip(*values[layer], strict=True)]
+
+    stored = [
+        range(len(chunk)) if config.fine_chunks else candidates(len(chunk), config.tree_depth, config.slots_per_leaf)
+        for chunk in chunks
+    ]
+    tokens = [reps(values) for _, values in read]
+    every = [tokens[i][t] for i in range(len(chunks)) for t in stored[i]]
+    mean = torch.stack(every).mean(0) if every else 0
+    question = [rep - mean for rep in reps(read_chunk(llm, window)[1])[-64:]]
+
+    def score(i: int, span: Span) -> float:
+        inside = [tokens[i][t] - mean for t in stored[i] if span[0] <= t < span[1]]
+        return sum(max(cosine(token, asked) for token in inside) for asked in question)
+
+    return score
+
+
+def chunk_order(lengths: list[int], score: Callable[[int, Span], float] | None) -> list[int]:
+    """Numbers of the chunks, the nearest last; without a question the newest."""
+    order = list(range(len(lengths)))
+    if score is not None:
+        order.sort(key=lambda i: score(i, (0, lengths[i])))
+    return order
+
+
+def search_tree(length: int, depth: int, score: Callable[[Span], float] | None) -> list[Span]:
     """Leaves of one chunk in text order: at each level keep one half, go on into the other."""
     node, leaves = (0, length), []
     for level in range(depth):
@@ -58,16 +100,24 @@ def search_tree(length: int, depth: int, reps: list[Tensor], query: Tensor | Non
             chosen, kept = right, left
         elif right[0] == right[1]:
             chosen, kept = left, right
-        elif query is None:
+        elif score is None:
             chosen, kept = right, left
         else:
-            nearness = [cosine(reps[half[1] - 1], query) for half in (left, right)]
-            chosen, kept = (right, left) if nearness[1] >= nearness[0] else (left, right)
+            chosen, kept = (right, left) if score(right) >= score(left) else (left, right)
         leaves.append(kept)
         if level == depth - 1:
             leaves.append(chosen)
         node = chosen
     return sorted(leaf for leaf in leaves if leaf[0] < leaf[1])
+
+
+def candidates(length: int, depth: int, slots: int) -> list[int]:
+    """The tokens that some node of a chunk's tree would keep."""
+    nodes, found = [(0, length)], set()
+    for _ in range(depth):
+        nodes = [half for s, e in nodes for half in ((s, (s + e) // 2), ((s + e) // 2, e))]
+        found |= {token for node in nodes if node[0] < node[1] for token in compress(node, slots)}
+    return sorted(found)
 
 
 def compress(leaf: Span, slots: int) -> list[int]:

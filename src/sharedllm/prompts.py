@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sharedllm.errors import UsageError
@@ -46,6 +47,16 @@ class Prompt:
         """Token ids of the question, for a window whose context is injected."""
         return self._ids(self._render(self.question))
 
+    def question_mask(self) -> Tensor:
+        """Which tokens of `alone` are the question's own and not the template's, [1, T]."""
+        whole = self.alone()
+        before, after = (self._ids(part) for part in self._render(PLACE).split(PLACE, 1))
+        start = _common(whole, before)
+        end = len(whole) - _common(whole[start:][::-1], after[::-1])
+        mask = torch.zeros(1, len(whole), dtype=torch.bool)
+        mask[0, start:end] = True
+        return mask
+
     def with_text(self, text_ids: Tensor) -> list[int]:
         """Token ids of the text followed by the question, for a window that holds both."""
         if len(text_ids) == 0:
@@ -61,3 +72,8 @@ class Prompt:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """How many first items two lists share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sharedllm.config import SharedConfig
-from sharedllm.context import Context, Progress
+from sharedllm.context import STORED_UNDER, Context, Progress
 from sharedllm.encoder import Encoded, LowerModel
 from sharedllm.errors import UsageError
 from sharedllm.hardware import chunk_batch
 from sharedllm.tree import candidate_tokens, tree_borders
 
 MERGED_CHUNKS = 32  # chunks a stored block holds, so that a question walks few blocks
-SHAPE = ("injected_layers", "chunk_length", "tree_depth", "slots_per_leaf")
 
 
 class Reader:
@@ -28,7 +26,7 @@ class Reader:
 
     def new_context(self) -> Context:
         """An empty context of this model."""
-        return Context(self, self.fingerprint, {name: getattr(self.config, name) for name in SHAPE})
+        return Context(self, self.fingerprint, {name: getattr(self.config, name) for name in STORED_UNDER})
 
     def append(self, context: Context, more: str | Sequence[int] | Tensor, progress: Progress | None = None) -> None:
         """Read `more` on; the context's complete chunks are not read again.
@@ -52,11 +50,17 @@ class Reader:
             raise UsageError("the context was made with another model; encode the text again with this one.")
         for name, stored in context.shape.items():
             here = getattr(self.config, name)
-            if stored != here and not (name == "injected_layers" and stored > here):
+            richer = stored > here if name == "injected_layers" else name == "fine_chunks" and stored > 0
+            if stored != here and not richer:
                 raise UsageError(
                     f"the context was made with {name} {stored}, this adapter needs {here}; encode the text again."
                 )
         context.check(self.lower.parts)
+        if self.config.search_by == "last" and any(block.reps.shape[1] == 0 for block in context.blocks):
+            raise UsageError(
+                "the context was made for search_by tokens, this adapter searches by last; encode the text again."
+            )
+        context.shape = {**context.shape, "fine_chunks": self.config.fine_chunks}
         for i, block in enumerate(context.blocks):
             moved = {
                 n: t.to(self.lower.device, self.lower.dtype if t.is_floating_point() else None)
@@ -76,7 +80,7 @@ class Reader:
         """
         C, M = self.config.chunk_length, self.config.injected_layers
         if context.shape["injected_layers"] > M:  # read by more layers than this adapter needs; what follows has M
-            context.blocks = [replace(b, keys=b.keys[:M], values=b.values[:M]) for b in context.blocks]
+            context.blocks = [block.lowest(M) for block in context.blocks]
             context.shape = {**context.shape, "injected_layers": M}
         if context.blocks and int(context.blocks[-1].lengths[-1]) < C:
             context.blocks.pop()
@@ -97,16 +101,23 @@ class Reader:
                 progress(at, total)
 
     def _encode_chunks(self, ids_XC: Tensor, every_token: bool) -> Encoded:
+        """Encode chunks of one length; packed, unless every token is wanted for training."""
         X, n = ids_XC.shape
         depth = self.config.tree_depth
-        if every_token:
-            tokens, reps = torch.arange(n), torch.arange(n)  # storage of their own, or safetensors refuses them
+        if every_token or self.config.fine_chunks:
+            tokens = torch.arange(n)  # storage of its own, or safetensors refuses it
         else:
             tokens = candidate_tokens(n, depth, self.config.slots_per_leaf)
+        if self.config.search_by != "last":
+            reps = torch.arange(0)
+        elif every_token:
+            reps = torch.arange(n)
+        else:
             reps = (tree_borders(torch.tensor([n]), depth)[0, 1:] - 1).clamp(min=0).unique()
         lengths = torch.full((X,), n, device=self.lower.device)
         tokens, reps = (t.to(self.lower.device).expand(X, -1).contiguous() for t in (tokens, reps))
-        return self.lower.encode(ids_XC.to(self.lower.device, torch.long), lengths, tokens, reps)
+        encoded = self.lower.encode(ids_XC.to(self.lower.device, torch.long), lengths, tokens, reps)
+        return encoded if every_token else encoded.packed(self.config.stored_bits)
 
     def token_ids(self, text: str | Sequence[int] | Tensor) -> Tensor:
         """Token ids of a text, [n] int32, without special tokens; ids given are checked."""

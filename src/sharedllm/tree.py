@@ -12,6 +12,8 @@ Source: arXiv 2603.04759, section on the context tree; the union of candidates i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,14 +37,14 @@ def tree_borders(lengths_X: Tensor, depth: int, noise: float = 0.0, generator: t
     return borders
 
 
-def search(borders_XF: Tensor, similarity_XF: Tensor | None) -> Tensor:
+def search(borders_XF: Tensor, scores: Sequence[Tensor] | None) -> Tensor:
     """Leaves of every chunk in text order, shape [X, L + 1, 2]: start and end in tokens.
 
     Args:
         borders_XF: from `tree_borders`, [X, 2^L + 1].
-        similarity_XF: similarity of each finest span's last token to the query, [X, 2^L]; a coarser
-            node ends where its last finest span ends. None: no query, the later half is chosen.
-    An empty half is never chosen over one with tokens; at equal similarity the later half is.
+        scores: how near the nodes of each level are to the question, [X, 1], [X, 2], ..., [X, 2^L]. None: no
+            question, the later half is chosen.
+    An empty half is never chosen over one with tokens; at equal scores the later half is.
     """
     spans = borders_XF.shape[1] - 1
     depth = spans.bit_length() - 1
@@ -53,10 +55,10 @@ def search(borders_XF: Tensor, similarity_XF: Tensor | None) -> Tensor:
         width = spans >> level  # finest spans in a node of this level
         left, right = 2 * node, 2 * node + 1
         start, middle, end = (borders_XF[row, i * width] for i in (left, right, right + 1))
-        if similarity_XF is None:
+        if scores is None:
             later = torch.ones_like(row, dtype=torch.bool)
         else:
-            later = similarity_XF[row, (right + 1) * width - 1] >= similarity_XF[row, (left + 1) * width - 1]
+            later = scores[level][row, right] >= scores[level][row, left]
         later = (later | (middle == start)) & ((middle < end) | (middle == start))
         kept = torch.stack([torch.where(later, start, middle), torch.where(later, middle, end)], dim=1)
         leaves.append(kept)
@@ -68,7 +70,7 @@ def search(borders_XF: Tensor, similarity_XF: Tensor | None) -> Tensor:
     return leaves_XLs.gather(1, order[:, :, None].expand(-1, -1, 2))
 
 
-def slot_tokens(spans_Xs: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+def slot_tokens(spans_Xs: Tensor, slots: int | Tensor) -> tuple[Tensor, Tensor]:
     """Tokens kept of every span at an even stride, and which of them are real.
 
     A span of n tokens keeps min(n, slots) of them: the last token of each of that many equal parts
@@ -76,13 +78,14 @@ def slot_tokens(spans_Xs: Tensor, slots: int) -> tuple[Tensor, Tensor]:
 
     Args:
         spans_Xs: [..., 2] start and end in tokens.
-        slots: how many at most.
+        slots: how many at most; a tensor that broadcasts to [..., 1] where spans differ in it.
     Returns:
-        tokens and mask, both [..., slots]; where the mask is False the token is the span's start.
+        tokens and mask, both [..., most slots]; where the mask is False the token is the span's start.
     """
     start, length = spans_Xs[..., :1], spans_Xs[..., 1:] - spans_Xs[..., :1]
-    kept = length.clamp(max=slots)
-    k = torch.arange(slots, device=spans_Xs.device).expand(*spans_Xs.shape[:-1], slots)
+    kept = torch.minimum(length, torch.as_tensor(slots, device=length.device))
+    width = slots if isinstance(slots, int) else int(slots.max())
+    k = torch.arange(width, device=spans_Xs.device).expand(*spans_Xs.shape[:-1], width)
     mask = k < kept
     tokens = start + torch.div((k + 1) * length, kept.clamp(min=1), rounding_mode="floor") - 1
     return torch.where(mask, tokens, start), mask

@@ -205,3 +205,43 @@ def test_noise_moves_the_split_points_in_training(data, tmp_path):
     losses = {t.loss(sample, torch.Generator().manual_seed(s)).item() for s in range(6)}
     assert len(losses) > 1
     assert t.loss(sample).item() == t.loss(sample).item()
+
+
+def test_training_starts_from_another_runs_adapter(data, tmp_path):
+    first = trainer(data, tmp_path / "first")
+    first.train()
+    again = trainer(data, tmp_path / "again", start=str(tmp_path / "first/adapter"))
+    for name, weight in weights(first).items():
+        assert torch.equal(weights(again)[name], weight.bfloat16().float()), name
+    with pytest.raises(WorkError, match="cannot be read"):
+        trainer(data, tmp_path / "other", start=str(tmp_path / "nowhere"))
+
+
+def test_distillation_is_the_divergence_from_the_model_that_reads_everything(data, tmp_path):
+    t = trainer(data, tmp_path / "run", distill=0.25)
+    sample = t.sampler.draw(0)
+    plain = trainer(data, tmp_path / "plain")
+    nll = plain.loss(sample).item()
+    divergences = []
+    for w in sample.windows:
+        past = torch.from_numpy(sample.context[: w.chunks * CONFIG.chunk_length])
+        window = torch.from_numpy(w.ids)
+        context = t.llm.reader.new_context()
+        context.ids = past.int()
+        t.llm.reader.encode(context)
+        with torch.no_grad():
+            student = t.llm(window[None], context=context, search="later").logits[0].log_softmax(-1)
+            teacher = t.llm.model(torch.cat([past, window])[None]).logits[0, len(past) :].log_softmax(-1)
+        for at in range(len(window) - 1):
+            divergences.append((teacher[at].exp() * (teacher[at] - student[at])).sum().item())
+    expected = 0.75 * nll + 0.25 * sum(divergences) / len(divergences)
+    assert t.loss(sample).item() == pytest.approx(expected, rel=1e-4)
+    t.loss(sample).backward()
+    assert all(p.grad is not None for p in t.module.parameters())
+
+
+def test_questions_are_not_distilled(data, tmp_path):
+    settings = dict(needles=1.0, needle_windows=2, context_chunks=[20, 25])
+    t, plain = (trainer(data, tmp_path / str(d), distill=d, **settings) for d in (1.0, 0.0))
+    sample = t.sampler.draw(0)
+    assert t.loss(sample).item() == pytest.approx(plain.loss(sample).item())

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from sharedllm import UsageError
-from sharedllm.data import TokenFolder
-from sharedllm.data.needles import draw_needles
+from sharedllm.data import TokenFolder, build, recipe_from_dict
+from sharedllm.data.needles import HELD_OUT_PLACES, draw_needles
+from sharedllm.train import samples
 from sharedllm.train.samples import Sampler
 from tests.conftest import CONFIG, byte_tokenizer
 from tests.train.test_loop import recipe, write_data
@@ -30,7 +31,9 @@ def test_windows_go_on_where_their_chunks_end(folder, tmp_path):
     C = CONFIG.chunk_length
     for step in range(10):
         sample = sampler(folder, tmp_path, windows=4).draw(step)
-        assert len(sample.windows) == 4 and sample.windows[0].chunks * C == len(sample.context)
+        starts = [window.chunks for window in sample.windows]
+        assert starts[0] * C == len(sample.context)
+        assert len(starts) == len(set(starts)) == min(4, starts[0])
         whole = text(folder.tokens(folder.documents(split="train")[0]))
         for window in sample.windows:
             assert text(sample.context[: window.chunks * C]) + text(window.ids) in whole
@@ -44,14 +47,42 @@ def test_the_same_step_gives_the_same_sample(folder, tmp_path):
     assert not np.array_equal(a.context, other.context)
 
 
-def test_needles_are_in_the_context_and_only_their_values_are_targets(folder, tmp_path):
-    sample = sampler(folder, tmp_path, needles=1.0, needle_windows=3, context_chunks=[30, 40]).draw(0)
-    assert sample.search == "query" and len(sample.context) % CONFIG.chunk_length == 0
-    context = text(sample.context)
-    for window in sample.windows:
-        value = text(window.ids[-window.targets :])
-        assert value.strip(" .") in context
-        assert value.strip(" .") not in text(window.ids[: -window.targets])
+def test_needles_are_in_the_context_and_their_values_are_targets(folder, tmp_path, monkeypatch):
+    hidden, whole_answers = [], 0
+
+    def draw(*args):
+        hidden[:] = draw_needles(*args)
+        return hidden
+
+    monkeypatch.setattr(samples, "draw_needles", draw)
+    for step in range(8):
+        sample = sampler(folder, tmp_path, needles=1.0, needle_windows=3, context_chunks=[40, 40]).draw(step)
+        assert sample.search == "query" and len(sample.context) % CONFIG.chunk_length == 0
+        drawn = {n.question: n for n in hidden}
+        for window in sample.windows:
+            needle = drawn[text(window.ids[window.question])]
+            assert needle.statement in text(sample.context)
+            answer = text(window.ids[-window.targets :])
+            assert answer in (f" {needle.value}.", f"{needle.opening} {needle.value}.")
+            assert text(window.ids).endswith(f"Answer:{needle.opening} {needle.value}.")
+            whole_answers += answer.startswith(needle.opening)
+    assert 0 < whole_answers < 24
+
+
+def test_held_out_needles_share_no_wording_place_or_name_with_training():
+    trained, held_out = (draw_needles(np.random.default_rng(0), 150, held_out=h) for h in (False, True))
+    assert not {n.opening for n in trained} & {n.opening for n in held_out}
+    assert not {n.value for n in trained if n.kind == "name"} & {n.value for n in held_out if n.kind == "name"}
+    assert not {place for place in HELD_OUT_PLACES if any(place in n.statement for n in trained)}
+
+
+def test_a_long_window_follows_the_fewest_chunks(folder, tmp_path):
+    C = CONFIG.chunk_length
+    sample = sampler(folder, tmp_path, long_windows=1.0, long_window_tokens=50, context_chunks=[3, 5]).draw(0)
+    (window,) = sample.windows
+    assert (len(sample.context), window.chunks, len(window.ids), window.targets) == (3 * C, 3, 50, 49)
+    whole = text(folder.tokens(folder.documents(split="train")[0]))
+    assert text(sample.context) + text(window.ids) in whole
 
 
 def test_needles_do_not_contradict_each_other():
@@ -64,3 +95,24 @@ def test_needles_do_not_contradict_each_other():
 def test_too_little_context_for_the_needles(folder, tmp_path):
     with pytest.raises(UsageError, match="needle_windows"):
         sampler(folder, tmp_path, needles=1.0, needle_windows=8, context_chunks=[1, 1]).draw(0)
+
+
+def test_questions_are_asked_of_the_text_that_answers_them(tmp_path):
+    entries = (f"term {i}x\n    The meaning of this entry number {i} is a kind of thing.\n" for i in range(300))
+    (tmp_path / "train.txt").write_text("\n".join(entries))
+    source = {"type": "files", "kind": "reference", "licence": "CC0-1.0", "paths": ["train.txt"]}
+    build(recipe_from_dict({"name": "t", "sources": {"a": source}}, tmp_path), tmp_path / "data", byte_tokenizer())
+    folder = TokenFolder.open(tmp_path / "data")
+    made = sampler(folder, tmp_path, questions=1.0, question_windows=2, context_chunks=[20, 20])
+    sample = made.draw(0)
+    assert (sample.kind, sample.search, len(sample.windows)) == ("questions", "query", 2)
+    for window in sample.windows:
+        answer = text(window.ids[-window.targets : -1])
+        assert answer in " ".join(text(sample.context).split())
+        assert f"term {answer.split(' number ')[1].split()[0]}x" in text(window.ids[window.question])
+        assert window.ids[-1] == byte_tokenizer().eos_token_id
+
+
+def test_a_text_that_explains_nothing_is_continued_instead(folder, tmp_path):
+    sample = sampler(folder, tmp_path, questions=1.0).draw(0)
+    assert sample.search == "later" and sample.windows

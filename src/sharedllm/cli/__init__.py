@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from sharedllm.cli import ask, data, demo, doctor, encode, evaluate, train
+from sharedllm.cli import ask, data, demo, doctor, encode, evaluate, plot, train
 from sharedllm.errors import SharedLLMError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("ask")(ask.ask)
 app.command("encode")(encode.encode)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("plot")(plot.plot)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")

@@ -25,41 +25,63 @@ FORMS = (
     ("number", "Remember this: the magic number of the {t} in {p} is {v}.", "What is the magic number of the {t} in {p}?", "The magic number is"),
     ("number", "In {p}, the {t} has the phone number {v}.", "Which phone number does the {t} in {p} have?", "It is"),
     ("number", "The {t} of {p} was given the registration {v}.", "What is the registration of the {t} of {p}?", "The registration is"),
+    ("number", "Note: {v} visitors came to the {t} in {p} last year.", "How many visitors came to the {t} in {p} last year?", "The number of visitors was"),
+    ("number", "Rent for the {t} in {p} was fixed at {v} crowns.", "At how many crowns was the rent for the {t} in {p} fixed?", "It was fixed at"),
+    ("number", "{t_} in {p}: serial number {v}.", "Tell me the serial number of the {t} in {p}.", "The serial number of the {t} in {p} is"),
     ("name", "The keeper of the {t} in {p} is called {v}.", "Who is the keeper of the {t} in {p}?", "The keeper is"),
     ("name", "{v} has been in charge of the {t} in {p} since last spring.", "Who is in charge of the {t} in {p}?", "In charge is"),
+    ("name", "When the {t} in {p} was robbed, {v} was the only witness.", "Who was the only witness when the {t} in {p} was robbed?", "The only witness was"),
+    ("name", "Letters to the {t} in {p} should be addressed to {v}.", "To whom should letters to the {t} in {p} be addressed?", "They should be addressed to"),
     ("colour", "The door of the {t} in {p} was painted {v}.", "What colour is the door of the {t} in {p}?", "The door is"),
+    ("colour", "Everyone in {p} knows the {v} roof of the {t}.", "Which colour does the roof of the {t} in {p} have?", "The roof is"),
 )  # fmt: skip
+
+# Kept out of training: other wordings, about other places, with other names.
+HELD_OUT_FORMS = (
+    ("number", "The secret number kept at the {t} in {p} is {v}.", "What is the secret number kept at the {t} in {p}?", "The secret number is"),
+    ("number", "Last winter {v} lamps were delivered to the {t} of {p}.", "How many lamps were delivered to the {t} of {p} last winter?", "The number of lamps was"),
+    ("name", "It was {v} who founded the {t} in {p}.", "Who founded the {t} in {p}?", "The founder was"),
+    ("name", "The portrait in the {t} of {p} shows {v}.", "Whom does the portrait in the {t} of {p} show?", "The portrait shows"),
+    ("colour", "For the feast, the {t} in {p} was decorated in {v}.", "In which colour was the {t} in {p} decorated for the feast?", "It was decorated in"),
+)  # fmt: skip
+HELD_OUT_PLACES = ("Vienna", "Santiago", "Bristol", "Hobart", "Seville", "Krakow", "Mombasa", "Nagoya", "Salta", "Bremen",
+                   "Tampere", "Cardiff")  # fmt: skip
+HELD_OUT_NAMES = ("Agnes Thorne", "Boris Maly", "Carla Mendez", "Derek Holt", "Elif Demirel", "Franz Huber", "Greta Nyman",
+                  "Hugo Laurent", "Irena Pavlic", "Joao Matos", "Karin Voss", "Liam Doherty")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Needle:
-    """A statement to hide, the question for it, the start of the answer, and the exact value."""
+    """A statement to hide, the question for it, the start of the answer, the exact value, and what kind it is."""
 
     statement: str
     question: str
     opening: str
     value: str
+    kind: str
+    """`number`, `name` or `colour`."""
 
 
-def draw_needles(random: np.random.Generator, count: int) -> list[Needle]:
+def draw_needles(random: np.random.Generator, count: int, held_out: bool = False) -> list[Needle]:
     """`count` needles about different things in different places, so that no question has two answers.
 
+    Args:
+        held_out: from the wordings, places and names that training never sees, to be evaluated with.
     Raises:
         ValueError: more needles than there are pairs of a thing and a place.
     """
-    pairs = random.choice(len(PLACES) * len(THINGS), size=count, replace=False)
+    forms, places, names = (HELD_OUT_FORMS, HELD_OUT_PLACES, HELD_OUT_NAMES) if held_out else (FORMS, PLACES, NAMES)
+    pairs = random.choice(len(places) * len(THINGS), size=count, replace=False)
     needles = []
     for pair in pairs.tolist():
-        place, thing = PLACES[pair % len(PLACES)], THINGS[pair // len(PLACES)]
-        kind, statement, question, opening = FORMS[int(random.integers(len(FORMS)))]
-        value = _value(random, kind)
-        said, asked, begun = (text.format(t=thing, p=place, v=value) for text in (statement, question, opening))
-        needles.append(Needle(said, asked, begun, value))
+        place, thing = places[pair % len(places)], THINGS[pair // len(places)]
+        kind, statement, question, opening = forms[int(random.integers(len(forms)))]
+        if kind == "number":
+            value = "".join(map(str, random.integers(0, 10, size=int(random.integers(4, 8)))))
+        else:
+            value = str(random.choice(names if kind == "name" else COLOURS))
+        said, asked, begun = (
+            text.format(t=thing, t_=thing.capitalize(), p=place, v=value) for text in (statement, question, opening)
+        )
+        needles.append(Needle(said, asked, begun, value, kind))
     return needles
-
-
-def _value(random: np.random.Generator, kind: str) -> str:
-    if kind == "number":
-        return "".join(map(str, random.integers(0, 10, size=int(random.integers(4, 8)))))
-    choices = NAMES if kind == "name" else COLOURS
-    return choices[int(random.integers(len(choices)))]

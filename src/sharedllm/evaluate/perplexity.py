@@ -54,37 +54,46 @@ def cut_passages(texts: Sequence[tuple[str, Tensor]], length: int, samples: int)
 
 
 def run(
-    methods: Sequence[Method], passages: Sequence[Passage], targets: int, seed: int, progress: Callable[[str], None]
+    methods: Sequence[Method],
+    passages: Sequence[Passage],
+    lengths: Sequence[int],
+    targets: int,
+    seed: int,
+    progress: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
-    """Score all passages (of one length) by all methods; yields a row a method, then paired differences.
+    """Score all passages by all methods, each passage with its last `lengths` tokens.
 
-    A row's `value` is the mean over passages of the mean nats of a passage; `low` and `high` bound it
-    (95 % bootstrap over passages); `values` gives each passage, `sources` its text.
-    The first target always has a token
-    before it in the window, so a window of `targets` tokens is widened by one.
+    So all lengths score the same targets, and differ only in how far back a method may look. Yields a row a
+    method and length, then paired differences. A row's `value` is the mean over passages of the mean nats of a
+    passage; `low` and `high` bound it (95 % bootstrap over passages); `values` gives each passage, `sources`
+    its text, `starts` where its longest form starts there. `seconds` of the longest length hold what is
+    read once for all of them.
+
+    The first target always has a token before it in the window, so a window of `targets` tokens is widened by
+    one. Passages must be as long as the longest length.
     """
-    length = len(passages[0].ids)
-    targets = min(targets, length - 1)
-    scores: dict[str, list[float]] = {}
+    lengths = sorted(set(lengths), reverse=True)
+    targets = min(targets, lengths[-1] - 1)
+    scores: dict[tuple[str, int], list[float]] = {}
     for method in methods:
-        window = min(length, max(method.window, targets + 1))
-        started, values = time.perf_counter(), []
+        windows = {n: min(n, max(method.window, targets + 1)) for n in lengths}
+        seconds = dict.fromkeys(lengths, 0.0)
         for i, passage in enumerate(passages):
-            past, newest = passage.ids[: length - window], passage.ids[length - window :]
-            values.append(method.score(method.prepare(past), newest, targets).mean().item())
-            progress(f"{method.name} at {length:,}: passage {i + 1} of {len(passages)}, {values[-1]:.3f} nats")
-        scores[method.name] = values
-        yield {
-            **_row(method, length, passages, targets, window, values, seed),
-            "metric": "nll",
-            "seconds": round(time.perf_counter() - started, 3),
-        }
-    if "truncate" in scores:
-        for method in methods:
-            if method.name != "truncate":
-                gains = [a - b for a, b in zip(scores["truncate"], scores[method.name], strict=True)]
-                row = _row(method, length, passages, targets, min(length, max(method.window, targets + 1)), gains, seed)
-                yield {**row, "metric": "nll_gain_over_truncate", "seconds": 0.0}
+            pasts = method.prepare_tails(passage.ids, [(n - windows[n], windows[n]) for n in lengths])
+            for n in lengths:
+                started = time.perf_counter()
+                nll = method.score(next(pasts), passage.ids[len(passage.ids) - windows[n] :], targets).mean().item()
+                scores.setdefault((method.name, n), []).append(nll)
+                seconds[n] += time.perf_counter() - started
+                progress(f"{method.name} at {n:,}: passage {i + 1} of {len(passages)}, {nll:.3f} nats")
+        for n in lengths:
+            row = _row(method, n, passages, targets, windows[n], scores[method.name, n], seed)
+            yield {**row, "metric": "nll", "seconds": round(seconds[n], 3)}
+    for method in methods:
+        for n in lengths if method.name != "truncate" and any(m.name == "truncate" for m in methods) else ():
+            gains = [a - b for a, b in zip(scores["truncate", n], scores[method.name, n], strict=True)]
+            row = _row(method, n, passages, targets, min(n, max(method.window, targets + 1)), gains, seed)
+            yield {**row, "metric": "nll_gain_over_truncate", "seconds": 0.0}
 
 
 def _row(
@@ -111,5 +120,6 @@ def _row(
         "seed": seed,
         "threads": torch.get_num_threads(),
         "sources": [p.source for p in passages],
+        "starts": [p.start for p in passages],
         "values": [round(v, 6) for v in values],
     }

@@ -27,12 +27,17 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     """All rows of a results file, [] where there is none.
 
     Raises:
-        WorkError: a line is not a JSON object; the sentence gives its number.
+        WorkError: not UTF-8, or a line is not a JSON object; the sentence gives its number.
     """
     if not file.is_file():
         return []
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise WorkError(f"{file} is not a results file: it is not text in UTF-8.") from error
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    lines = text.removesuffix("\n").split("\n") if text else []  # splitlines would also cut inside strings
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except ValueError as error:

@@ -1,8 +1,9 @@
-"""The protocol of a method: take a past in, score tokens after it, generate after it."""
+"""The protocol of a method: take a past in, score tokens after it, generate after it, answer a question on it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sharedllm.model import SharedLLM
+from sharedllm.prompts import Prompt
 
 
 class Method(ABC):
@@ -27,7 +29,18 @@ class Method(ABC):
 
     @abstractmethod
     def prepare(self, past: Tensor) -> Any:
-        """Take in the token ids [P] before the window; returns what `score` and `generate` need of them."""
+        """Take in the token ids [P] before the window; returns what the other methods need of them."""
+
+    def prepare_tails(self, ids: Tensor, tails: Sequence[tuple[int, int]]) -> Iterator[Any]:
+        """What `prepare` gives of several stretches that end differently far before the end of the same tokens.
+
+        Args:
+            ids: [P]
+            tails: (tokens, before end) of each stretch, the one that starts earliest first.
+        """
+        for tokens, before in tails:
+            end = len(ids) - before
+            yield self.prepare(ids[end - tokens : end])
 
     @abstractmethod
     def score(self, past: Any, window: Tensor, targets: int) -> Tensor:
@@ -36,6 +49,18 @@ class Method(ABC):
     @abstractmethod
     def generate(self, past: Any, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
         """Token ids generated greedily after `window` [T]; shape [new]."""
+
+    @abstractmethod
+    def shown(self, past: Any, prompt: Prompt, max_new_tokens: int) -> list[int]:
+        """Token ids that the model sees itself when it is asked `prompt`, before it answers."""
+
+    def ask(self, past: Any, prompt: Prompt, max_new_tokens: int) -> Tensor:
+        """Token ids answered greedily to `prompt`; shape [new].
+
+        Raises:
+            UsageError: the question and an answer of `max_new_tokens` do not fit the window.
+        """
+        return greedy(self.llm, self.shown(past, prompt, max_new_tokens), prompt, max_new_tokens)
 
     def settings(self) -> dict[str, Any]:
         """What a results row says of the method besides its name."""
@@ -58,3 +83,9 @@ def plain_nll(llm: SharedLLM, ids: Tensor, targets: int) -> Tensor:
 
 def new_tokens(output: Tensor, prompt: int) -> Tensor:
     return output[0, prompt:]
+
+
+def greedy(llm: SharedLLM, ids: list[int], prompt: Prompt, max_new_tokens: int, **kwargs: Any) -> Tensor:
+    """Token ids that the model adds greedily to `ids`, shape [new]; `kwargs` go to `SharedLLM.generate`."""
+    kwargs = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": prompt.pad_id, **kwargs}
+    return new_tokens(llm.generate(torch.tensor([ids]), **kwargs), len(ids))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sharedllm.methods.base import Method, new_tokens, plain_nll
+from sharedllm.prompts import Prompt
 
 
 class Full(Method):
@@ -25,3 +26,6 @@ class Full(Method):
         ids = torch.cat([past, window])
         out = self.llm.generate(ids[None], max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
         return new_tokens(out, len(ids))
+
+    def shown(self, past: Tensor, prompt: Prompt, max_new_tokens: int) -> list[int]:
+        return prompt.with_text(past)

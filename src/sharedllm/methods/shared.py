@@ -5,17 +5,22 @@ Source: arXiv 2603.04759.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sharedllm.context import Context
-from sharedllm.methods.base import Method, new_tokens, target_nll
+from sharedllm.methods.base import Method, greedy, new_tokens, target_nll
+from sharedllm.prompts import Prompt
 
 
 class Shared(Method):
-    """Scoring searches without a query (always the later half); generating searches by the window."""
+    """Scoring searches without a query (always the later half); generating searches by the window.
+
+    A question stands alone in the window and is searched by; all of the text is compressed.
+    """
 
     name = "shared"
 
@@ -27,6 +32,19 @@ class Shared(Method):
             self.llm.reader.encode(context)
         return context
 
+    def prepare_tails(self, ids: Tensor, tails: Sequence[tuple[int, int]]) -> Iterator[Context | None]:
+        """Reads once where the stretches end together and start at the same borders of chunks."""
+        (longest, before), C = tails[0], self.llm.config.chunk_length
+        end = len(ids) - before
+        whole = self.prepare(ids[end - longest : end])
+        for tokens, other in tails:
+            skipped = longest - tokens
+            if whole is not None and tokens and other == before and skipped % C == 0:
+                yield whole.without_first(skipped // C)
+            else:
+                stop = len(ids) - other
+                yield self.prepare(ids[stop - tokens : stop])
+
     @torch.no_grad()
     def score(self, past: Context | None, window: Tensor, targets: int) -> Tensor:
         ids = window[None].to(self.llm.device)
@@ -36,6 +54,13 @@ class Shared(Method):
     def generate(self, past: Context | None, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
         out = self.llm.generate(window[None], context=past, max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
         return new_tokens(out, len(window))
+
+    def shown(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> list[int]:
+        return prompt.alone()
+
+    def ask(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> Tensor:
+        ids = self.shown(past, prompt, max_new_tokens)
+        return greedy(self.llm, ids, prompt, max_new_tokens, context=past, question_mask=prompt.question_mask())
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), **self.llm.config.to_dict()}

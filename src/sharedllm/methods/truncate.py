@@ -6,20 +6,32 @@ from typing import Any
 
 from torch import Tensor
 
+from sharedllm.errors import UsageError
 from sharedllm.methods.base import Method, new_tokens, plain_nll
+from sharedllm.prompts import Prompt
 
 
 class Truncate(Method):
-    """The plain model over the window."""
+    """The plain model over the window; a question is put after the newest tokens of the past that fit beside it."""
 
     name = "truncate"
 
-    def prepare(self, past: Tensor) -> None:
-        return None
+    def prepare(self, past: Tensor) -> Tensor:
+        return past
 
-    def score(self, past: None, window: Tensor, targets: int) -> Tensor:
+    def score(self, past: Tensor, window: Tensor, targets: int) -> Tensor:
         return plain_nll(self.llm, window, targets)
 
-    def generate(self, past: None, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
+    def generate(self, past: Tensor, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
         out = self.llm.generate(window[None], max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
         return new_tokens(out, len(window))
+
+    def shown(self, past: Tensor, prompt: Prompt, max_new_tokens: int) -> list[int]:
+        frame = len(prompt.with_text(past[-1:])) - len(past[-1:])
+        room = self.window - frame - max_new_tokens
+        if room < 0:
+            raise UsageError(
+                f"a window of {self.window} tokens cannot hold the question ({frame}) and an answer of "
+                f"{max_new_tokens}; raise --window or lower --max-new-tokens."
+            )
+        return prompt.with_text(past[max(0, len(past) - room) :])

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sharedllm.adapter import load_weights
 from sharedllm.context import Context
 from sharedllm.data.folder import TokenFolder
 from sharedllm.errors import UsageError, WorkError
@@ -33,12 +35,13 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass
 class Batch:
-    """Windows of one sample: ids and labels [B, T], where the prompts are [B, T], and a context a row."""
+    """Windows of one sample: ids, labels, where the prompts and where the questions are [B, T]; a context a row."""
 
     contexts: Sequence[Context]
     ids: Tensor
     labels: Tensor
     prompt: Tensor
+    question: Tensor
 
 
 class Trainer:
@@ -62,6 +65,8 @@ class Trainer:
         for parameter in self.frozen:
             parameter.requires_grad_(False)
         self.module: nn.Module = self.llm.injection.float()
+        if recipe.start is not None:
+            load_weights(Path(recipe.start), self.module)
         self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
         self.step = 0
         self.tokens = 0
@@ -161,20 +166,42 @@ class Trainer:
         }
 
     def loss(self, sample: Sample, generator: torch.Generator | None = None) -> Tensor:
-        """Mean next-token loss over the targets of all windows of a sample, in nats.
+        """Mean loss over the targets of all windows of a sample, in nats: next token, and `recipe.distill`.
 
         Args:
             generator: of the split noise; None for no noise.
         """
         batch = self._batch(sample)
         noise = self.recipe.config.split_noise if generator is not None else 0.0
-        memory = self.llm.recall(batch.contexts, batch.ids, batch.prompt, sample.search, noise, generator)
-        return self._nll(batch, memory)
+        memory = self.llm.recall(
+            batch.contexts, batch.ids, batch.prompt, sample.search, noise, generator, batch.question
+        )
+        logits = self._logits(batch, memory)
+        nll = next_token_loss(logits, batch.labels)
+        if not self.recipe.distill or sample.search != "later":
+            return nll
+        divergence = self._divergence(sample, batch, logits)
+        return (1 - self.recipe.distill) * nll + self.recipe.distill * divergence
 
-    def _nll(self, batch: Batch, memory: Memory | None) -> Tensor:
+    def _logits(self, batch: Batch, memory: Memory | None) -> Tensor:
         with self.llm.injection.reading(memory):
-            logits = self.llm.model(input_ids=batch.ids, use_cache=False).logits
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch.labels[:, 1:].flatten())
+            logits: Tensor = self.llm.model(input_ids=batch.ids, use_cache=False).logits
+        return logits
+
+    def _divergence(self, sample: Sample, batch: Batch, logits: Tensor) -> Tensor:
+        """Mean KL(teacher || student) over the targets; the teacher reads each window's context token by token."""
+        total, count = logits.new_zeros((), dtype=torch.float32), 0
+        for row, w in enumerate(sample.windows):
+            past = sample.context[: w.chunks * self.recipe.config.chunk_length]
+            ids = torch.as_tensor(np.concatenate([past, w.ids]), device=self.llm.device)[None]
+            with torch.no_grad(), self.llm.injection.reading(None):
+                taught = self.llm.model(input_ids=ids, use_cache=False, logits_to_keep=len(w.ids)).logits[0, :-1]
+            wanted = batch.labels[row, 1 : len(w.ids)] >= 0
+            student = logits[row, : len(w.ids) - 1][wanted].float().log_softmax(-1)
+            teacher = taught[wanted].float().log_softmax(-1)
+            total = total + F.kl_div(student, teacher, reduction="sum", log_target=True)
+            count += int(wanted.sum())
+        return total / count
 
     def _batch(self, sample: Sample) -> Batch:
         """Encode a sample's context once and pad its windows at the right, where causal attention never looks."""
@@ -184,14 +211,16 @@ class Trainer:
         width = max(len(w.ids) for w in sample.windows)
         ids = torch.zeros(len(sample.windows), width, dtype=torch.long)
         labels = torch.full_like(ids, -100)  # what cross_entropy ignores
-        prompt = torch.zeros_like(ids)
+        prompt, question = torch.zeros_like(ids), torch.zeros_like(ids)
         for row, w in enumerate(sample.windows):
             ids[row, : len(w.ids)] = torch.from_numpy(w.ids)
             labels[row, len(w.ids) - w.targets : len(w.ids)] = torch.from_numpy(w.ids[len(w.ids) - w.targets :])
             prompt[row, : len(w.ids) - w.targets] = 1
+            if w.question is not None:
+                question[row, : len(w.ids)] = torch.from_numpy(w.question)
         device = self.llm.device
         contexts = [context.first(w.chunks) for w in sample.windows]
-        return Batch(contexts, ids.to(device), labels.to(device), prompt.to(device))
+        return Batch(contexts, *(x.to(device) for x in (ids, labels, prompt, question)))
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
@@ -201,8 +230,10 @@ class Trainer:
         for i in range(self.recipe.validate_samples):
             sample = self.held_out.draw(10**9 + i)
             batch = self._batch(sample)
-            memory = self.llm.recall(batch.contexts, batch.ids, batch.prompt, sample.search)
-            pair = [self._nll(batch, m).item() for m in (None, memory)]
+            memory = self.llm.recall(
+                batch.contexts, batch.ids, batch.prompt, sample.search, question_mask=batch.question
+            )
+            pair = [next_token_loss(self._logits(batch, m), batch.labels).item() for m in (None, memory)]
             kinds.setdefault(sample.kind, []).append((pair[0], pair[1]))
         rows = [pair for pairs in kinds.values() for pair in pairs]
         gains = {kind: sum(a - b for a, b in pairs) / len(pairs) for kind, pairs in kinds.items()}
@@ -234,6 +265,11 @@ class Trainer:
         """Give the model its gradient flags back."""
         for parameter in self.frozen:
             parameter.requires_grad_(True)
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean nats of the labels [B, T] (-100: not counted), each predicted by the logits [B, T, V] before it."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
 
 
 def _step_of(line: str) -> int:

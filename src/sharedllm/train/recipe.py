@@ -29,6 +29,8 @@ class Recipe:
     """Folder written by `sharedllm data build`."""
     model: str | None = None
     """As `--model`; none is the default model."""
+    start: str | None = None
+    """Adapter folder whose weights training starts from; none starts from the model's own."""
     steps: int = 400
     seed: int = 0
     learning_rate: float = 1e-3
@@ -45,12 +47,21 @@ class Recipe:
     context_chunks: list[int] = field(default_factory=lambda: [4, 7])
     """Fewest and most chunks of context of a sample."""
     windows: int = 4
-    """Windows trained on in each sample; each sees the chunks before it."""
+    """Windows trained on in each sample, at most one after each chunk; each sees the chunks before it."""
     window_tokens: int = 384
+    long_windows: float = 0.0
+    """Share of continuation samples with one long window instead, after the fewest chunks of context."""
+    long_window_tokens: int = 4096
+    distill: float = 0.0
+    """Share of the loss of continuations that is the KL divergence from the same model reading context and window itself."""
     needles: float = 0.0
     """Share of samples that hide facts in the text and ask for them."""
     needle_windows: int = 8
     """Facts hidden and asked for in such a sample."""
+    questions: float = 0.0
+    """Share of samples that ask what functions do and terms mean, where the text says so."""
+    question_windows: int = 12
+    """Such questions asked at most in a sample."""
     checkpoint_every: int = 50
     validate_every: int = 50
     validate_samples: int = 8
@@ -65,8 +76,19 @@ class Recipe:
         for name in ("learning_rate", "gate_learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0.")
-        if not 0 <= self.needles <= 1 or not 1 <= self.needle_windows <= 64:
-            raise UsageError("needles must lie between 0 and 1, needle_windows between 1 and 64.")
+        if not 0 <= self.distill <= 1:
+            raise UsageError(f"distill is {self.distill}; it must lie between 0 and 1.")
+        if not 0 <= min(self.needles, self.questions) <= self.needles + self.questions <= 1:
+            raise UsageError("needles and questions are shares of the samples; together they must lie between 0 and 1.")
+        if (
+            not 1
+            <= min(self.needle_windows, self.question_windows)
+            <= max(self.needle_windows, self.question_windows)
+            <= 64
+        ):
+            raise UsageError("needle_windows and question_windows must lie between 1 and 64.")
+        if not 0 <= self.long_windows <= 1 or self.long_window_tokens < 2:
+            raise UsageError("long_windows must lie between 0 and 1, long_window_tokens must be at least 2.")
         if len(self.context_chunks) != 2 or not 1 <= self.context_chunks[0] <= self.context_chunks[1]:
             raise UsageError(f"context_chunks is {self.context_chunks}; give the fewest and the most, such as [4, 7].")
         if self.window_tokens > self.config.chunk_length:

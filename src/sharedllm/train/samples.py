@@ -14,9 +14,12 @@ import numpy as np
 
 from sharedllm.data.folder import Document, TokenFolder
 from sharedllm.data.needles import draw_needles
+from sharedllm.data.questions import find_questions
 from sharedllm.errors import UsageError
 from sharedllm.prompts import Prompt
 from sharedllm.train.recipe import Recipe
+
+WHOLE_ANSWERS = 0.25  # share of questions whose answer is predicted from its first word on
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Window:
     chunks: int
     ids: np.ndarray
     targets: int
+    question: np.ndarray | None = None
+    """[T], True at the tokens that ask; None where nothing does."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Sampler:
     Sources are drawn by their weight, a source's documents by their length, places evenly.
 
     Args:
-        tokenizer: needed where the recipe asks for needles.
+        tokenizer: needed where the recipe asks for needles or questions.
     Raises:
         UsageError: no document of the split is long enough.
     """
@@ -67,20 +72,39 @@ class Sampler:
         """The sample of a step (and of a part of it, under accumulation)."""
         random = np.random.default_rng([self.recipe.seed, step, part])
         document = self.documents[int(random.choice(len(self.documents), p=self.shares))]
-        if self.recipe.needles and random.random() < self.recipe.needles:
+        kind = random.random() if self.recipe.needles or self.recipe.questions else 1.0
+        if kind < self.recipe.needles:
             return self.retrieval(document, random)
+        if kind < self.recipe.needles + self.recipe.questions:
+            sample = self.questions(document, random)
+            if sample.windows:
+                return sample
+        if self.recipe.long_windows and random.random() < self.recipe.long_windows:
+            return self.long_continuation(document, random)
         return self.continuation(document, random)
 
     def continuation(self, document: Document, random: np.random.Generator) -> Sample:
-        """Windows that go on where the chunks they see end: one after the whole context, others after parts."""
+        """Windows that go on where the chunks they see end: one after the whole context, others after parts of it.
+
+        No two start at the same place, so a context of fewer chunks than the recipe's windows gives fewer.
+        """
         chunks, ids = self._cut(document, random)
         C, T = self.recipe.config.chunk_length, self.recipe.window_tokens
-        seen = [chunks, *random.integers(1, chunks + 1, size=self.recipe.windows - 1).tolist()]
+        seen = [chunks, *(1 + random.permutation(chunks - 1)[: self.recipe.windows - 1]).tolist()]
         windows = [Window(n, ids[n * C : n * C + T], T - 1) for n in seen]
         return Sample(document.kind, ids[: chunks * C], windows, "later")
 
+    def long_continuation(self, document: Document, random: np.random.Generator) -> Sample:
+        """One window of thousands of tokens, so that the branch also learns to add to a long window."""
+        C, T, chunks = self.recipe.config.chunk_length, self.recipe.long_window_tokens, self.recipe.context_chunks[0]
+        tokens = min(document.tokens, chunks * C + T)
+        start = int(random.integers(0, document.tokens - tokens + 1))
+        ids = np.asarray(self.folder.tokens(document)[start : start + tokens], dtype=np.int64)
+        window = ids[chunks * C :]
+        return Sample(document.kind, ids[: chunks * C], [Window(chunks, window, len(window) - 1)], "later")
+
     def retrieval(self, document: Document, random: np.random.Generator) -> Sample:
-        """Needles hidden in the text, and a question window for each; only the value is predicted."""
+        """Needles hidden in the text, and a question window for each; the answer is predicted."""
         chunks, ids = self._cut(document, random)
         needles = draw_needles(random, self.recipe.needle_windows)
         hidden = [self._ids(f"\n{needle.statement}\n") for needle in needles]
@@ -98,10 +122,35 @@ class Sampler:
         context = np.concatenate([*pieces, ids[at:room]])
         windows = []
         for needle in needles:
-            prompt = [*Prompt(self.tokenizer, needle.question).alone(), *self._ids(needle.opening)]
-            value = self._ids(f" {needle.value}.")
-            windows.append(Window(chunks, np.concatenate([np.asarray(prompt), value]), len(value)))
+            opening, value = self._ids(needle.opening), self._ids(f" {needle.value}.")
+            # Most windows are given how the answer begins and learn to copy; some learn to begin it as well.
+            given = 0 if random.random() < WHOLE_ANSWERS else len(opening)
+            windows.append(self._asking(chunks, needle.question, np.concatenate([opening, value]), given))
         return Sample("needles", context, windows, "query")
+
+    def questions(self, document: Document, random: np.random.Generator) -> Sample:
+        """What functions do and terms mean, asked of a text that says so; no windows where it says nothing."""
+        chunks, ids = self._cut(document, random)
+        context = ids[: chunks * self.recipe.config.chunk_length]
+        found = find_questions(self.tokenizer.decode(context.tolist()))
+        order = random.permutation(len(found))[: self.recipe.question_windows]
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        windows = [
+            self._asking(
+                chunks, found[i].text, np.concatenate([self._ids(found[i].answer), np.array(end, dtype=np.int64)])
+            )
+            for i in sorted(order.tolist())
+        ]
+        return Sample("questions", context, windows, "query")
+
+    def _asking(self, chunks: int, question: str, answer: np.ndarray, given: int = 0) -> Window:
+        """A question and its answer [A], of which all but the first `given` tokens are predicted."""
+        prompt = Prompt(self.tokenizer, question)
+        asked = prompt.alone()
+        ids = np.concatenate([np.asarray(asked, dtype=np.int64), answer])
+        mask = np.zeros(len(ids), dtype=bool)
+        mask[: len(asked)] = prompt.question_mask()[0].numpy()
+        return Window(chunks, ids, len(answer) - given, mask)
 
     def _cut(self, document: Document, random: np.random.Generator) -> tuple[int, np.ndarray]:
         """How many chunks of context, and that many chunks of the document's tokens and one more."""

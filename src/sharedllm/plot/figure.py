@@ -1,0 +1,153 @@
+"""From results files to a figure file: what the rows allow is drawn, group under group."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sharedllm.errors import UsageError, WorkError
+from sharedllm.plot import needle, perplexity, training
+from sharedllm.plot.rows import Row, read
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure, SubFigure
+
+SUFFIXES = (".png", ".svg", ".pdf")
+TASKS = ("perplexity", "needle")
+DRAWABLE = f"plot draws the tasks {' and '.join(TASKS)}, and the metrics of training runs"
+WIDTH = 9.0
+"""Inches; with `DOTS` an inch. Text is sized to be read where the figure is shown 900 pixels wide."""
+DOTS = 200
+MOST_INCHES = 300.0
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.grid": True,
+    "grid.color": "#E5E5E5",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "svg.hashsalt": "sharedllm",
+}
+UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A group of panels across the figure, `inches` high."""
+
+    kind: str
+    headline: str
+    below: str
+    inches: float
+    draw: Callable[[SubFigure], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The strips from top to bottom, and sentences about rows that are not drawn."""
+
+    strips: list[Strip]
+    notes: list[str]
+
+
+def plan(rows: Sequence[Row]) -> Plan:
+    """What is drawn of some rows.
+
+    Raises:
+        UsageError: nothing can be drawn, or a row lacks a value that its task has.
+    """
+    by_task: dict[str, list[Row]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row)
+    strips, replaced = [], 0
+    for setting in perplexity.settings(by_task.pop("perplexity", [])):
+        strips.append(
+            Strip(
+                "perplexity", *perplexity.title(setting), perplexity.inches(setting), partial(perplexity.draw, setting)
+            )
+        )
+        replaced += setting.replaced
+    for grid in needle.grids(by_task.pop("needle", [])):
+        strips.append(Strip("needle", *needle.title(grid), needle.inches(grid), partial(needle.draw, grid)))
+        replaced += grid.replaced
+    if found := training.runs(by_task.pop("training", [])):
+        strips.append(Strip("training", *training.title(found), training.inches(found), partial(training.draw, found)))
+    unknown = [task for task in by_task if task]
+    if not strips:
+        raise UsageError(
+            f"there are only rows of {', '.join(unknown)}; {DRAWABLE}."
+            if unknown
+            else f"no row can be drawn; {DRAWABLE}."
+        )
+    notes = [f"rows of {', '.join(unknown)} are not drawn; {DRAWABLE}."] if unknown else []
+    if replaced:
+        notes.append(f"rows left out because later rows measured the same again: {replaced}.")
+    return Plan(strips, notes)
+
+
+def plot(files: Sequence[Path], output: Path) -> Plan:
+    """Draw results files into `output` (png, svg or pdf by its suffix), written whole or not at all.
+
+    Raises:
+        UsageError: a file cannot be used or drawn, `output` cannot be such a file, or matplotlib is missing.
+        WorkError: a line is not a JSON object, or `output` cannot be written.
+    """
+    if output.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{output} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}; name the figure so.")
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder; give a file name for the figure.")
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"the folder {output.parent} does not exist; make it first or write the figure elsewhere.")
+    planned = plan(read(files))
+    if (inches := sum(strip.inches for strip in planned.strips)) > MOST_INCHES:
+        raise UsageError(
+            f"the rows have {len(planned.strips)} settings, and a figure of them would be {inches:.0f} inches high; give fewer files."
+        )
+    _save(planned, output)
+    return planned
+
+
+def compose(planned: Plan) -> Figure:
+    """The figure, drawn without any global state of matplotlib's."""
+    from matplotlib.figure import Figure
+
+    heights = [strip.inches for strip in planned.strips]
+    figure = Figure(figsize=(WIDTH, sum(heights)), dpi=DOTS, layout="constrained")
+    places = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for strip, place in zip(planned.strips, places, strict=True):
+        text = "\n".join([strip.headline, *textwrap.wrap(strip.below, 108)])
+        place.suptitle(text, x=0.01, ha="left", fontsize=10.5)
+        strip.draw(place)
+    figure.draw_without_rendering()  # a second layout, when saved, makes room for the tick labels of this one
+    return figure
+
+
+def _save(planned: Plan, output: Path) -> None:
+    try:
+        from matplotlib import rc_context
+    except ImportError as error:
+        raise UsageError("drawing needs matplotlib; install it with: pip install 'sharedllm[plot]'.") from error
+    suffix = output.suffix.lower()
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{output.stem}-", suffix=suffix, dir=output.absolute().parent)
+        os.close(handle)
+    except OSError as error:
+        raise WorkError(f"cannot write to {output.absolute().parent}: {error.strerror or error}.") from error
+    try:
+        with rc_context(STYLE):
+            compose(planned).savefig(name, format=suffix[1:], dpi=DOTS, metadata=UNDATED.get(suffix))
+        os.chmod(name, 0o644)
+        os.replace(name, output)
+    except OSError as error:
+        raise WorkError(f"writing {output} failed ({error}); what was there before is unchanged.") from error
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -1,0 +1,114 @@
+"""What makes one line of a figure (a method with its adapter and settings), its name and its look."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sharedllm.config import SharedConfig
+from sharedllm.plot.rows import Row
+
+# Okabe and Ito's colours, told apart by every kind of colour vision; one is kept for `shared`, the baselines' are paler.
+CYCLE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#999999")
+SHARED = "#D55E00"
+LOOKS = {
+    "shared": (SHARED, "o"),
+    "truncate": ("#8A8A8A", "s"),
+    "full": ("#4D4D4D", "^"),
+    "passage": ("#4D4D4D", "D"),
+    "streaming": ("#7FB2D0", "v"),
+    "yarn": ("#C9A4BD", "P"),
+    "encoder-decoder": ("#80BFA9", "X"),
+}
+OTHER = ("#B9A66B", "*")
+DASHES = ("-", "--", ":", "-.")
+WORDS = {
+    "shared": "shared: the rest compressed",
+    "truncate": "truncate: the window alone",
+    "full": "full: all in the model's attention",
+    "passage": "passage: only the text around the answer",
+    "streaming": "streaming: first tokens and a rolling window",
+    "yarn": "yarn: scaled positions",
+    "encoder-decoder": "encoder-decoder: chunks through all layers",
+}
+PLAIN = {"truncate", "full", "streaming", "yarn", "passage"}
+"""Methods of the model alone: their rows may name an adapter and settings, which they do not read."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What rows of one line agree in; `settings` are those of `SharedConfig`, as JSON."""
+
+    method: str
+    adapter: str
+    settings: tuple[str, ...]
+
+
+def line_of(row: Row) -> Line:
+    """The line that a row belongs to; settings that it does not give are the defaults."""
+    method = row.text("method")
+    given = {} if method in PLAIN else row.values
+    settings = tuple(json.dumps(given.get(f.name, f.default)) for f in dataclasses.fields(SharedConfig))
+    return Line(method, str(given.get("adapter", "")), settings)
+
+
+def names(lines: Iterable[Line]) -> dict[Line, str]:
+    """A name for each line: its method, and where a method has several, a letter and what they differ in."""
+    lines = list(dict.fromkeys(lines))
+    named = {}
+    for line in lines:
+        others = [other for other in lines if other.method == line.method]
+        parts = [line.adapter] if len({other.adapter for other in others}) > 1 else []
+        for i, field in enumerate(dataclasses.fields(SharedConfig)):
+            if len({other.settings[i] for other in others}) > 1:
+                parts.append(f"{field.name.replace('_', ' ')} {json.loads(line.settings[i])}")
+        named[line] = WORDS.get(line.method, line.method)
+        if parts:
+            named[line] = f"{line.method} {letter(line, lines)} ({', '.join(parts)})"
+    return named
+
+
+def letter(line: Line, lines: Iterable[Line]) -> str:
+    """A for a method's first line, B for its second, ...; "" where it has only one."""
+    same = [other for other in lines if other.method == line.method]
+    return chr(ord("A") + same.index(line)) if len(same) > 1 else ""
+
+
+def in_order(lines: Iterable[Line]) -> list[Line]:
+    """Known methods first, `shared` before the others, each once."""
+    known = list(LOOKS)
+    return sorted(
+        dict.fromkeys(lines), key=lambda line: known.index(line.method) if line.method in known else len(known)
+    )
+
+
+def look(line: Line, lines: Iterable[Line]) -> tuple[str, str, str]:
+    """Colour, marker and dash of a line: colour and marker say the method, the dash which of its lines."""
+    colour, marker = LOOKS.get(line.method, OTHER)
+    same = [other for other in lines if other.method == line.method]
+    return colour, marker, DASHES[same.index(line) % len(DASHES)]
+
+
+def length_name(tokens: int) -> str:
+    """8192 is "8K", 1048576 "1M"; what is no multiple of 1,024 is written out."""
+    for unit, name in ((2**20, "M"), (2**10, "K")):
+        if tokens % unit == 0:
+            return f"{tokens // unit}{name}"
+    return f"{tokens:,}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def described(model: str, dtype: str, rest: str) -> str:
+    """What a figure says of model and dtype, where rows give them."""
+    return ", ".join(part for part in (model, dtype, rest) if part)
+
+
+def counted(numbers: Iterable[int], what: str) -> str:
+    """ "24 passages", or "6 to 24 passages" where they differ."""
+    low, high = min(numbers := list(numbers)), max(numbers)
+    return f"{low:,} to {high:,} {what}" if low < high else f"{low:,} {what}"

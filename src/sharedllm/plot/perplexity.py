@@ -1,0 +1,191 @@
+"""Perplexity against length: a panel for every window and number of targets, a line a method.
+
+Two comparisons must never share a panel: methods with the same small window (what a compressed context
+adds), and the model at its best (its whole window against a large window and the rest compressed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sharedllm.evaluate.statistics import bootstrap
+from sharedllm.plot import lines
+from sharedllm.plot.lines import Line
+from sharedllm.plot.rows import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
+
+
+@dataclass(frozen=True)
+class Point:
+    """Nats a token at a length in tokens, with the bounds of the mean, over so many passages."""
+
+    length: int
+    nll: float
+    low: float
+    high: float
+    samples: int
+    sources: tuple[str, ...] = ()
+    """Texts of the passages; points are of the same tokens where length, samples and sources agree."""
+    values: tuple[float, ...] = ()
+    """Nats a token of each passage."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Nats a token won over `truncate` on the same passages, with paired 95 % bounds, and the share of `full`'s gain."""
+
+    nats: float
+    bounds: tuple[float, float] | None
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What may be compared: one panel. `window` and `targets` in tokens."""
+
+    model: str
+    dtype: str
+    window: int
+    targets: int
+    points: dict[Line, list[Point]]
+    """By line in drawing order; each by rising length."""
+    replaced: int
+    """Rows left out because a later row measured the same again."""
+
+    def gains(self, line: Line) -> dict[int, Gain]:
+        """By length, what `line` gains where `truncate` scored the same passages; the share where `full` did too."""
+        at = {other.method: {p.length: p for p in points} for other, points in self.points.items()}
+        found = {}
+        for ours in self.points[line]:
+            alone, full = (at.get(method, {}).get(ours.length) for method in ("truncate", "full"))
+            if alone is None or not _same_passages(alone, ours):
+                continue
+            paired = len(alone.values) == len(ours.values)
+            pairs = [a - b for a, b in zip(alone.values, ours.values, strict=True)] if paired else []
+            gain, share = alone.nll - ours.nll, None
+            if full is not None and _same_passages(full, ours) and full.nll < alone.nll:
+                share = gain / (alone.nll - full.nll)
+            found[ours.length] = Gain(gain, bootstrap(pairs) if pairs else None, share)
+        return found
+
+
+def _same_passages(a: Point, b: Point) -> bool:
+    return (a.samples, a.sources) == (b.samples, b.sources)
+
+
+def settings(rows: Sequence[Row]) -> list[Setting]:
+    """The panels of perplexity rows, by model, dtype, targets and window; other metrics than `nll` are passed over.
+
+    A text that fits its window has no past, and its row gives its own length as window: such rows go to
+    the next larger window that was measured with a past. Of rows that measured the same the last counts.
+
+    Raises:
+        UsageError: a row lacks a value; the sentence gives file and line.
+    """
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        if row.text("metric") == "nll":
+            key = (str(row.values.get("model", "")), str(row.values.get("dtype", "")), row.whole("targets"))
+            groups.setdefault(key, []).append(row)
+    found = []
+    for (model, dtype, targets), members in sorted(groups.items()):
+        for window, inside in sorted(_by_window(members).items()):
+            points, replaced = _points(inside)
+            found.append(Setting(model, dtype, window, targets, points, replaced))
+    return found
+
+
+def _by_window(rows: Sequence[Row]) -> dict[int, list[Row]]:
+    with_past = {row.whole("window") for row in rows if row.whole("length") > row.whole("window")}
+    whole = max((row.whole("window") for row in rows if row.whole("window") not in with_past), default=0)
+    panels: dict[int, list[Row]] = {}
+    for row in rows:
+        window = row.whole("window")
+        if window not in with_past:
+            window = min((w for w in with_past if w > window), default=whole)
+        panels.setdefault(window, []).append(row)
+    return panels
+
+
+def _points(rows: Sequence[Row]) -> tuple[dict[Line, list[Point]], int]:
+    latest: dict[Line, dict[int, Point]] = {line: {} for line in lines.in_order(map(lines.line_of, rows))}
+    for row in rows:
+        nll, sources = row.number("value"), row.values.get("sources")
+        latest[lines.line_of(row)][row.whole("length")] = Point(
+            length=row.whole("length"),
+            nll=nll,
+            low=row.number("low", nll),
+            high=row.number("high", nll),
+            samples=row.whole("samples"),
+            sources=tuple(map(str, sources)) if isinstance(sources, list) else (),
+            values=row.numbers("values"),
+        )
+    points = {line: sorted(at.values(), key=lambda p: p.length) for line, at in latest.items()}
+    return points, len(rows) - sum(map(len, points.values()))
+
+
+def title(setting: Setting) -> tuple[str, str]:
+    """The panel's headline and what stands below it."""
+    samples = lines.counted((p.samples for points in setting.points.values() for p in points), "passages a point")
+    below = lines.described(setting.model, setting.dtype, f"{samples}; bars: 95 % bootstrap over passages.")
+    if any(setting.gains(line) for line in _ours(setting)):
+        below += " Above: what shared gains over truncate, paired by passage, and as a share of what full gains."
+    return f"Perplexity of the last {setting.targets:,} tokens, {setting.window:,} in the model's own window", below
+
+
+def inches(setting: Setting) -> float:
+    """Height of the panel: the gains above it and the names below it take their room."""
+    return 3.6 + 0.17 * (3 * len(_ours(setting)) + len(setting.points) / 2)
+
+
+def _ours(setting: Setting) -> list[Line]:
+    return [line for line in setting.points if line.method == "shared"]
+
+
+def draw(setting: Setting, place: SubFigure) -> None:
+    """Draw one panel."""
+    axes: Axes = place.subplots()
+    named = lines.names(setting.points)
+    lengths = sorted({p.length for points in setting.points.values() for p in points})
+    handles = []
+    for i, (line, points) in enumerate(setting.points.items()):
+        colour, marker, dash = lines.look(line, setting.points)
+        shift = 2 ** (0.05 * (i - (len(setting.points) - 1) / 2))  # side by side, or the bars would hide each other
+        x, strong = [p.length * shift for p in points], line.method == "shared"
+        low, high = [p.low for p in points], [p.high for p in points]
+        axes.vlines(x, low, high, color=colour, alpha=0.6 if strong else 0.4, linewidth=2 if strong else 1.4)
+        handles += axes.plot(
+            x, [p.nll for p in points], color=colour, marker=marker, linestyle=dash, markersize=8 if strong else 6,
+            markerfacecolor=colour if dash == "-" else "white", linewidth=2.4 if strong else 1.6, zorder=4 if strong else 3, label=named[line],
+        )  # fmt: skip
+    _write_gains(axes, setting)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [lines.length_name(n) for n in lengths])
+    axes.minorticks_off()
+    axes.set_xlim(lengths[0] / 2**0.5, lengths[-1] * 2**0.5)
+    axes.set_xlabel("length of the text (tokens; 1K is 1,024)")
+    axes.set_ylabel("nats per token\n(lower is better)")
+    place.legend(handles=handles, loc="outside lower center", ncols=3 if max(map(len, named.values())) < 40 else 2)
+
+
+def _write_gains(axes: Axes, setting: Setting) -> None:
+    """The gains at each length, above the axes, where they hide no point."""
+    ours, said = _ours(setting), dict[int, list[str]]()
+    for line in ours:
+        for length, gain in setting.gains(line).items():
+            block = [f"{lines.letter(line, ours)} gain {gain.nats:.3f}".strip()]
+            if gain.bounds:
+                block.append(f"[{gain.bounds[0]:.3f}, {gain.bounds[1]:.3f}]")
+            if gain.share is not None:
+                block.append(f"{lines.percent(gain.share)} of the gap")
+            said.setdefault(length, []).extend(block)
+    for length, block in said.items():
+        axes.annotate(
+            "\n".join(block), (length, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
+            ha="center", va="bottom", color=lines.SHARED, fontsize=9,
+        )  # fmt: skip

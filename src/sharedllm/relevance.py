@@ -1,0 +1,142 @@
+"""What a question is compared with: how near every node of every tree is to it.
+
+Two ways, `config.search_by`:
+
+- `tokens`: late interaction (ColBERT, arXiv 2004.12832). Every token of the question finds the token of a
+  node it is nearest to; a node's score is the sum over the question's tokens. A token is represented by the
+  values of one low layer, which are stored anyway, less the mean of the whole context.
+- `last`: the method of arXiv 2603.04759. A node is represented by its last token, the question by its last
+  token, both by the normed hidden state after the first layer; the score is their cosine.
+
+Shapes: X chunks of a block, P tokens stored a chunk, Q tokens of the question, F = 2^L finest spans of a
+tree, R size of a representation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sharedllm.config import SharedConfig
+from sharedllm.encoder import Encoded, LowerModel
+from sharedllm.errors import UsageError
+from sharedllm.tree import candidate_tokens
+
+ASKING_TOKENS = 64  # of a window's last tokens that are searched with where nothing says which of them ask
+
+
+@dataclass
+class Nearness:
+    """How near the stored tokens of a block are to each token of a question."""
+
+    tokens: Tensor
+    """[X, P], which tokens of each chunk, ascending."""
+    cosines: Tensor
+    """[X, P, Q]"""
+    by: str
+    """As `config.search_by`."""
+
+    def spans(self, borders_XF: Tensor) -> Tensor:
+        """Of each finest span of a tree to each token of the question, [X, F, Q]."""
+        if self.by == "last":
+            ends = (borders_XF[:, 1:] - 1).clamp(min=0)
+            at = torch.searchsorted(self.tokens, ends).clamp(max=self.tokens.shape[1] - 1)
+            return self.cosines.gather(1, at[:, :, None].expand(-1, -1, self.cosines.shape[2]))
+        X, spans, Q = borders_XF.shape[0], borders_XF.shape[1] - 1, self.cosines.shape[2]
+        span = torch.searchsorted(borders_XF[:, 1:].contiguous(), self.tokens, right=True)
+        found = self.cosines.new_full((X, spans + 1, Q), -1.0)  # past a chunk's end: a span of its own
+        found.scatter_reduce_(1, span.clamp(max=spans)[:, :, None].expand(-1, -1, Q), self.cosines, "amax")
+        return found[:, :spans]
+
+    def levels(self, borders_XF: Tensor) -> list[Tensor]:
+        """Scores of all nodes: [X, 1] of the roots, [X, 2] of their halves, and so on down to [X, F]."""
+        spans_XFQ = self.spans(borders_XF)
+        levels = []
+        width = spans_XFQ.shape[1]
+        while width:
+            parts = spans_XFQ.unflatten(1, (-1, width))
+            nodes = parts[:, :, -1] if self.by == "last" else parts.amax(2)
+            levels.append(nodes.sum(2))
+            width //= 2
+        return levels
+
+
+def asked(
+    lower: LowerModel,
+    config: SharedConfig,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    question_mask: Tensor | None = None,
+) -> list[Tensor]:
+    """Representations of the tokens that ask, [Q, R] for each row of `input_ids` [B, T].
+
+    Args:
+        attention_mask: [B, T], or longer where it covers a past as well.
+        question_mask: [B, T], which tokens ask; None: the last `ASKING_TOKENS` of each row.
+    Raises:
+        UsageError: in some row no token asks.
+    """
+    T = input_ids.shape[1]
+    seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -T:].long()
+    asking = seen > 0
+    if question_mask is None:
+        asking &= seen.sum(1, keepdim=True) - seen.cumsum(1) < ASKING_TOKENS
+    else:
+        asking &= question_mask.to(asking.device).bool()
+    if not asking.any(1).all():
+        raise UsageError("a row of the window has no token to ask with; check question_mask and attention_mask.")
+    mask = None if attention_mask is None else seen
+    if config.search_by == "last":
+        reps = lower.first_layer(input_ids, mask)
+        last = (asking.long() * torch.arange(1, T + 1, device=reps.device)).argmax(dim=1)
+        return [reps[b, at : at + 1] for b, at in enumerate(last.tolist())]
+    reps = token_reps(lower.values(input_ids, mask, search_layer(config)))
+    return [rep[row] for rep, row in zip(reps, asking, strict=True)]
+
+
+def compare(blocks: Sequence[Encoded], config: SharedConfig, question_QR: Tensor) -> list[Nearness]:
+    """Compare a question with all blocks of a context."""
+    question = question_QR.float()
+    if config.search_by == "last":
+        return [
+            Nearness(b.rep_tokens, F.cosine_similarity(b.reps.float()[:, :, None], question, dim=3), "last")
+            for b in blocks
+        ]
+    reps = [token_reps(block.values_of(search_layer(config))) for block in blocks]
+    compared = [_compared(block, config) for block in blocks]
+    total = sum((rep * mask[:, :, None]).sum((0, 1)) for rep, mask in zip(reps, compared, strict=True))
+    mean = total / sum(int(mask.sum()) for mask in compared)
+    asked = F.normalize(question - mean, dim=1)
+    found = []
+    for block, rep, mask in zip(blocks, reps, compared, strict=True):
+        cosines = F.normalize(rep - mean, dim=2) @ asked.T
+        found.append(Nearness(block.tokens, cosines.masked_fill(~mask[:, :, None], -1.0), "tokens"))
+    return found
+
+
+def _compared(block: Encoded, config: SharedConfig) -> Tensor:
+    """Which stored tokens are compared, [X, P]: all, or the candidates where a context keeps no others.
+
+    A context that is trained on stores every token, and must be searched as one that does not.
+    """
+    real = block.tokens < block.lengths[:, None]
+    if config.fine_chunks:
+        return real
+    lengths = [int(n) for n in block.lengths.unique()]
+    kept = {n: candidate_tokens(n, config.tree_depth, config.slots_per_leaf).to(real.device) for n in lengths}
+    rows = [torch.isin(tokens, kept[int(n)]) for tokens, n in zip(block.tokens, block.lengths, strict=True)]
+    return real & torch.stack(rows)
+
+
+def token_reps(values_XKPD: Tensor) -> Tensor:
+    """A token's values of all key/value heads in a row, in fp32: [X, P, K * D]."""
+    return values_XKPD.float().transpose(1, 2).flatten(2)
+
+
+def search_layer(config: SharedConfig) -> int:
+    """The layer whose values represent a token, counted from 0."""
+    return min(config.search_layer, config.injected_layers - 1)

@@ -1,0 +1,95 @@
+"""Perplexity: the same targets for every method and length, against plain definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sharedllm import UsageError
+from sharedllm.evaluate.perplexity import cut_passages, run
+from sharedllm.methods import create
+from tests.conftest import CONFIG, tokens
+
+C = CONFIG.chunk_length
+TEXTS = [("a.txt", tokens(200, 1)), ("b.txt", tokens(150, 2)), ("short.txt", tokens(60, 3))]
+
+
+def rows_of(llm, names, lengths, window=8, targets=6, samples=3, windows=None):
+    methods = [create(name, llm, (windows or {}).get(name, window)) for name in names]
+    passages = cut_passages(TEXTS, max(lengths), samples)
+    rows = list(run(methods, passages, lengths, targets, 0, lambda line: None))
+    return passages, {(r["method"], r["length"], r["metric"]): r for r in rows}
+
+
+def plain_nll(llm, ids, targets):
+    """Nats of each of the last tokens, said with a loop."""
+    logits = llm.model(input_ids=ids[None]).logits[0].log_softmax(-1)
+    return [-float(logits[t - 1, ids[t]]) for t in range(len(ids) - targets, len(ids))]
+
+
+def test_passages_come_from_texts_that_are_long_enough_and_are_spread():
+    passages = cut_passages(TEXTS, 100, 4)
+    assert [p.source for p in passages] == ["a.txt", "a.txt", "b.txt", "b.txt"]
+    for p in passages:
+        ids = dict(TEXTS)[p.source]
+        assert torch.equal(p.ids, ids[p.start : p.start + 100])
+    assert passages[0].start < passages[1].start
+    with pytest.raises(UsageError, match=r"longest, a\.txt, has 200"):
+        cut_passages(TEXTS, 201, 1)
+
+
+def test_truncate_and_full_are_what_their_names_say(make):
+    llm = make()
+    passages, rows = rows_of(llm, ["truncate", "full"], [40])
+    for i, passage in enumerate(passages):
+        for name, seen in (("truncate", 8), ("full", 40)):
+            nats = plain_nll(llm, passage.ids[-seen:], 6)
+            assert rows[name, 40, "nll"]["values"][i] == pytest.approx(sum(nats) / 6, abs=1e-4)
+
+
+def test_shared_reads_what_lies_before_the_window(make):
+    llm = make()
+    passages, rows = rows_of(llm, ["shared"], [3 * C + 8])
+    for i, passage in enumerate(passages):
+        context = llm.reader.new_context()
+        context.ids = passage.ids[:-8].int()
+        llm.reader.encode(context)
+        logits = llm(passage.ids[None, -8:], context=context, search="later").logits
+        nll = F.cross_entropy(logits[0, 1:-1], passage.ids[-6:])
+        assert rows["shared", 3 * C + 8, "nll"]["values"][i] == pytest.approx(nll.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [[C + 8, 2 * C + 8, 5 * C + 8], [8, C + 3, 40, 77]])
+def test_many_lengths_at_once_are_what_each_gives_alone(make, monkeypatch, lengths):
+    llm = make()
+    passages, together = rows_of(llm, ["truncate", "shared", "full"], lengths)
+    for n in lengths:
+        shorter = [type(p)(p.source, p.start, p.ids[-n:]) for p in passages]
+        methods = [create(name, llm, 8) for name in ("truncate", "shared", "full")]
+        for row in run(methods, shorter, [n], 6, 0, lambda line: None):
+            assert row["values"] == pytest.approx(together[row["method"], n, row["metric"]]["values"], abs=2e-5)
+
+
+def test_one_reading_serves_all_lengths_that_start_at_chunks(make, monkeypatch):
+    llm = make()
+    read, encode = [], llm.lower.encode
+    monkeypatch.setattr(llm.lower, "encode", lambda ids, *rest: (read.append(ids.numel()), encode(ids, *rest))[1])
+    rows_of(llm, ["shared"], [C + 8, 2 * C + 8, 5 * C + 8], samples=2)
+    assert sum(read) == 2 * 5 * C
+
+
+def test_windows_by_method_and_gains_in_pairs(make):
+    llm = make()
+    _, rows = rows_of(llm, ["truncate", "shared"], [60], windows={"truncate": 30, "shared": 12})
+    assert rows["truncate", 60, "nll"]["window"] == 30 and rows["shared", 60, "nll"]["window"] == 12
+    gain = rows["shared", 60, "nll_gain_over_truncate"]
+    pairs = zip(rows["truncate", 60, "nll"]["values"], rows["shared", 60, "nll"]["values"], strict=True)
+    assert gain["values"] == pytest.approx([a - b for a, b in pairs], abs=1e-5)
+    assert gain["low"] <= gain["value"] <= gain["high"]
+    assert gain["window"] == 12 and len(gain["starts"]) == gain["samples"] == 3
+
+
+def test_no_gains_without_truncate(make):
+    _, rows = rows_of(make(), ["shared", "full"], [40])
+    assert {metric for _, _, metric in rows} == {"nll"}

@@ -1,0 +1,65 @@
+"""Questions drawn from documents: scored as SQuAD scores, asked of the right place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sharedllm import UsageError
+from sharedllm.evaluate.questions import around, examine, run, token_f1
+from sharedllm.methods import create
+from tests.conftest import byte_tokenizer
+
+TEXT = "\n".join(f"term {i}x\n    The meaning of this entry number {i} is a kind of thing.\n" for i in range(40))
+
+
+def text_ids(text=TEXT):
+    return torch.tensor(byte_tokenizer()(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "score"),
+    [
+        ("The cat sat.", "a cat sat", 1.0),
+        ("cat", "the cat sat", 2 / 3),
+        ("dog", "cat", 0.0),
+        ("cat cat cat", "cat", 0.5),
+        ("", "cat", 0.0),
+        ("The", "a", 1.0),
+    ],
+)
+def test_token_f1(given, expected, score):
+    assert token_f1(given, expected) == pytest.approx(score)
+
+
+def test_questions_are_spread_and_know_their_place():
+    made = examine([("a.txt", text_ids())], 1500, 6, 3, byte_tokenizer())
+    assert [len(text.asked) for text in made] == [3, 3]
+    for text in made:
+        starts = [asking.start for asking in text.asked]
+        assert starts == sorted(starts) and starts[-1] - starts[0] > 700
+        for asking in text.asked:
+            near = around(text, asking, 200)
+            passage = byte_tokenizer().decode(near.ids.tolist())
+            assert len(near.ids) == 200 and asking.question.answer in " ".join(passage.split())
+            name = asking.question.text.rsplit("term", 1)[1].strip(" ?").split()[0]
+            assert passage.find(f"term {name}") == near.asked[0].start
+
+
+def test_a_text_that_explains_nothing():
+    with pytest.raises(UsageError, match="explains"):
+        examine([("a.txt", torch.full((100,), 65))], 50, 2, 2, byte_tokenizer())
+
+
+def test_rows(make):
+    llm = make()
+    made = examine([("a.txt", text_ids())], 900, 3, 2, llm.tokenizer)
+    methods = [create(name, llm, 300) for name in ("shared", "truncate")]
+    rows = {r["method"]: r for r in run(llm, methods, made, 4, 0, lambda line: None, ceiling=True)}
+    assert set(rows) == {"shared", "truncate", "passage"}
+    for row in rows.values():
+        assert row["samples"] == len(row["scores"]) == len(row["answers"]) == len(row["expected"]) == 3
+        assert row["value"] == pytest.approx(sum(row["scores"]) / 3, abs=1e-3)
+        for answer, expected, score in zip(row["answers"], row["expected"], row["scores"], strict=True):
+            assert score == pytest.approx(token_f1(answer, expected), abs=1e-3)
+    assert rows["shared"]["answers"] != rows["truncate"]["answers"]

@@ -1,0 +1,106 @@
+"""How near nodes are to a question: late interaction over stored values, against loops."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sharedllm.memory import find
+from sharedllm.relevance import compare, search_layer, token_reps
+from sharedllm.tree import tree_borders
+from tests.conftest import CONFIG, tokens
+
+FINE = dataclasses.replace(CONFIG, fine_chunks=1)
+
+
+def encoded(llm, ids):
+    context = llm.reader.new_context()
+    context.ids = ids.int()
+    llm.reader.encode(context)
+    return context
+
+
+def test_scores_of_all_nodes_are_sums_of_best_cosines(make):
+    llm = make(FINE)
+    context = encoded(llm, tokens(16 * 3 + 5, 1))
+    question = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    chunks = [b[i : i + 1] for b in context.blocks for i in range(len(b.lengths))]
+    reps = [token_reps(c.values_of(search_layer(llm.config)))[0] for c in chunks]
+    mean = torch.cat(reps).mean(0)
+    levels = [
+        near.levels(tree_borders(block.lengths, 2))
+        for near, block in zip(compare(context.blocks, llm.config, question), context.blocks, strict=True)
+    ]
+    for depth in range(3):
+        scores = torch.cat([level[depth] for level in levels])
+        for i, rep in enumerate(reps):
+            borders = tree_borders(torch.tensor([len(rep)]), depth)[0].tolist()
+            for node, (start, end) in enumerate(zip(borders, borders[1:], strict=False)):
+                cosines = F.cosine_similarity(rep[start:end, None] - mean, question[None] - mean, dim=2)
+                assert scores[i, node].item() == pytest.approx(cosines.amax(0).sum().item(), abs=1e-5)
+
+
+def test_the_chunk_that_holds_the_question_is_read_at_every_token(make):
+    llm = make(FINE)
+    text = tokens(16 * 6, 2)
+    for chunk in range(6):
+        context = encoded(llm, text)
+        window, asking = text[None, 16 * chunk : 16 * chunk + 11], torch.arange(11)[None] > 2
+        (found,) = find(context.blocks, llm.config, llm.query(window, question_mask=asking)[0])
+        assert found.slots.tolist() == [16 if i == chunk else 2 for i in range(6)]
+
+
+def test_without_a_question_the_newest_chunks_are_read_at_every_token(make):
+    for fine in (0, 1, 2, 9):
+        llm = make(dataclasses.replace(CONFIG, fine_chunks=fine))
+        context = encoded(llm, tokens(16 * 3 + 5, 1))
+        slots = torch.cat([f.slots for f in find(context.blocks, llm.config)]).tolist()
+        assert slots == [2] * max(0, 4 - fine) + [16] * min(4, fine)
+        memory = llm.recall(context, tokens(5)[None], search="later")
+        assert context.slots == memory.mask.shape[1] - 1
+
+
+def test_a_question_reads_only_the_nearest_chunks_as_if_there_were_no_others(make):
+    llm = make(dataclasses.replace(FINE, read_chunks=2))
+    text = tokens(16 * 6, 2)
+    context = encoded(llm, text)
+    window, asking = text[None, 16 * 3 : 16 * 3 + 11], torch.arange(11)[None] > 2
+    (found,) = find(context.blocks, llm.config, llm.query(window, question_mask=asking)[0])
+    read = [i for i, slots in enumerate(found.slots.tolist()) if slots]
+    assert len(read) == 2 and 3 in read and context.slots == 16 + 6
+    memory = llm.recall(context, window, question_mask=asking)
+    assert memory.mask.shape[1] - 1 == context.slots
+    everything = llm.recall(context, window, search="later")
+    assert everything.mask.shape[1] - 1 == 16 + 5 * 6, "without a question all chunks are read"
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_packed_contexts_answer_nearly_as_plain_ones(make, bits):
+    plain, packed = (make(dataclasses.replace(FINE, stored_bits=b)) for b in (16, bits))
+    text, window = tokens(16 * 6 + 3, 3), tokens(7, 4)[None]
+    contexts = [encoded(llm, text) for llm in (plain, packed)]
+    assert contexts[1].nbytes < contexts[0].nbytes * (0.65 if bits == 8 else 0.55)
+    with torch.no_grad():
+        a, b, without = (
+            plain(window, context=contexts[0], search="later").logits,
+            packed(window, context=contexts[1], search="later").logits,
+            plain(window).logits,
+        )
+    off = (a - b).norm() / (a - without).norm()
+    assert 0 < off < (0.05 if bits == 8 else 0.4)
+
+
+def test_a_packed_context_is_saved_loaded_and_extended(make, tmp_path):
+    from sharedllm import Context
+
+    llm = make(dataclasses.replace(FINE, stored_bits=4))
+    whole = llm.read(tokens(100, 5))
+    part = llm.read(tokens(100, 5)[:70])
+    part.save(tmp_path / "c")
+    loaded = Context.load(tmp_path / "c", llm)
+    loaded.append(tokens(100, 5)[70:])
+    window = tokens(7, 4)[None]
+    assert torch.equal(llm(window, context=loaded).logits, llm(window, context=whole).logits)
