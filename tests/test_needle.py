@@ -131,7 +131,7 @@ def test_seed_and_length():
     [
         ({"length": 5000}, "5,000 tokens"),
         ({"length": 100}, "--needles-per-text"),
-        ({"samples": 900, "needles_per_text": 500}, "at most 384"),
+        ({"samples": 900, "needles_per_text": 500}, "at most 192"),
     ],
 )
 def test_haystacks_that_cannot_be(change, words):

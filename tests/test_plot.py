@@ -237,7 +237,7 @@ def line(**change: object) -> str:
     [
         (None, 2, ["bad.jsonl does not exist"]),
         ("", 2, ["bad.jsonl is empty"]),
-        ("\udc80\udcff", 2, ["bad.jsonl is not a text file"]),
+        ("\udc80\udcff", 1, ["bad.jsonl is not a results file"]),
         (line() + '{"task": "perpl\n', 1, ["bad.jsonl, line 2"]),
         (line() + "[1, 2]\n", 1, ["bad.jsonl, line 2"]),
         ('{"hello": 1}\n', 2, ["no row can be drawn", "perplexity and needle"]),

@@ -72,7 +72,7 @@ def read(files: Sequence[Path]) -> list[Row]:
     """All rows of some results files, in order; a file named twice is read once.
 
     Raises:
-        UsageError: a file is missing, not text, or empty.
+        UsageError: a file is missing or empty.
         WorkError: a line is not a JSON object; the sentence gives its number.
     """
     rows: list[Row] = []
@@ -80,10 +80,7 @@ def read(files: Sequence[Path]) -> list[Row]:
         if not file.is_file():
             what = "is not a file" if file.exists() else "does not exist"
             raise UsageError(f"{file} {what}; give a results file, such as `sharedllm eval` and `train` write.")
-        try:
-            found = read_rows(file)
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{file} is not a text file; give a results file with one JSON object a line.") from error
+        found = read_rows(file)
         if not found:
             raise UsageError(f"{file} is empty; give a results file with one JSON object a line.")
         rows += [Row(values, file, number) for number, values in enumerate(found, 1)]
