@@ -40,15 +40,13 @@ measure: texts
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared,full \
 	  --lengths 8192 --samples 24 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
-	  --lengths 8192,16384,32768,65536,131072 --samples 2 -o $(ADAPTER_RESULTS)
+	  --lengths 8192,16384,32768 --samples 2 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared \
-	  --window truncate=8192,shared=4096 --lengths 16384 --samples 6 -o $(ADAPTER_RESULTS)
+	  --window truncate=8192,shared=4096 --lengths 16384 --samples 4 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared --ceiling \
 	  --lengths 8192,32768 --samples 24 --needles-per-text 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared --ceiling \
 	  --lengths 131072 --samples 12 --needles-per-text 12 -o $(ADAPTER_RESULTS)
-	$(BIN)/sharedllm eval questions $(call HELDOUT,python-library python-reference) --methods shared --ceiling \
-	  --lengths 32768 --samples 16 --needles-per-text 16 --max-new-tokens 48 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm plot $(ADAPTER_RESULTS) -o docs/figures/adapter.png
 	$(BIN)/python docs/fill_readme.py
 

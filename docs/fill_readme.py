@@ -98,7 +98,7 @@ def by_length(found: list[dict[str, Any]]) -> str:
     ours, alone = (sorted(longer[m], key=lambda r: r["length"]) for m in ("shared", "truncate"))
     lines = [
         f"**Longer than anything trained on.** The same {ours[0]['samples']} stretches of {ours[0]['targets']:,} tokens with more and more before them; trained "
-        "on 8,192 tokens.",
+        "on 8,192 tokens. Without a question the newest eight chunks are taken in, so what lies further back neither helps nor hurts.",
         "",
         "| all tokens | window alone, nats | with the context, nats | gain |",
         "| --- | --- | --- | --- |",

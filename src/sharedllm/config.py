@@ -41,7 +41,7 @@ class SharedConfig:
     fine_chunks: int = 0
     """Chunks that keep every token, whatever the tree says: those nearest to the question, without one the newest."""
     read_chunks: int = 0
-    """Chunks that a question reads, the nearest ones; the others are left out. 0: all."""
+    """Chunks taken in: those nearest to the question, without one the newest; the others are left out. 0: all."""
     search_by: str = "tokens"
     """What of a node a question is compared with: all its `tokens`, or its `last` one; see `relevance`."""
     search_layer: int = 4
@@ -98,7 +98,7 @@ class SharedConfig:
         """What measured best (docs/LOG.md), for a model of so many layers.
 
         Four fifths of the layers are injected, because heads that copy sit that deep; one chunk keeps every
-        token and a question reads eight; projections are changed at rank 64, numbers stored at 4 bits.
+        token and eight are read; projections are changed at rank 64, numbers stored at 4 bits.
         """
         return cls(injected_layers=max(1, layers * 4 // 5), fine_chunks=1, read_chunks=8, rank=64, stored_bits=4)
 

@@ -74,9 +74,7 @@ class Context:
         if not self.blocks:
             return 0
         config = self.reader.config if self.reader is not None else self.config
-        counts = [slot_tokens(f.leaves, f.slots[:, None, None])[1].sum((1, 2)) for f in find(self.blocks, config)]
-        read = max(config.read_chunks, config.fine_chunks) if config.read_chunks else self.chunks
-        return int(torch.cat(counts)[-read:].sum())
+        return sum(int(slot_tokens(f.leaves, f.slots[:, None, None])[1].sum()) for f in find(self.blocks, config))
 
     @property
     def nbytes(self) -> int:

@@ -58,7 +58,7 @@ def find(
 
     The nearest `config.fine_chunks` chunks keep every token, the others what their trees say, and those beyond
     the nearest `config.read_chunks` nothing. Without a question the newest chunks and the later halves are
-    chosen, and all chunks are read.
+    chosen.
     """
     borders = [tree_borders(b.lengths, config.tree_depth, noise, generator) for b in blocks]
     sizes = [len(b.lengths) for b in blocks]
@@ -69,7 +69,7 @@ def find(
         levels = [near.levels(b) for near, b in zip(compare(blocks, config, question_QR), borders, strict=True)]
         scores, order = levels, torch.cat([level[0][:, 0] for level in levels]).argsort(stable=True)
     total = sum(sizes)
-    read = max(config.read_chunks, config.fine_chunks) if question_QR is not None and config.read_chunks else total
+    read = max(config.read_chunks, config.fine_chunks) if config.read_chunks else total
     slots = torch.full((total,), config.slots_per_leaf, device=borders[0].device)
     slots[order[: max(0, total - read)]] = 0
     slots[order[max(0, total - config.fine_chunks) :]] = config.chunk_length

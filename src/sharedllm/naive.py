@@ -37,7 +37,7 @@ def forward(llm: Any, window: Sequence[int], chunks: Sequence[Sequence[int]], se
     score = scorer(llm, window, chunks, read) if search == "query" else None
     order = chunk_order([len(chunk) for chunk in chunks], score)
     fine = order[max(0, len(order) - config.fine_chunks) :]
-    taken = order[-max(config.read_chunks, config.fine_chunks) :] if score and config.read_chunks else order
+    taken = order[-max(config.read_chunks, config.fine_chunks) :] if config.read_chunks else order
     slots: list[Slot] = []
     for number, i in enumerate(sorted(taken), 1):
         keys, values = read[i]
