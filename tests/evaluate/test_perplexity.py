@@ -24,7 +24,7 @@ def rows_of(llm, names, lengths, window=8, targets=6, samples=3, windows=None):
 
 def plain_nll(llm, ids, targets):
     """Nats of each of the last tokens, said with a loop."""
-    logits = llm.model(input_ids=ids[None]).logits[0].log_softmax(-1)
+    logits = llm.model(input_ids=ids[None]).logits[0].log_softmax(-1).detach()
     return [-float(logits[t - 1, ids[t]]) for t in range(len(ids) - targets, len(ids))]
 
 
