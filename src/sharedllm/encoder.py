@@ -53,11 +53,6 @@ class Encoded:
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in vars(self).values())
 
-    @property
-    def complete(self) -> bool:
-        """Whether every token of every chunk is stored, not only the candidates."""
-        return self.tokens.shape[1] >= int(self.lengths.max())
-
     @classmethod
     def cat(cls, parts: list[Encoded]) -> Encoded:
         """Join chunks of the same stored shape."""

@@ -27,6 +27,8 @@ def ask(
         raise UsageError("the question is empty; say what you want to know.")
     common.positive("--max-new-tokens", max_new_tokens)
     llm = common.load(model, adapter, device, dtype, seed)
+    from sharedllm.evaluate.row import machine
+
     context, encode_seconds = common.read(llm, sources)
     with common.status("answering"):
         answer = llm.answer(context, question, max_new_tokens)
@@ -39,7 +41,7 @@ def ask(
         "search_seconds": round(answer.search_seconds, 3),
         "generate_seconds": round(answer.generate_seconds, 3),
         "generated_tokens": answer.generated_tokens,
-        **common.machine(llm),
+        **machine(llm),
     }
     if as_json:
         common.print_json(figures)

@@ -112,19 +112,6 @@ def reading_bar() -> Iterator[Progress]:
         yield progress
 
 
-def machine(llm: SharedLLM) -> dict[str, Any]:
-    """Model, adapter, device, dtype and peak memory, as every JSON output gives them."""
-    from sharedllm.hardware import peak_memory_bytes
-
-    return {
-        "peak_memory_bytes": peak_memory_bytes(llm.device),
-        "model": llm.name,
-        "adapter": llm.adapter,
-        "device": str(llm.device),
-        "dtype": str(llm.dtype).removeprefix("torch."),
-    }
-
-
 def print_json(values: dict[str, Any]) -> None:
     print(json.dumps(values, ensure_ascii=False), flush=True)
 

@@ -25,6 +25,7 @@ def demo(
     started = time.perf_counter()
     llm = common.load(model, adapter, device, dtype)
     from sharedllm import demo as shown
+    from sharedllm.evaluate.row import machine
 
     say = (lambda line: typer.echo(line, err=True)) if as_json else print
     say(
@@ -59,7 +60,7 @@ def demo(
     figures |= shown.deep_passages(llm, context)
     say(_deep(figures))
     figures["questions"] = shown.ask_all(llm, context, say)
-    figures |= common.machine(llm) | {"total_seconds": round(time.perf_counter() - started, 1)}
+    figures |= machine(llm) | {"total_seconds": round(time.perf_counter() - started, 1)}
     say(_closing(figures))
     if output is not None:
         from sharedllm.evaluate.results import append_row

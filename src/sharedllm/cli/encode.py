@@ -24,6 +24,8 @@ def encode(
 
     check_target(output)
     llm = common.load(model, adapter, device, dtype)
+    from sharedllm.evaluate.row import machine
+
     context, seconds = common.read(llm, sources)
     context.save(output)
     figures = {
@@ -32,7 +34,7 @@ def encode(
         "chunks": context.chunks,
         "bytes": context.nbytes,
         "encode_seconds": round(seconds, 3),
-        **common.machine(llm),
+        **machine(llm),
     }
     if as_json:
         common.print_json(figures)

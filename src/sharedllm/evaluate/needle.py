@@ -20,8 +20,7 @@ from torch import Tensor
 from sharedllm.data.needles import HELD_OUT_PLACES, THINGS, Needle, draw_needles
 from sharedllm.errors import UsageError
 from sharedllm.evaluate.perplexity import cut_passages
-from sharedllm.evaluate.statistics import bootstrap
-from sharedllm.hardware import peak_memory_bytes
+from sharedllm.evaluate.row import measured
 from sharedllm.methods import Method
 from sharedllm.methods.full import Full
 from sharedllm.model import SharedLLM
@@ -216,17 +215,13 @@ def _ask(method: Method, haystack: Haystack, max_new_tokens: int, asked: Asked) 
 def _row(
     llm: SharedLLM, name: str, haystacks: Sequence[Haystack], asked: Asked, max_new_tokens: int, seed: int
 ) -> dict[str, Any]:
-    low, high = bootstrap(asked.found, seed)
     hidden = [spot for haystack in haystacks for spot in haystack.hidden]
     return {
         "task": "needle",
+        **measured(llm, asked.found, seed),
         "method": name,
         "length": len(haystacks[0].ids),
         "metric": "found",
-        "value": sum(asked.found) / len(asked.found),
-        "low": low,
-        "high": high,
-        "samples": len(asked.found),
         "haystacks": len(haystacks),
         "window": asked.window,
         "beyond_window": asked.window > llm.window,
@@ -234,13 +229,6 @@ def _row(
         "seconds": round(sum(asked.encode_seconds) + sum(asked.ask_seconds), 3),
         "encode_seconds": round(sum(asked.encode_seconds) / len(asked.encode_seconds), 3),
         "ask_seconds": round(sum(asked.ask_seconds) / len(asked.ask_seconds), 3),
-        "peak_memory_bytes": peak_memory_bytes(llm.device),
-        "model": llm.name,
-        "adapter": llm.adapter,
-        "device": str(llm.device),
-        "dtype": str(llm.dtype).removeprefix("torch."),
-        "seed": seed,
-        "threads": torch.get_num_threads(),
         "sources": [haystack.source for haystack in haystacks],
         "depths": [round(spot.depth, 4) for spot in hidden],
         "kinds": [spot.needle.kind for spot in hidden],

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sharedllm.errors import UsageError
-from sharedllm.evaluate.statistics import bootstrap
-from sharedllm.hardware import peak_memory_bytes
+from sharedllm.evaluate.row import measured
 from sharedllm.methods import Method
 
 
@@ -76,7 +74,7 @@ def run(
     targets = min(targets, lengths[-1] - 1)
     scores: dict[tuple[str, int], list[float]] = {}
     for method in methods:
-        windows = {n: min(n, max(method.window, targets + 1)) for n in lengths}
+        windows = {n: _window(method, n, targets) for n in lengths}
         seconds = dict.fromkeys(lengths, 0.0)
         for i, passage in enumerate(passages):
             pasts = method.prepare_tails(passage.ids, [(n - windows[n], windows[n]) for n in lengths])
@@ -89,36 +87,29 @@ def run(
         for n in lengths:
             row = _row(method, n, passages, targets, windows[n], scores[method.name, n], seed)
             yield {**row, "metric": "nll", "seconds": round(seconds[n], 3)}
-    for method in methods:
-        for n in lengths if method.name != "truncate" and any(m.name == "truncate" for m in methods) else ():
-            gains = [a - b for a, b in zip(scores["truncate", n], scores[method.name, n], strict=True)]
-            row = _row(method, n, passages, targets, min(n, max(method.window, targets + 1)), gains, seed)
-            yield {**row, "metric": "nll_gain_over_truncate", "seconds": 0.0}
+    if any(method.name == "truncate" for method in methods):
+        for method in (m for m in methods if m.name != "truncate"):
+            for n in lengths:
+                gains = [a - b for a, b in zip(scores["truncate", n], scores[method.name, n], strict=True)]
+                row = _row(method, n, passages, targets, _window(method, n, targets), gains, seed)
+                yield {**row, "metric": "nll_gain_over_truncate", "seconds": 0.0}
+
+
+def _window(method: Method, length: int, targets: int) -> int:
+    return min(length, max(method.window, targets + 1))
 
 
 def _row(
     method: Method, length: int, passages: Sequence[Passage], targets: int, window: int, values: list[float], seed: int
 ) -> dict[str, Any]:
-    low, high = bootstrap(values, seed)
-    llm = method.llm
     return {
         "task": "perplexity",
+        **measured(method.llm, values, seed),
         "method": method.name,
         "length": length,
-        "value": sum(values) / len(values),
-        "low": low,
-        "high": high,
-        "samples": len(values),
         "targets": targets,
         **method.settings(),
         "window": window,
-        "peak_memory_bytes": peak_memory_bytes(llm.device),
-        "model": llm.name,
-        "adapter": llm.adapter,
-        "device": str(llm.device),
-        "dtype": str(llm.dtype).removeprefix("torch."),
-        "seed": seed,
-        "threads": torch.get_num_threads(),
         "sources": [p.source for p in passages],
         "starts": [p.start for p in passages],
         "values": [round(v, 6) for v in values],

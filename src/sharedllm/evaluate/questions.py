@@ -14,14 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sharedllm.data.questions import Question, find_questions
 from sharedllm.errors import UsageError
 from sharedllm.evaluate.perplexity import cut_passages
-from sharedllm.evaluate.statistics import bootstrap
-from sharedllm.hardware import peak_memory_bytes
+from sharedllm.evaluate.row import measured
 from sharedllm.methods import Method
 from sharedllm.methods.full import Full
 from sharedllm.model import SharedLLM
@@ -150,27 +148,16 @@ def _ask(method: Method, texts: Sequence[Examined], max_new_tokens: int, progres
 
 
 def _row(llm: SharedLLM, name: str, texts: Sequence[Examined], answers: Answers, seed: int) -> dict[str, Any]:
-    low, high = bootstrap(answers.scores, seed)
     asked = [asking.question for text in texts for asking in text.asked]
     return {
         "task": "questions",
+        **measured(llm, answers.scores, seed),
         "method": name,
         "length": len(texts[0].ids),
         "metric": "f1",
-        "value": sum(answers.scores) / len(answers.scores),
-        "low": low,
-        "high": high,
-        "samples": len(answers.scores),
         "seconds": round(sum(answers.encode_seconds) + sum(answers.ask_seconds), 3),
         "encode_seconds": round(sum(answers.encode_seconds) / len(answers.encode_seconds), 3),
         "ask_seconds": round(sum(answers.ask_seconds) / len(answers.ask_seconds), 3),
-        "peak_memory_bytes": peak_memory_bytes(llm.device),
-        "model": llm.name,
-        "adapter": llm.adapter,
-        "device": str(llm.device),
-        "dtype": str(llm.dtype).removeprefix("torch."),
-        "seed": seed,
-        "threads": torch.get_num_threads(),
         "sources": [text.source for text in texts],
         "questions": [question.text for question in asked],
         "expected": [question.answer for question in asked],
