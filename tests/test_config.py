@@ -64,6 +64,8 @@ def test_settings_cannot_be_changed_in_place():
         ("positions", None),
         ("null_slot", "no"),
         ("null_slot", 2),
+        ("null_growth", 1),
+        ("moving_query", "yes"),
         ("init", "zeros"),
         ("init", 0),
     ],

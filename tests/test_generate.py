@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -47,6 +49,19 @@ def test_greedy_with_cache_equals_without(llm, context):
     assert torch.equal(cached, uncached)
     assert cached.shape == (1, 14) and torch.equal(cached[:, :6], ids)
     assert not torch.equal(cached, llm.generate(ids, do_sample=False, **FIXED)), "the context does not matter here"
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_the_place_in_the_window_is_right_with_a_cache(make, num_beams):
+    llm = make(dataclasses.replace(CONFIG, null_growth=True, moving_query=True))
+    still = make()
+    still.injection.load_state_dict(llm.injection.state_dict(), strict=False)
+    ids, settings = tokens(12, 1)[None], {"num_beams": num_beams, "do_sample": False, **FIXED}
+    context = llm.read(tokens(110, 3))
+    cached, uncached = (llm.generate(ids, context=context, use_cache=c, **settings) for c in (True, False))
+    assert torch.equal(cached, uncached)
+    moved, unmoved = (m(cached[:1], context=m.read(tokens(110, 3))).logits for m in (llm, still))
+    assert not torch.allclose(moved[:, -1], unmoved[:, -1]), "the place does not matter here"
 
 
 def test_greedy_is_the_argmax_of_repeated_forward_passes(llm, context):

@@ -105,9 +105,11 @@ def check_adapter(described: dict[str, Any], parts: Parts, folder: str | Path) -
             )
 
 
-def load_weights(folder: str | Path, injection: nn.Module) -> None:
+def load_weights(folder: str | Path, injection: nn.Module, partly: bool = False) -> None:
     """Copy an adapter's weights into `injection`.
 
+    Args:
+        partly: what the adapter lacks stays as it is, to train on from an adapter with fewer settings.
     Raises:
         WorkError: the file is missing, cut short, or its tensors are not those expected.
     """
@@ -118,6 +120,8 @@ def load_weights(folder: str | Path, injection: nn.Module) -> None:
         raise WorkError(f"{file} cannot be read ({error}); train or copy the adapter again.") from error
     expected = injection.state_dict()
     for name, tensor in expected.items():
+        if partly and name not in weights:
+            continue
         if name not in weights or weights[name].shape != tensor.shape:
             raise WorkError(
                 f"{file} has no tensor {name} of shape {tuple(tensor.shape)}; train or copy the adapter again."
@@ -126,7 +130,7 @@ def load_weights(folder: str | Path, injection: nn.Module) -> None:
         raise WorkError(f"{file} has a tensor {min(extra)} that this adapter does not know.")
     if bad := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
         raise WorkError(f"{file} holds values that are not numbers in {bad[0]}; train or copy the adapter again.")
-    injection.load_state_dict({name: t.to(expected[name]) for name, t in weights.items()})
+    injection.load_state_dict({name: t.to(expected[name]) for name, t in weights.items()}, strict=not partly)
 
 
 def shipped_adapter(fingerprint: str) -> Path | None:

@@ -54,6 +54,11 @@ class SharedConfig:
     """Where rotary positions of the slots come from; see `inject.slot_positions`."""
     null_slot: bool = True
     """A learned logit with zero value a head, so that a head may attend to nothing."""
+    null_growth: bool = False
+    """That logit grows with log(1 + t / C) of a token t of the window, at a learned rate a head: the
+    share of the context falls as the window grows, as it would in one softmax over both. Needs the null slot."""
+    moving_query: bool = False
+    """Queries move on by 1 / C a token of the window, instead of all standing behind the last chunk."""
     init: str = "copied"
     """`copied`: q and o of the layer with a zero gate a head. `zero`: q copied, o zero, no gate."""
 
@@ -82,8 +87,11 @@ class SharedConfig:
         noise = self.split_noise
         if not isinstance(noise, int | float) or not 0 <= noise < 0.5:
             raise UsageError(f"split_noise is {noise!r}; it must be a number of at least 0 and below 0.5.")
-        if not isinstance(self.null_slot, bool):
-            raise UsageError(f"null_slot is {self.null_slot!r}; it must be true or false.")
+        for name in ("null_slot", "null_growth", "moving_query"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
+        if self.null_growth and not self.null_slot:
+            raise UsageError("null_growth is true; it needs null_slot true as well.")
         check_choice("positions", self.positions, POSITIONS)
         check_choice("init", self.init, INITS)
         check_choice("search_by", self.search_by, SEARCHES_BY)

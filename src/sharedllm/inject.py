@@ -23,11 +23,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sharedllm.architectures import Parts, rotate
 from sharedllm.config import SharedConfig
 from sharedllm.errors import UsageError
 
+GROWTH = 4.0  # of the null logit at the start; measured without training (docs/LOG.md)
 WIDER = 8  # dimensions added for the null logit; vectors of a multiple of 8 are read faster than of one more
 
 
@@ -35,15 +37,15 @@ WIDER = 8  # dimensions added for the null logit; vectors of a multiple of 8 are
 class Memory:
     """The slots a batch attends to: keys already rotated, one null slot in front.
 
-    keys, values: a tensor a layer, [B, K, 1 + S, D]; mask: [B, 1 + S], True where a slot is real;
-    query_cos, query_sin: [B, 1, 1, R].
+    keys, values: a tensor a layer, [B, K, 1 + S, D + WIDER], zero in the added dimensions but for the null slot's key,
+    which has a 1 in the first; mask: [B, 1 + S], True where a slot is real; query_at: [B], rotary position of the
+    window's first query.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor
-    query_cos: Tensor
-    query_sin: Tensor
+    query_at: Tensor
 
     @property
     def rows(self) -> int:
@@ -64,9 +66,20 @@ class Memory:
             [repeat(k) for k in self.keys],
             [repeat(v) for v in self.values],
             repeat(self.mask),
-            repeat(self.query_cos),
-            repeat(self.query_sin),
+            repeat(self.query_at),
         )
+
+
+@dataclass
+class Place:
+    """Where the tokens of a forward pass stand in the window: the same for all layers.
+
+    log: [B or 1, T], log(1 + t / C) of token t of the window; query_cos, query_sin: [B, T or 1, 1, R].
+    """
+
+    log: Tensor
+    query_cos: Tensor
+    query_sin: Tensor
 
 
 class Projection(nn.Module):
@@ -116,9 +129,10 @@ class Branch(nn.Module):
         self.output = Projection(output if copied else torch.zeros_like(output), config.rank, seed=2 * layer + 1)
         self.gate = nn.Parameter(weight.new_zeros(self.heads)) if copied else None
         self.null_logit = nn.Parameter(weight.new_zeros(self.heads)) if config.null_slot else None
+        self.null_growth = nn.Parameter(weight.new_full((self.heads,), GROWTH)) if config.null_growth else None
         self.requires_grad_(True)
 
-    def forward(self, hidden_BTE: Tensor, memory: Memory, layer: int) -> Tensor:
+    def forward(self, hidden_BTE: Tensor, memory: Memory, layer: int, place: Place) -> Tensor:
         """What the branch adds to the residual, [B, T, E], in the dtype of `hidden_BTE`."""
         B, T, _ = hidden_BTE.shape
         H, K, D = self.heads, self.kv_heads, self.head_dim
@@ -127,54 +141,42 @@ class Branch(nn.Module):
         query = self.query(self.norm(hidden_BTE).to(dtype), bias).view(B, T, H, D)
         if self.query_norm is not None:
             query = self.query_norm(query).to(dtype)
-        query = rotate(query, memory.query_cos, memory.query_sin).transpose(1, 2)  # [B, H, T, D]
-        keys, values = memory.keys[layer], memory.values[layer]
-        learning = torch.is_grad_enabled()
-        if learning and self.null_logit is not None:
-            query, keys, values = self._widened(query, keys, values)
-        bias = self._bias(memory, dtype, null=not learning)  # [B*K, G, 1, 1 + S]
-        query = query.reshape(B * K, H // K, T, -1)
+        query = rotate(query, place.query_cos, place.query_sin)
+        query = torch.cat([query, self._null(query, place)], dim=3).transpose(1, 2)  # [B, H, T, D + WIDER]
         # Grouped keys are read in place: rows and key/value heads share an axis, the group broadcasts.
-        keys, values = (x.reshape(B * K, 1, -1, x.shape[-1]) for x in (keys, values))
-        if learning and query.device.type == "cpu":
-            attended = attend_plainly(query, keys, values, bias, self.scaling)
+        query = query.reshape(B * K, H // K, T, -1)
+        keys, values = (x.reshape(B * K, 1, -1, x.shape[-1]) for x in (memory.keys[layer], memory.values[layer]))
+        padding = torch.zeros_like(memory.mask, dtype=dtype).masked_fill(~memory.mask, -torch.inf)
+        padding = padding.repeat_interleave(K, dim=0)[:, None, None]  # [B * K, 1, 1, 1 + S]
+        if torch.is_grad_enabled() and query.device.type == "cpu":
+            attended = attend_plainly(query, keys, values, padding, self.scaling)
         else:
             keys, values = (x.expand(-1, H // K, -1, -1) for x in (keys, values))
             attended = F.scaled_dot_product_attention(
-                query, keys, values, attn_mask=bias.expand(-1, -1, T, -1), scale=self.scaling
+                query, keys, values, attn_mask=padding.expand(-1, H // K, T, -1), scale=self.scaling
             )
         attended = attended.view(B, H, T, -1)[..., :D]
         if self.gate is not None:
             attended = attended * self.gate.to(dtype).view(1, H, 1, 1)
         return self.output(attended.transpose(1, 2).reshape(B, T, H * D))
 
-    def _widened(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The null logit as one more dimension of queries and keys (zero for all slots but the null slot).
+    def _null(self, query: Tensor, place: Place) -> Tensor:
+        """What a query has in the added dimensions: the null logit, which the null slot's key alone picks up.
 
         In the mask it would ask for a gradient of the mask, for which torch leaves its fused attention.
         """
-        assert self.null_logit is not None
-        B, H, T, _ = query.shape
-        null = (self.null_logit.to(query.dtype) / self.scaling).view(1, H, 1, 1).expand(B, -1, T, 1)
-        query = torch.cat([query, null, query.new_zeros(B, H, T, WIDER - 1)], dim=3)
-        keys, values = F.pad(keys, (0, WIDER)), F.pad(values, (0, WIDER))
-        keys[:, :, 0, -WIDER] = 1
-        return query, keys, values
-
-    def _bias(self, memory: Memory, dtype: torch.dtype, null: bool) -> Tensor:
-        """What is added to the logits: -inf on padding, the null logit on the null slot. [B*K, G, 1, 1 + S]."""
-        B, S = memory.mask.shape
-        padding = torch.zeros_like(memory.mask, dtype=dtype).masked_fill(~memory.mask, -torch.inf)
-        padding = padding[:, None].expand(B, self.heads, S)
-        if null and self.null_logit is not None:
-            logit = self.null_logit.to(dtype).view(1, self.heads, 1).expand(B, -1, 1)
-            padding = torch.cat([logit, padding[..., 1:]], dim=2)
-        groups = self.heads // self.kv_heads
-        return padding.reshape(B * self.kv_heads, groups, 1, S)
+        B, T, H, _ = query.shape
+        added = query.new_zeros(B, T, H, WIDER)
+        if self.null_logit is None:
+            return added
+        logit = self.null_logit.to(query.dtype).expand(B, T, H)
+        if self.null_growth is not None:
+            logit = logit + self.null_growth.to(query.dtype) * place.log.to(query.dtype)[..., None]
+        return torch.cat([logit[..., None] / self.scaling, added[..., 1:]], dim=3)
 
 
 def attend_plainly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scaling: float) -> Tensor:
-    """Attention by matrix products, for learning on a CPU: [X, G, T, D], [X, 1, S, D] and [X, G, 1, S] to [X, G, T, D].
+    """Attention by matrix products, for learning on a CPU: [X, G, T, D], [X, 1, S, D] and [X, 1, 1, S] to [X, G, T, D].
 
     torch's fused attention computes gradients of keys and values as well, which are frozen here. Forward and
     backward over 4 x 512 tokens and 1,793 slots took 0.23 s a layer with it, 0.08 s so, in bf16 on two cores.
@@ -186,13 +188,20 @@ def attend_plainly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, sc
 
 
 class Injection(nn.Module):
-    """The adapter (one `Branch` a layer) and its hooks on a model."""
+    """The adapter (one `Branch` a layer) and its hooks on a model.
+
+    Attributes:
+        recompute: compute the branches again in the backward pass, instead of keeping what they would need there.
+    """
 
     def __init__(self, parts: Parts, config: SharedConfig) -> None:
         super().__init__()
         self.branches = nn.ModuleList(Branch(parts, j, config) for j in range(config.injected_layers))
+        self.recompute = False
+        self._parts, self._config = parts, config
         self._memory: Memory | None = None
-        self._handles: list[Any] = []
+        self._place: Place | None = None
+        self._handles: list[Any] = [parts.rotary.register_forward_pre_hook(self._locate, with_kwargs=True)]
         self._hidden: dict[int, Tensor] = {}
         for j in range(config.injected_layers):
             self._handles.append(parts.layers[j].register_forward_pre_hook(self._before(j), with_kwargs=True))
@@ -205,7 +214,7 @@ class Injection(nn.Module):
         try:
             yield
         finally:
-            self._memory = before
+            self._memory, self._place = before, None
             self._hidden.clear()
 
     def remove(self) -> None:
@@ -214,11 +223,20 @@ class Injection(nn.Module):
             handle.remove()
         self._handles.clear()
 
-    def _memory_for(self, rows: int) -> Memory:
-        assert self._memory is not None
-        if self._memory.rows != rows:
-            self._memory = self._memory.expand(rows)
-        return self._memory
+    def _locate(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a forward pass: where in the window its tokens stand, as the model tells its rotary embedding."""
+        if self._memory is None:
+            return
+        memory, rows = self._memory, args[0].shape[0]
+        if memory.rows != rows:
+            memory = memory.expand(rows)
+        window_BT = (args[1] if len(args) > 1 else kwargs["position_ids"]) / self._config.chunk_length
+        query_at = memory.query_at[:, None]
+        if self._config.moving_query:
+            query_at = query_at + window_BT
+        self._memory = None  # the tables come from the module that called
+        cos, sin = (table[:, :, None] for table in self._parts.cos_sin(query_at))
+        self._place, self._memory = Place(window_BT.log1p(), cos, sin), memory
 
     def _before(self, layer: int) -> Any:
         def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -233,7 +251,11 @@ class Injection(nn.Module):
                 return None
             attended = output[0] if isinstance(output, tuple) else output
             hidden = self._hidden.pop(layer) + attended
-            added = attended + self.branches[layer](hidden, self._memory_for(hidden.shape[0]), layer)
+            inputs = (hidden, self._memory, layer, self._place)
+            if self.recompute and torch.is_grad_enabled():
+                added = attended + checkpoint(self.branches[layer], *inputs, use_reentrant=False)
+            else:
+                added = attended + self.branches[layer](*inputs)
             return (added, *output[1:]) if isinstance(output, tuple) else added
 
         return add

@@ -16,7 +16,7 @@ from torch import Tensor
 from sharedllm.architectures import Parts, rotate
 from sharedllm.config import SharedConfig
 from sharedllm.encoder import Encoded
-from sharedllm.inject import Memory
+from sharedllm.inject import WIDER, Memory
 from sharedllm.relevance import compare
 from sharedllm.tree import search, slot_tokens, tree_borders
 
@@ -109,11 +109,11 @@ def select_slots(
 
 
 def slot_positions(slots: Slots, config: SharedConfig) -> tuple[Tensor, int]:
-    """Rotary positions of the keys [S] and of every query, by `config.positions`.
+    """Rotary positions of the keys [S] and of the window's first query, by `config.positions`.
 
     `chunk`: key i of N chunks at i, query at N + 1 (arXiv 2603.04759). `chunk+inner`: the token inside
     the chunk on top, query at N + 1 + C. `sequence`: rank among the slots, query behind the last.
-    `none`: all at 0.
+    `none`: all at 0. All queries of a window stand at that place, or move on from it (`config.moving_query`).
     """
     if config.positions == "chunk":
         return slots.chunk, slots.chunks + 1
@@ -153,13 +153,13 @@ def build_memory(rows: Sequence[Slots | None], parts: Parts, config: SharedConfi
         keys, values = [], []
         for row, table, length in zip(rows, rotated, lengths, strict=True):
             if row is None or table is None:
-                keys.append(like.new_zeros(K, width, D))
-                values.append(like.new_zeros(K, width, D))
+                keys.append(like.new_zeros(K, width, D + WIDER))
+                values.append(like.new_zeros(K, width, D + WIDER))
                 continue
-            pad = (0, 0, 1, width - 1 - length)
+            pad = (0, WIDER, 1, width - 1 - length)
             keys.append(F.pad(rotate(row.keys[layer].to(like), *table), pad))
             values.append(F.pad(row.values[layer].to(like), pad))
         keys_M.append(torch.stack(keys))
+        keys_M[-1][:, :, 0, D] = 1
         values_M.append(torch.stack(values))
-    cos, sin = (t[:, None, None] for t in parts.cos_sin(query_at))
-    return Memory(keys_M, values_M, mask, cos, sin)
+    return Memory(keys_M, values_M, mask, query_at)

@@ -156,13 +156,13 @@ def decode(llm: Any, ids: Sequence[int], slots: list[Slot], chunks: int) -> Tens
     for j, layer in enumerate(llm.parts.layers):
         hidden, _, _ = self_attention(llm, j, hidden)
         if j < llm.config.injected_layers and slots:
-            hidden = [h + branch(llm, j, h, slots, chunks) for h in hidden]
+            hidden = [h + branch(llm, j, h, t, slots, chunks) for t, h in enumerate(hidden)]
         hidden = feed_forward(layer, hidden)
     return llm.model.lm_head(torch.stack([llm.parts.base.norm(h) for h in hidden]))
 
 
-def branch(llm: Any, j: int, hidden: Tensor, slots: list[Slot], chunks: int) -> Tensor:
-    """What the injection adds to one token's hidden state in layer j."""
+def branch(llm: Any, j: int, hidden: Tensor, t: int, slots: list[Slot], chunks: int) -> Tensor:
+    """What the injection adds to the hidden state of the window's token t in layer j."""
     weights, D = llm.injection.branches[j], llm.parts.head_dim
     group = llm.parts.heads // llm.parts.kv_heads
     query = weights.query.matrix() @ weights.norm(hidden)
@@ -172,14 +172,15 @@ def branch(llm: Any, j: int, hidden: Tensor, slots: list[Slot], chunks: int) -> 
     for h in range(llm.parts.heads):
         q = query[h * D : (h + 1) * D]
         q = q if weights.query_norm is None else weights.query_norm(q)
-        q = turn(llm, q, position_of_query(llm.config, slots, chunks))
+        q = turn(llm, q, position_of_query(llm.config, t, slots, chunks))
         logits, values = [], []
         for rank, slot in enumerate(slots):
             key = turn(llm, slot.keys[j][h // group], position_of_slot(llm.config, slot, rank))
             logits.append(q @ key / math.sqrt(D))
             values.append(slot.values[j][h // group])
         if weights.null_logit is not None:
-            logits.append(weights.null_logit[h])
+            rate = 0 if weights.null_growth is None else weights.null_growth[h]
+            logits.append(weights.null_logit[h] + rate * math.log(1 + t / llm.config.chunk_length))
             values.append(torch.zeros(D))
         shares = torch.stack(logits).softmax(dim=0)
         attended = mix(shares, values)
@@ -196,9 +197,10 @@ def position_of_slot(config: SharedConfig, slot: Slot, rank: int) -> int:
     return {"chunk": slot.chunk, "chunk+inner": inner, "sequence": rank, "none": 0}[config.positions]
 
 
-def position_of_query(config: SharedConfig, slots: list[Slot], chunks: int) -> int:
+def position_of_query(config: SharedConfig, t: int, slots: list[Slot], chunks: int) -> float:
     behind = chunks + 1 + config.chunk_length
-    return {"chunk": chunks + 1, "chunk+inner": behind, "sequence": len(slots), "none": 0}[config.positions]
+    first = {"chunk": chunks + 1, "chunk+inner": behind, "sequence": len(slots), "none": 0}[config.positions]
+    return first + (t / config.chunk_length if config.moving_query else 0)
 
 
 def embed(llm: Any, ids: Sequence[int]) -> list[Tensor]:
@@ -234,7 +236,7 @@ def feed_forward(layer: Any, hidden: list[Tensor]) -> list[Tensor]:
     return [h + layer.mlp(layer.post_attention_layernorm(h)) for h in hidden]
 
 
-def turn(llm: Any, x: Tensor, position: int) -> Tensor:
+def turn(llm: Any, x: Tensor, position: float) -> Tensor:
     """Rotary embedding of one head's vector: pairs (i, i + D/2) turn by position times frequency i."""
     half = x.shape[0] // 2
     angles = position * llm.parts.rotary.inv_freq

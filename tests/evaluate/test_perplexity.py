@@ -60,6 +60,20 @@ def test_shared_reads_what_lies_before_the_window(make):
         assert rows["shared", 3 * C + 8, "nll"]["values"][i] == pytest.approx(nll.item(), abs=1e-4)
 
 
+def test_shared_searches_by_what_stands_before_the_targets(make, monkeypatch):
+    monkeypatch.setattr("sharedllm.methods.shared.ASKING_TOKENS", 4)
+    llm = make()
+    ids = tokens(4 * C + 9, 5)
+    past, window = ids[:-9], ids[-9:]
+    method = create("shared", llm, 9)
+    scored = method.score(method.prepare(past), window, 5)
+    context, mask = llm.read(past), torch.arange(9)[None] < 4
+    logits = llm(window[None], context=context, question_mask=mask).logits
+    torch.testing.assert_close(scored, F.cross_entropy(logits[0, 3:-1], window[-5:], reduction="none"))
+    other = torch.cat([window[:-1], window[-1:] + 1])  # a target must not change what is read
+    torch.testing.assert_close(method.score(method.prepare(past), other, 5)[:-1], scored[:-1])
+
+
 @pytest.mark.parametrize("lengths", [[C + 8, 2 * C + 8, 5 * C + 8], [8, C + 3, 40, 77]])
 def test_many_lengths_at_once_are_what_each_gives_alone(make, monkeypatch, lengths):
     llm = make()

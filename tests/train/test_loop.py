@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -215,6 +216,43 @@ def test_training_starts_from_another_runs_adapter(data, tmp_path):
         assert torch.equal(weights(again)[name], weight.bfloat16().float()), name
     with pytest.raises(WorkError, match="cannot be read"):
         trainer(data, tmp_path / "other", start=str(tmp_path / "nowhere"))
+
+
+def test_training_starts_from_an_adapter_that_lacks_a_setting(data, tmp_path):
+    first = trainer(data, tmp_path / "first")
+    first.train()
+    grown = dataclasses.replace(CONFIG, null_growth=True)
+    llm = SharedLLM.from_pretrained(tiny_model(), adapter="none", config=grown, tokenizer=byte_tokenizer())
+    again = Trainer(recipe(data, tmp_path / "again", config=grown, start=str(tmp_path / "first/adapter")), llm)
+    now = weights(again)
+    for name, weight in weights(first).items():
+        assert torch.equal(now.pop(name), weight.bfloat16().float()), name
+    assert now and all(name.endswith("null_growth") and bool((w == 4).all()) for name, w in now.items())
+
+
+@pytest.mark.parametrize("settings", [{}, {"long_windows": 1.0, "long_window_tokens": 40}])
+def test_recomputing_the_branches_changes_nothing(data, tmp_path, settings):
+    kept, again = (trainer(data, tmp_path / str(r), recompute=r, **settings) for r in (False, True))
+    gradients = []
+    for t in (kept, again):
+        t.loss(t.sampler.draw(0), torch.Generator().manual_seed(0)).backward()
+        gradients.append({n: p.grad for n, p in t.module.named_parameters()})
+    assert_same(*gradients)
+    assert any(g.abs().sum() > 0 for g in gradients[0].values())
+
+
+def test_the_loss_is_the_mean_over_the_targets_alone(data, tmp_path):
+    t = trainer(data, tmp_path / "run", long_windows=1.0, long_window_tokens=40)
+    sample = t.sampler.draw(0)
+    (w,) = sample.windows
+    context = t.llm.reader.new_context()
+    context.ids = torch.from_numpy(sample.context).int()
+    t.llm.reader.encode(context)
+    mask = torch.from_numpy(w.question)[None]
+    with torch.no_grad():
+        logits = t.llm(torch.from_numpy(w.ids)[None], context=context, question_mask=mask).logits[0].log_softmax(-1)
+    nats = [-logits[at - 1, w.ids[at]].item() for at in range(20, 40)]
+    assert t.loss(sample).item() == pytest.approx(sum(nats) / 20, rel=1e-4)
 
 
 def test_distillation_is_the_divergence_from_the_model_that_reads_everything(data, tmp_path):

@@ -80,7 +80,8 @@ def test_a_long_window_follows_the_fewest_chunks(folder, tmp_path):
     C = CONFIG.chunk_length
     sample = sampler(folder, tmp_path, long_windows=1.0, long_window_tokens=50, context_chunks=[3, 5]).draw(0)
     (window,) = sample.windows
-    assert (len(sample.context), window.chunks, len(window.ids), window.targets) == (3 * C, 3, 50, 49)
+    assert (len(sample.context), window.chunks, len(window.ids), window.targets) == (3 * C, 3, 50, 25)
+    assert sample.search == "query" and window.question.tolist() == [True] * 25 + [False] * 25
     whole = text(folder.tokens(folder.documents(split="train")[0]))
     assert text(sample.context) + text(window.ids) in whole
 

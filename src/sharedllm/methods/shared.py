@@ -14,10 +14,12 @@ from torch import Tensor
 from sharedllm.context import Context
 from sharedllm.methods.base import Method, greedy, new_tokens, target_nll
 from sharedllm.prompts import Prompt
+from sharedllm.relevance import ASKING_TOKENS
 
 
 class Shared(Method):
-    """Scoring searches without a query (always the later half); generating searches by the window.
+    """Scoring searches by what the window holds before the targets; without `ASKING_TOKENS` of it, it takes the
+    newest chunks and the later halves. Generating searches by the window.
 
     A question stands alone in the window and is searched by; all of the text is compressed.
     """
@@ -47,8 +49,12 @@ class Shared(Method):
 
     @torch.no_grad()
     def score(self, past: Context | None, window: Tensor, targets: int) -> Tensor:
-        ids = window[None].to(self.llm.device)
-        logits = self.llm(ids, context=past, search="later", use_cache=False, logits_to_keep=targets + 1).logits
+        ids, before = window[None].to(self.llm.device), len(window) - targets
+        asking = torch.arange(len(window), device=ids.device)[None] < before
+        search = "query" if before >= ASKING_TOKENS else "later"
+        logits = self.llm(
+            ids, context=past, search=search, question_mask=asking, use_cache=False, logits_to_keep=targets + 1
+        ).logits
         return target_nll(logits, ids, targets)[0]
 
     def generate(self, past: Context | None, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:

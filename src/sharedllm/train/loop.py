@@ -27,8 +27,9 @@ from sharedllm.inject import Memory
 from sharedllm.model import SharedLLM
 from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sharedllm.train.recipe import Recipe, recipe_from_dict
-from sharedllm.train.samples import Sample, Sampler
+from sharedllm.train.samples import ASKED, Sample, Sampler
 
+FAST = ("gate", "null_logit", "null_growth")  # learn at the gates' rate
 Report = Callable[[dict[str, Any]], None]
 """Called with a row of metrics after every step and every validation."""
 
@@ -65,16 +66,17 @@ class Trainer:
         for parameter in self.frozen:
             parameter.requires_grad_(False)
         self.module: nn.Module = self.llm.injection.float()
+        self.llm.injection.recompute = recipe.recompute
         if recipe.start is not None:
-            load_weights(Path(recipe.start), self.module)
+            load_weights(Path(recipe.start), self.module, partly=True)
         self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
         self.step = 0
         self.tokens = 0
         self._resume()
 
     def _groups(self) -> list[dict[str, Any]]:
-        fast = [p for n, p in self.module.named_parameters() if n.endswith(("gate", "null_logit"))]
-        slow = [p for n, p in self.module.named_parameters() if not n.endswith(("gate", "null_logit"))]
+        fast = [p for n, p in self.module.named_parameters() if n.endswith(FAST)]
+        slow = [p for n, p in self.module.named_parameters() if not n.endswith(FAST)]
         return [
             {"params": slow, "top": self.recipe.learning_rate},
             {"params": fast, "top": self.recipe.gate_learning_rate, "weight_decay": 0.0},
@@ -178,27 +180,31 @@ class Trainer:
         )
         logits = self._logits(batch, memory)
         nll = next_token_loss(logits, batch.labels)
-        if not self.recipe.distill or sample.search != "later":
+        if not self.recipe.distill or sample.kind in ASKED:
             return nll
         divergence = self._divergence(sample, batch, logits)
         return (1 - self.recipe.distill) * nll + self.recipe.distill * divergence
 
     def _logits(self, batch: Batch, memory: Memory | None) -> Tensor:
+        """Logits [B, t, V] of the last t tokens: all that predict a target in some row."""
+        first = int((batch.labels >= 0).any(0).nonzero()[0])
+        kept = batch.ids.shape[1] - max(first - 1, 0)
         with self.llm.injection.reading(memory):
-            logits: Tensor = self.llm.model(input_ids=batch.ids, use_cache=False).logits
+            logits: Tensor = self.llm.model(input_ids=batch.ids, use_cache=False, logits_to_keep=kept).logits
         return logits
 
     def _divergence(self, sample: Sample, batch: Batch, logits: Tensor) -> Tensor:
         """Mean KL(teacher || student) over the targets; the teacher reads each window's context token by token."""
         total, count = logits.new_zeros((), dtype=torch.float32), 0
+        before = batch.ids.shape[1] - logits.shape[1]  # tokens of a window without logits, which predict no target
         for row, w in enumerate(sample.windows):
             past = sample.context[: w.chunks * self.recipe.config.chunk_length]
             ids = torch.as_tensor(np.concatenate([past, w.ids]), device=self.llm.device)[None]
             with torch.no_grad(), self.llm.injection.reading(None):
                 taught = self.llm.model(input_ids=ids, use_cache=False, logits_to_keep=len(w.ids)).logits[0, :-1]
-            wanted = batch.labels[row, 1 : len(w.ids)] >= 0
-            student = logits[row, : len(w.ids) - 1][wanted].float().log_softmax(-1)
-            teacher = taught[wanted].float().log_softmax(-1)
+            wanted = batch.labels[row, before + 1 : len(w.ids)] >= 0
+            student = logits[row, : len(w.ids) - 1 - before][wanted].float().log_softmax(-1)
+            teacher = taught[before:][wanted].float().log_softmax(-1)
             total = total + F.kl_div(student, teacher, reduction="sum", log_target=True)
             count += int(wanted.sum())
         return total / count
@@ -268,8 +274,13 @@ class Trainer:
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean nats of the labels [B, T] (-100: not counted), each predicted by the logits [B, T, V] before it."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+    """Mean nats of the labels [B, T] (-100: not counted), each predicted by the logits before it.
+
+    Args:
+        logits: [B, t, V], of the last t tokens; labels before them are not counted.
+    """
+    labels = labels[:, labels.shape[1] - logits.shape[1] + 1 :]
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten())
 
 
 def _step_of(line: str) -> int:

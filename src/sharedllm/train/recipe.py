@@ -62,6 +62,8 @@ class Recipe:
     """Share of samples that ask what functions do and terms mean, where the text says so."""
     question_windows: int = 12
     """Such questions asked at most in a sample."""
+    recompute: bool = False
+    """Compute the branches again in the backward pass instead of keeping what they need there: less memory, more time."""
     checkpoint_every: int = 50
     validate_every: int = 50
     validate_samples: int = 8

@@ -19,6 +19,7 @@ from sharedllm.errors import UsageError
 from sharedllm.prompts import Prompt
 from sharedllm.train.recipe import Recipe
 
+ASKED = ("needles", "questions")  # kinds of samples that are questions; the others go on with a text
 WHOLE_ANSWERS = 0.25  # share of questions whose answer is predicted from its first word on
 
 
@@ -95,13 +96,18 @@ class Sampler:
         return Sample(document.kind, ids[: chunks * C], windows, "later")
 
     def long_continuation(self, document: Document, random: np.random.Generator) -> Sample:
-        """One window of thousands of tokens, so that the branch also learns to add to a long window."""
+        """One window of thousands of tokens, of which the first half asks and the second is predicted.
+
+        There a context is worth what its nearest chunks are: the newest one is thousands of tokens back.
+        """
         C, T, chunks = self.recipe.config.chunk_length, self.recipe.long_window_tokens, self.recipe.context_chunks[0]
         tokens = min(document.tokens, chunks * C + T)
         start = int(random.integers(0, document.tokens - tokens + 1))
         ids = np.asarray(self.folder.tokens(document)[start : start + tokens], dtype=np.int64)
         window = ids[chunks * C :]
-        return Sample(document.kind, ids[: chunks * C], [Window(chunks, window, len(window) - 1)], "later")
+        asking = np.arange(len(window)) < len(window) // 2
+        windows = [Window(chunks, window, len(window) - len(window) // 2, asking)]
+        return Sample("long window", ids[: chunks * C], windows, "query")
 
     def retrieval(self, document: Document, random: np.random.Generator) -> Sample:
         """Needles hidden in the text, and a question window for each; the answer is predicted."""
