@@ -178,6 +178,16 @@ def test_loss_not_a_number_stops_with_the_last_good_checkpoint(data, tmp_path):
     assert trainer(data, tmp_path / "run").step == 2
 
 
+def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path):
+    t = trainer(data, tmp_path / "run")
+    t.train(until=2)
+    (t.run / "metrics.jsonl").unlink()
+    (t.run / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(WorkError, match="No space left on device; the last checkpoint is kept"):
+        t.train()
+    assert [c.name for c in checkpoints(t.run)] == ["step-000002"]
+
+
 def test_another_recipe_in_the_same_folder(data, tmp_path):
     trainer(data, tmp_path / "run").train(until=2)
     with pytest.raises(UsageError, match="windows"):

@@ -262,8 +262,14 @@ class Trainer:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _log(self, row: dict[str, Any], report: Report | None) -> None:
-        with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        file = self.run / "metrics.jsonl"
+        try:
+            with file.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise WorkError(
+                f"cannot write to {file}: {error.strerror or error}; the last checkpoint is kept, make room and train on."
+            ) from error
         if report is not None:
             report(row)
 
