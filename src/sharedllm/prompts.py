@@ -30,27 +30,61 @@ class Answer:
 class Prompt:
     """A question in the model's chat template, or as plain text where it has none.
 
+    Benchmarks have templates of their own, rendered as `before + text + between + question`, the chat template
+    around all of it, and then `answer_prefix`. Without the text, as for a window whose context is injected,
+    `before` and `question` stand together.
+
+    Args:
+        question: what stands after the text; white space around it is left out.
+        before: what stands before the text.
+        between: what separates the text, or `before`, from the question.
+        chat: whether the model's chat template is used, if it has one.
+        answer_prefix: how the answer begins, put after the chat template's opening of it. None: nothing, but
+            `Answer:` in a paragraph of its own where `chat` is wished for and the model has no chat template.
+        asks: the part of `before` or `question` that is searched with, for a question among general instructions.
+            None: all of `question`.
     Raises:
         UsageError: the question is empty, or there is no tokenizer.
+        ValueError: `asks` is empty or no part of the prompt.
     """
 
-    def __init__(self, tokenizer: Any, question: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        question: str,
+        *,
+        before: str = "",
+        between: str = "\n\n",
+        chat: bool = True,
+        answer_prefix: str | None = None,
+        asks: str | None = None,
+    ) -> None:
         if tokenizer is None:
             raise UsageError("there is no tokenizer to ask with; give from_pretrained a tokenizer.")
         if not question.strip():
             raise UsageError("the question is empty; say what you want to know.")
         self.tokenizer, self.question = tokenizer, question.strip()
+        self.before, self.between = before, between
+        self.chat = chat and bool(tokenizer.chat_template)
+        if answer_prefix is None:
+            answer_prefix = "\n\nAnswer:" if chat and not self.chat else ""
+        self.answer_prefix = answer_prefix
+        self.asks = self.question if asks is None else asks.strip()
+        if not self.asks or self.asks not in self._instructions():
+            raise ValueError(f"{asks!r} is no part of what is asked: {self._instructions()!r}.")
         pad = tokenizer.pad_token_id
         self.pad_id: int | None = pad if pad is not None else tokenizer.eos_token_id
 
     def alone(self) -> list[int]:
         """Token ids of the question, for a window whose context is injected."""
-        return self._ids(self._render(self.question))
+        return self._ids(self._render(self._instructions()))
 
     def question_mask(self) -> Tensor:
-        """Which tokens of `alone` are the question's own and not the template's, [1, T]."""
-        whole = self.alone()
-        before, after = (self._ids(part) for part in self._render(PLACE).split(PLACE, 1))
+        """Which tokens of `alone` ask, rather than being the template's or general instructions, [1, T]."""
+        whole, instructions = self.alone(), self._instructions()
+        at = instructions.rindex(self.asks)
+        around = instructions[:at] + PLACE + instructions[at + len(self.asks) :]
+        before, after = (self._ids(part) for part in self._render(around).split(PLACE, 1))
         start = _common(whole, before)
         end = len(whole) - _common(whole[start:][::-1], after[::-1])
         mask = torch.zeros(1, len(whole), dtype=torch.bool)
@@ -61,14 +95,20 @@ class Prompt:
         """Token ids of the text followed by the question, for a window that holds both."""
         if len(text_ids) == 0:
             return self.alone()
-        before, after = self._render(f"{PLACE}\n\n{self.question}").split(PLACE, 1)
+        content = f"{self.before}{PLACE}{self.between}{self.question}"
+        before, after = self._render(content).split(PLACE, 1)
         return [*self._ids(before), *text_ids.tolist(), *self._ids(after)]
 
+    def _instructions(self) -> str:
+        """All that is said to the model beside the text."""
+        return f"{self.before.rstrip()}{self.between}{self.question}" if self.before.strip() else self.question
+
     def _render(self, content: str) -> str:
-        if not self.tokenizer.chat_template:
-            return f"{content}\n\nAnswer:"
+        if not self.chat:
+            return content + self.answer_prefix
         messages = [{"role": "user", "content": content}]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return f"{rendered}{self.answer_prefix}"
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

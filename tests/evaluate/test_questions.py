@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sharedllm import UsageError
-from sharedllm.evaluate.questions import around, examine, run, token_f1
+from sharedllm.evaluate.asking import around
+from sharedllm.evaluate.questions import examine, run, token_f1
 from sharedllm.methods import create
 from tests.conftest import byte_tokenizer
 
@@ -33,29 +34,29 @@ def test_token_f1(given, expected, score):
 
 
 def test_questions_are_spread_and_know_their_place():
-    made = examine([("a.txt", text_ids())], 1500, 6, 3, byte_tokenizer())
-    assert [len(text.asked) for text in made] == [3, 3]
+    made = examine([("a.txt", text_ids())], 1500, 6, 3, byte_tokenizer(), 4)
+    assert [len(text.questions) for text in made] == [3, 3]
     for text in made:
-        starts = [asking.start for asking in text.asked]
+        starts = [question.start for question in text.questions]
         assert starts == sorted(starts) and starts[-1] - starts[0] > 700
-        for asking in text.asked:
-            near = around(text, asking, 200)
+        for question in text.questions:
+            near = around(text, question, 200)
             passage = byte_tokenizer().decode(near.ids.tolist())
-            assert len(near.ids) == 200 and asking.question.answer in " ".join(passage.split())
-            name = asking.question.text.rsplit("term", 1)[1].strip(" ?").split()[0]
-            assert passage.find(f"term {name}") == near.asked[0].start
+            assert len(near.ids) == 200 and question.expected[0] in " ".join(passage.split())
+            name = question.prompt.question.rsplit("term", 1)[1].strip(" ?").split()[0]
+            assert passage.find(f"term {name}") == near.questions[0].start
 
 
 def test_a_text_that_explains_nothing():
     with pytest.raises(UsageError, match="explains"):
-        examine([("a.txt", torch.full((100,), 65))], 50, 2, 2, byte_tokenizer())
+        examine([("a.txt", torch.full((100,), 65))], 50, 2, 2, byte_tokenizer(), 4)
 
 
 def test_rows(make):
     llm = make()
-    made = examine([("a.txt", text_ids())], 900, 3, 2, llm.tokenizer)
+    made = examine([("a.txt", text_ids())], 900, 3, 2, llm.tokenizer, 4)
     methods = [create(name, llm, 300) for name in ("shared", "truncate")]
-    rows = {r["method"]: r for r in run(llm, methods, made, 4, 0, lambda line: None, ceiling=True)}
+    rows = {r["method"]: r for r in run(llm, methods, made, 0, lambda line: None, ceiling=True)}
     assert set(rows) == {"shared", "truncate", "passage"}
     for row in rows.values():
         assert row["samples"] == len(row["scores"]) == len(row["answers"]) == len(row["expected"]) == 3

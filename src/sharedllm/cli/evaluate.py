@@ -173,8 +173,8 @@ def _questions(
     """Rows of all lengths; every length is checked before the first is run."""
     from sharedllm.evaluate.questions import examine, run
 
-    per_length = [examine(texts, n, samples, per_text, llm.tokenizer) for n in lengths]
-    return chain.from_iterable(run(llm, methods, made, max_new_tokens, seed, _progress, ceiling) for made in per_length)
+    per_length = [examine(texts, n, samples, per_text, llm.tokenizer, max_new_tokens) for n in lengths]
+    return chain.from_iterable(run(llm, methods, made, seed, _progress, ceiling) for made in per_length)
 
 
 def _progress(line: str) -> None:

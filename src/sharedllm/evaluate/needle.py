@@ -8,9 +8,9 @@ one reading of a haystack serves many questions. All methods get the same haysta
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,16 +19,12 @@ from torch import Tensor
 
 from sharedllm.data.needles import HELD_OUT_PLACES, THINGS, Needle, draw_needles
 from sharedllm.errors import UsageError
+from sharedllm.evaluate.asking import Question, Text, ask_methods, row
 from sharedllm.evaluate.perplexity import cut_passages
-from sharedllm.evaluate.row import measured
 from sharedllm.methods import Method
-from sharedllm.methods.full import Full
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
 
-CEILING = "passage"
-CEILING_TOKENS = 1024
-ANSWER_CHARACTERS = 200  # of an answer kept in a row
 MOST_NEEDLES = len(HELD_OUT_PLACES) * len(THINGS)
 
 
@@ -52,21 +48,6 @@ class Haystack:
     source: str
     ids: Tensor
     hidden: list[Hidden]
-
-
-@dataclass
-class Asked:
-    """What a method answered to the questions so far, and what it cost.
-
-    `window` is the most positions that text, question and answer took in the model's own attention;
-    `encode_seconds` has an entry a haystack, `ask_seconds` one a question.
-    """
-
-    answers: list[str] = field(default_factory=list)
-    found: list[int] = field(default_factory=list)
-    window: int = 0
-    encode_seconds: list[float] = field(default_factory=list)
-    ask_seconds: list[float] = field(default_factory=list)
 
 
 def is_found(value: str, answer: str) -> bool:
@@ -146,12 +127,14 @@ def hide(
     return Haystack(source, torch.cat([*pieces, ids[at:room]]), hidden)
 
 
-def around(haystack: Haystack, hidden: Hidden, tokens: int) -> Haystack:
-    """The `tokens` tokens of a haystack around one needle (fewer in a shorter one), to ask for that needle alone."""
-    start = hidden.start + hidden.tokens // 2 - tokens // 2
-    start = max(0, min(start, len(haystack.ids) - tokens))
-    inside = Hidden(hidden.needle, hidden.start - start, hidden.tokens, hidden.depth)
-    return Haystack(haystack.source, haystack.ids[start : start + tokens], [inside])
+def as_text(haystack: Haystack, tokenizer: Any, max_new_tokens: int) -> Text:
+    """The haystack with a question a needle, which scores 1 where its value is found and 0 elsewhere."""
+
+    def ask(spot: Hidden) -> Question:
+        value, prompt = spot.needle.value, Prompt(tokenizer, spot.needle.question)
+        return Question(prompt, partial(is_found, value), max_new_tokens, (value,), spot.start, spot.tokens)
+
+    return Text(haystack.source, haystack.ids, [ask(spot) for spot in haystack.hidden])
 
 
 def run(
@@ -165,10 +148,8 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """Ask every question of all haystacks (of one length) by all methods; yields a row a method.
 
-    A row's `value` is the share found; `low` and `high` bound it (95 % bootstrap over questions). `depths`,
-    `kinds`, `values` (the answers expected), `answers` and `found` have an entry a question. `window` is the
-    most positions used of the model's own attention and `beyond_window` says whether they are more than it
-    was trained for. `encode_seconds` is the mean of a haystack, `ask_seconds` that of a question.
+    A row says what `asking.row` says; its `value` is the share found. `depths`, `kinds`, `values` (the answers
+    expected) and `found` have an entry a question.
 
     Args:
         ceiling: also ask the plain model shown only the tokens around the needle; a row of method `passage`.
@@ -176,66 +157,22 @@ def run(
         UsageError: a method's window cannot hold question and answer.
     """
     length = len(haystacks[0].ids)
-
-    def asked_by(name: str, method: Method, texts: Sequence[Haystack]) -> Asked:
-        samples, asked = sum(len(text.hidden) for text in texts), Asked()
-        for text in texts:
-            for _ in _ask(method, text, max_new_tokens, asked):
-                done, found = len(asked.found), sum(asked.found)
-                progress(f"{name} at {length:,}: question {done} of {samples}, {found} found")
-        return asked
-
-    for method in methods:
-        asked = asked_by(method.name, method, haystacks)
-        yield {**method.settings(), **_row(llm, method.name, haystacks, asked, max_new_tokens, seed)}
-    if ceiling:
-        passages = [around(haystack, spot, CEILING_TOKENS) for haystack in haystacks for spot in haystack.hidden]
-        asked = asked_by(CEILING, Full(llm, CEILING_TOKENS), passages)
-        yield _row(llm, CEILING, haystacks, asked, max_new_tokens, seed)
-
-
-def _ask(method: Method, haystack: Haystack, max_new_tokens: int, asked: Asked) -> Iterator[None]:
-    """Read a haystack and ask its questions, adding to `asked`; stops after each."""
-    llm, started = method.llm, time.perf_counter()
-    past = method.prepare(haystack.ids)
-    if llm.device.type == "cuda":
-        torch.cuda.synchronize(llm.device)
-    asked.encode_seconds.append(time.perf_counter() - started)
-    for spot in haystack.hidden:
-        prompt = Prompt(llm.tokenizer, spot.needle.question)
-        asked.window = max(asked.window, len(method.shown(past, prompt, max_new_tokens)) + max_new_tokens)
-        started = time.perf_counter()
-        answer = llm.tokenizer.decode(method.ask(past, prompt, max_new_tokens), skip_special_tokens=True).strip()
-        asked.ask_seconds.append(time.perf_counter() - started)
-        asked.answers.append(answer)
-        asked.found.append(int(is_found(spot.needle.value, answer)))
-        yield
-
-
-def _row(
-    llm: SharedLLM, name: str, haystacks: Sequence[Haystack], asked: Asked, max_new_tokens: int, seed: int
-) -> dict[str, Any]:
+    texts = [as_text(haystack, llm.tokenizer, max_new_tokens) for haystack in haystacks]
     hidden = [spot for haystack in haystacks for spot in haystack.hidden]
-    return {
-        "task": "needle",
-        **measured(llm, asked.found, seed),
-        "method": name,
-        "length": len(haystacks[0].ids),
-        "metric": "found",
-        "haystacks": len(haystacks),
-        "window": asked.window,
-        "beyond_window": asked.window > llm.window,
-        "max_new_tokens": max_new_tokens,
-        "seconds": round(sum(asked.encode_seconds) + sum(asked.ask_seconds), 3),
-        "encode_seconds": round(sum(asked.encode_seconds) / len(asked.encode_seconds), 3),
-        "ask_seconds": round(sum(asked.ask_seconds) / len(asked.ask_seconds), 3),
-        "sources": [haystack.source for haystack in haystacks],
-        "depths": [round(spot.depth, 4) for spot in hidden],
-        "kinds": [spot.needle.kind for spot in hidden],
-        "values": [spot.needle.value for spot in hidden],
-        "answers": [answer[:ANSWER_CHARACTERS] for answer in asked.answers],
-        "found": asked.found,
-    }
+
+    def summary(found: Sequence[float]) -> str:
+        return f"{sum(map(int, found))} found"
+
+    for name, settings, asked in ask_methods(methods, texts, progress, f" at {length:,}", ceiling, summary):
+        yield {
+            **settings,
+            **row(llm, "needle", "found", name, length, texts, asked, seed),
+            "haystacks": len(haystacks),
+            "depths": [round(spot.depth, 4) for spot in hidden],
+            "kinds": [spot.needle.kind for spot in hidden],
+            "values": [spot.needle.value for spot in hidden],
+            "found": [int(score) for score in asked.scores],
+        }
 
 
 def by_depth(depths: Sequence[float], found: Sequence[int], parts: int) -> list[float | None]:

@@ -1,0 +1,184 @@
+"""Asking questions of texts, for every benchmark that does: each text is read once, each answer timed and scored.
+
+A benchmark makes `Text`s with their `Question`s, lets `ask_methods` ask them, and adds its own fields to `row`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sharedllm.evaluate.row import measured
+from sharedllm.methods import Method
+from sharedllm.methods.full import Full
+from sharedllm.model import SharedLLM
+from sharedllm.prompts import Prompt
+
+CEILING = "passage"
+"""The method of the ceiling's rows: the plain model shown only the tokens around the answer."""
+CEILING_TOKENS = 1024
+ANSWER_CHARACTERS = 300
+"""Of an answer kept in a row."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question on a text, with what its answer is worth."""
+
+    prompt: Prompt
+    score: Callable[[str], float]
+    """Of an answer without special tokens and white space around it, in the unit of the benchmark's metric."""
+    max_new_tokens: int
+    expected: tuple[str, ...] = ()
+    """The right answers, for the results row."""
+    start: int | None = None
+    """The token of the text at which what answers it starts; None: not known, or in many places."""
+    tokens: int = 0
+    """How many tokens from `start` answer it; 0: not known."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids [P] of a text, where it comes from, and what is asked of it."""
+
+    source: str
+    ids: Tensor
+    questions: Sequence[Question]
+
+
+@dataclass
+class Asked:
+    """What a method answered so far, what that was worth, and what it cost.
+
+    `answers`, `scores` and `ask_seconds` have an entry a question, `encode_seconds` one a text. `window` is
+    the most positions that text, question and answer took in the model's own attention.
+    """
+
+    answers: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    encode_seconds: list[float] = field(default_factory=list)
+    ask_seconds: list[float] = field(default_factory=list)
+    window: int = 0
+
+
+def mean_score(scores: Sequence[float]) -> str:
+    """What progress says of the scores so far."""
+    return f"mean {sum(scores) / len(scores):.2f}"
+
+
+def ask_methods(
+    methods: Sequence[Method],
+    texts: Sequence[Text],
+    progress: Callable[[str], None],
+    where: str = "",
+    ceiling: bool = False,
+    summary: Callable[[Sequence[float]], str] = mean_score,
+) -> Iterator[tuple[str, dict[str, Any], Asked]]:
+    """Ask all questions by every method in turn; yields its name, its settings, and what came of it.
+
+    Args:
+        progress: takes a line after each answer.
+        where: what the line says after the method's name, such as ` at 4,096`.
+        ceiling: at last also ask the plain model shown only the passage around each answer.
+        summary: what the line says of the scores so far.
+    Raises:
+        UsageError: a method's window cannot hold a question and its answer.
+    """
+    for method in methods:
+        yield method.name, method.settings(), ask_all(method, texts, progress, f"{method.name}{where}", summary)
+    if ceiling:
+        plain, passages = Full(methods[0].llm, CEILING_TOKENS), around_answers(texts, CEILING_TOKENS)
+        yield CEILING, {}, ask_all(plain, passages, progress, f"{CEILING}{where}", summary)
+
+
+def ask_all(
+    method: Method,
+    texts: Sequence[Text],
+    progress: Callable[[str], None],
+    name: str,
+    summary: Callable[[Sequence[float]], str] = mean_score,
+) -> Asked:
+    """Read each text once and ask its questions; `name` opens the lines of progress.
+
+    Raises:
+        UsageError: the method's window cannot hold a question and its answer.
+    """
+    asked, total = Asked(), sum(len(text.questions) for text in texts)
+    for text in texts:
+        started = _now(method.llm)
+        past = method.prepare(text.ids)
+        asked.encode_seconds.append(_now(method.llm) - started)
+        for question in text.questions:
+            _ask(method, past, question, asked)
+            progress(f"{name}: question {len(asked.scores)} of {total}, {summary(asked.scores)}")
+    return asked
+
+
+def _ask(method: Method, past: Any, question: Question, asked: Asked) -> None:
+    """Ask one question and add what came of it to `asked`."""
+    llm, prompt, new = method.llm, question.prompt, question.max_new_tokens
+    asked.window = max(asked.window, len(method.shown(past, prompt, new)) + new)
+    started = _now(llm)
+    answer = llm.tokenizer.decode(method.ask(past, prompt, new), skip_special_tokens=True).strip()
+    asked.ask_seconds.append(_now(llm) - started)
+    asked.answers.append(answer)
+    asked.scores.append(question.score(answer))
+
+
+def _now(llm: SharedLLM) -> float:
+    """Seconds, once the device has done all it was given."""
+    if llm.device.type == "cuda":
+        torch.cuda.synchronize(llm.device)
+    return time.perf_counter()
+
+
+def around(text: Text, question: Question, tokens: int) -> Text:
+    """The `tokens` tokens of a text around one answer (fewer in a shorter text), to ask for it alone.
+
+    Raises:
+        ValueError: the question does not say where its answer stands.
+    """
+    if question.start is None:
+        raise ValueError("the question does not say where its answer stands.")
+    start = question.start + question.tokens // 2 - tokens // 2
+    start = max(0, min(start, len(text.ids) - tokens))
+    inside = replace(question, start=question.start - start)
+    return Text(text.source, text.ids[start : start + tokens], [inside])
+
+
+def around_answers(texts: Sequence[Text], tokens: int) -> list[Text]:
+    """A passage for every question of all texts, in their order."""
+    return [around(text, question, tokens) for text in texts for question in text.questions]
+
+
+def row(
+    llm: SharedLLM, task: str, metric: str, method: str, length: int, texts: Sequence[Text], asked: Asked, seed: int
+) -> dict[str, Any]:
+    """What a row of every question benchmark says.
+
+    `value` is the mean score; `low` and `high` bound it (95 % bootstrap over questions). `answers` and `scores` have
+    an entry a question, `sources` one a text. `window` is the most positions used of the model's own attention and
+    `beyond_window` says whether they are more than it was trained for. `encode_seconds` is the mean of a text,
+    `ask_seconds` that of a question, `seconds` all of both.
+    """
+    return {
+        "task": task,
+        **measured(llm, asked.scores, seed),
+        "method": method,
+        "length": length,
+        "metric": metric,
+        "window": asked.window,
+        "beyond_window": asked.window > llm.window,
+        "max_new_tokens": max(question.max_new_tokens for text in texts for question in text.questions),
+        "seconds": round(sum(asked.encode_seconds) + sum(asked.ask_seconds), 3),
+        "encode_seconds": round(sum(asked.encode_seconds) / len(asked.encode_seconds), 3),
+        "ask_seconds": round(sum(asked.ask_seconds) / len(asked.ask_seconds), 3),
+        "sources": [text.source for text in texts],
+        "answers": [answer[:ANSWER_CHARACTERS] for answer in asked.answers],
+        "scores": [round(score, 4) for score in asked.scores],
+    }

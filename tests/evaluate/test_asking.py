@@ -1,0 +1,97 @@
+"""Asking: a text is read once, every question is scored and timed, and the ceiling sees what is around the answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sharedllm.evaluate.asking import ANSWER_CHARACTERS, Question, Text, around, ask_all, ask_methods, row
+from sharedllm.methods import create
+from sharedllm.prompts import Prompt
+from tests.conftest import byte_tokenizer, tokens
+
+
+def question(words: str, start: int | None = None, tokens: int = 0, new: int = 4, score=len) -> Question:
+    return Question(Prompt(byte_tokenizer(), words), score, new, ("x",), start, tokens)
+
+
+@pytest.mark.parametrize(
+    ("start", "tokens", "first"),
+    [(0, 10, 0), (150, 20, 110), (150, 0, 100), (299, 1, 200), (30, 10, 0)],
+)
+def test_a_passage_has_the_answer_in_its_middle_where_the_text_allows(start, tokens, first):
+    ids = torch.arange(300)
+    cut = around(Text("a", ids, []), question("?", start, tokens), 100)
+    (inside,) = cut.questions
+    assert torch.equal(cut.ids, ids[first : first + 100])
+    assert (inside.start, inside.tokens) == (start - first, tokens)
+
+
+def test_a_short_text_is_its_own_passage():
+    text = Text("a", tokens(60), [question("?", 50, 5)])
+    cut = around(text, text.questions[0], 1024)
+    assert torch.equal(cut.ids, text.ids) and list(cut.questions) == text.questions
+
+
+def test_a_question_without_a_place_has_no_passage():
+    with pytest.raises(ValueError, match="where its answer stands"):
+        around(Text("a", tokens(9), []), question("?"), 4)
+
+
+def test_texts_are_read_once_and_answers_scored_in_order(make, monkeypatch):
+    llm = make(max_position_embeddings=512)
+    method, read, given = create("full", llm, 16), [], []
+
+    def ask(past, prompt, new):
+        given.append((len(past), prompt.question, new))
+        return torch.tensor(llm.tokenizer(f" {prompt.question * new} ")["input_ids"])
+
+    monkeypatch.setattr(method, "prepare", lambda ids: (read.append(len(ids)), ids)[1])
+    monkeypatch.setattr(method, "ask", ask)
+    texts = [
+        Text("a", tokens(30), [question("p"), question("q", new=7)]),
+        Text("b", tokens(40), [question("r", new=2)]),
+    ]
+    lines: list[str] = []
+    asked = ask_all(method, texts, lines.append, "full here", lambda scores: f"{sum(scores)} letters")
+    assert read == [30, 40] and given == [(30, "p", 4), (30, "q", 7), (40, "r", 2)]
+    assert asked.answers == ["pppp", "qqqqqqq", "rr"] and asked.scores == [4, 7, 2]
+    assert lines[1] == "full here: question 2 of 3, 11 letters" and lines[-1].endswith("3 of 3, 13 letters")
+    assert (len(asked.encode_seconds), len(asked.ask_seconds)) == (2, 3)
+    frame = len("\n\nq\n\nAnswer:")
+    assert asked.window == max(30 + frame + 7, 40 + frame + 2)
+
+
+def test_a_row_says_what_was_asked_and_what_it_cost(make):
+    llm = make(max_position_embeddings=64)
+    long = Question(Prompt(llm.tokenizer, "r"), lambda answer: 100 / 3, 6)
+    texts = [Text("a", tokens(30), [question("p"), question("q")]), Text("b", tokens(90), [long])]
+    (name, settings, asked), *rest = ask_methods([create("full", llm, 16)], texts, lambda line: None)
+    assert not rest and name == "full" and settings == {"window": 16}
+    asked.answers[0] = "y" * 999
+    said = row(llm, "quiz", "letters", name, 90, texts, asked, 3)
+    assert (said["task"], said["metric"], said["method"], said["length"], said["seed"]) == (
+        "quiz",
+        "letters",
+        "full",
+        90,
+        3,
+    )
+    assert said["value"] == pytest.approx(sum(asked.scores) / 3) and said["samples"] == 3
+    assert said["scores"][2] == 33.3333 and len(said["answers"][0]) == ANSWER_CHARACTERS
+    assert said["sources"] == ["a", "b"] and said["max_new_tokens"] == 6
+    assert said["window"] == 90 + len("\n\nr\n\nAnswer:") + 6 and said["beyond_window"]
+    assert said["seconds"] == pytest.approx(sum(asked.encode_seconds) + sum(asked.ask_seconds), abs=1e-3)
+    assert said["ask_seconds"] == pytest.approx(sum(asked.ask_seconds) / 3, abs=1e-3)
+
+
+def test_the_ceiling_is_the_plain_model_on_the_passage(make):
+    llm = make(max_position_embeddings=2048)
+    text = Text("a", tokens(1500), [question("p", 1200, 20)])
+    *_, (name, settings, asked) = ask_methods([create("truncate", llm, 200)], [text], lambda line: None, ceiling=True)
+    passage = text.ids[1210 - 512 :][-1024:]
+    plain = create("full", llm, 1)
+    new = plain.ask(text.ids[476:], text.questions[0].prompt, 4)
+    assert len(passage) < 1024, "the passage ends with the text"
+    assert name == "passage" and settings == {} and asked.window == 1024 + len("\n\np\n\nAnswer:") + 4
+    assert asked.answers == [llm.tokenizer.decode(new, skip_special_tokens=True).strip()]
