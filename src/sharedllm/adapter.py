@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,14 @@ def load_weights(folder: str | Path, injection: nn.Module, partly: bool = False)
     if bad := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
         raise WorkError(f"{file} holds values that are not numbers in {bad[0]}; train or copy the adapter again.")
     injection.load_state_dict({name: t.to(expected[name]) for name, t in weights.items()}, strict=not partly)
+
+
+def weights_digest(injection: nn.Module) -> str:
+    """A short hash of an adapter's weights, which tells two trainings of the same folder apart."""
+    digest = hashlib.sha256()
+    for weight in injection.state_dict().values():
+        digest.update(weight.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def shipped_adapter(fingerprint: str) -> Path | None:

@@ -5,11 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
-
-from sharedllm import SharedLLM
-from sharedllm.cli import main
-from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model
 
 ROW_FIELDS = {
     "task", "method", "length", "metric", "value", "samples", "seconds", "peak_memory_bytes",
@@ -19,46 +14,17 @@ OWN_FIELDS = {
     "low", "high", "depths", "found", "kinds", "answers", "values", "encode_seconds", "ask_seconds",
     "window", "beyond_window", "haystacks", "sources", "max_new_tokens",
 }  # fmt: skip
-TEXT = " ".join(f"Item {i} is kept in a box of its own." for i in range(60))
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A folder with a tiny model, an adapter for it, and a text."""
-    folder = tmp_path_factory.mktemp("home")
-    model, tokenizer = tiny_model(max_position_embeddings=512), byte_tokenizer()
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    randomize(SharedLLM.from_pretrained(model, adapter="none", config=CONFIG, tokenizer=tokenizer)).save_adapter(
-        folder / "adapter"
-    )
-    (folder / "long.txt").write_text(TEXT)
-    return folder
-
-
-@pytest.fixture
-def command(home, monkeypatch, capsys):
-    """Run `eval needle` in `home`; gives exit code, stdout and stderr."""
-    monkeypatch.chdir(home)
-    threads = torch.get_num_threads()
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        model = ("--model", "model", "--adapter", "adapter", "--dtype", "float32")
-        with pytest.raises(SystemExit) as ended:
-            main(["eval", "needle", "--text", "long.txt", "-o", "rows.jsonl", *model, *arguments])
-        out = capsys.readouterr()
-        return int(ended.value.code or 0), out.out, out.err
-
-    yield call
-    torch.set_num_threads(threads)
-
-
+TEXT = ("--text", "long.txt")
 SMALL = ("--samples", "3", "--needles-per-text", "2", "--max-new-tokens", "4", "--window", "200")
 
 
 def test_the_command_writes_rows(command, home):
     (home / "rows.jsonl").unlink(missing_ok=True)
-    code, out, err = command("--methods", "shared,truncate,full", "--lengths", "300,600", "--ceiling", *SMALL)
+    code, out, err = command(
+        "needle", *TEXT, "--methods", "shared,truncate,full", "--lengths", "300,600", "--ceiling", *SMALL
+    )
     assert code == 0, err
     rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]
     assert [(r["method"], r["length"]) for r in rows] == [
@@ -72,8 +38,13 @@ def test_the_command_writes_rows(command, home):
     assert out.count("0-20 %") == 8 and "80-100 %" in out and "shared at 300: question 3 of 3" in err
 
 
+def test_a_text_must_be_named(command):
+    code, _, err = command("needle")
+    assert code == 2 and "--text" in err
+
+
 def test_json_ends_with_one_object(command):
-    code, out, _ = command("--methods", "truncate", "--lengths", "300", "--json", *SMALL)
+    code, out, _ = command("needle", *TEXT, "--methods", "truncate", "--lengths", "300", "--json", *SMALL)
     figures = json.loads(out)
     assert code == 0 and figures["results"] == "rows.jsonl" and figures["last"]["metric"] == "found"
 
@@ -92,6 +63,23 @@ def test_json_ends_with_one_object(command):
 )
 def test_mistakes_are_one_sentence(command, home, arguments, word):
     (home / "rows.jsonl").unlink(missing_ok=True)
-    code, out, err = command(*arguments)
+    code, out, err = command("needle", *TEXT, *arguments)
     assert code == 2 and word in err and "Traceback" not in err and out == ""
     assert not (home / "rows.jsonl").exists(), "something was written"
+
+
+def test_what_was_computed_is_not_computed_again(command, home):
+    (home / "rows.jsonl").unlink(missing_ok=True)
+    wanted = ("needle", *TEXT, "--methods", "shared,truncate", *SMALL, "--lengths")
+    assert command(*wanted, "300")[0] == 0
+    before = (home / "rows.jsonl").read_text()
+    code, out, err = command(*wanted, "300,600", "--ceiling")
+    assert code == 0 and out.count("0-20 %") == 6, "known rows are shown with the others"
+    assert err.count("found in rows.jsonl, not computed again") == 2
+    assert "shared at 600: question 3 of 3" in err and "shared at 300: question" not in err
+    after = (home / "rows.jsonl").read_text()
+    assert after.startswith(before) and after.count("\n") == 6
+    for change in (("--seed", "1"), ("--dtype", "bfloat16"), ("--window", "210"), ("--fresh",)):
+        _, _, err = command(*wanted, "300", *change)
+        kept = err.count("not computed again")
+        assert kept == 0, change

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sharedllm.evaluate.asking import ANSWER_CHARACTERS, Question, Text, around, ask_all, ask_methods, row
+from sharedllm.evaluate.asking import (
+    ANSWER_CHARACTERS,
+    Examination,
+    Question,
+    Text,
+    around,
+    ask_all,
+    ask_methods,
+    row,
+)
+from sharedllm.evaluate.results import Results
 from sharedllm.methods import create
 from sharedllm.prompts import Prompt
 from tests.conftest import byte_tokenizer, tokens
@@ -66,10 +76,9 @@ def test_a_row_says_what_was_asked_and_what_it_cost(make):
     llm = make(max_position_embeddings=64)
     long = Question(Prompt(llm.tokenizer, "r"), lambda answer: 100 / 3, 6)
     texts = [Text("a", tokens(30), [question("p"), question("q")]), Text("b", tokens(90), [long])]
-    (name, settings, asked), *rest = ask_methods([create("full", llm, 16)], texts, lambda line: None)
-    assert not rest and name == "full" and settings == {"window": 16}
+    asked = ask_all(create("full", llm, 16), texts, lambda line: None, "")
     asked.answers[0] = "y" * 999
-    said = row(llm, "quiz", "letters", name, 90, texts, asked, 3)
+    said = row(llm, "quiz", "letters", "full", 90, texts, asked, 3)
     assert (said["task"], said["metric"], said["method"], said["length"], said["seed"]) == (
         "quiz",
         "letters",
@@ -85,13 +94,36 @@ def test_a_row_says_what_was_asked_and_what_it_cost(make):
     assert said["ask_seconds"] == pytest.approx(sum(asked.ask_seconds) / 3, abs=1e-3)
 
 
-def test_the_ceiling_is_the_plain_model_on_the_passage(make):
+def test_every_method_and_the_ceiling_get_a_row(make):
     llm = make(max_position_embeddings=2048)
     text = Text("a", tokens(1500), [question("p", 1200, 20)])
-    *_, (name, settings, asked) = ask_methods([create("truncate", llm, 200)], [text], lambda line: None, ceiling=True)
-    passage = text.ids[1210 - 512 :][-1024:]
-    plain = create("full", llm, 1)
-    new = plain.ask(text.ids[476:], text.questions[0].prompt, 4)
-    assert len(passage) < 1024, "the passage ends with the text"
-    assert name == "passage" and settings == {} and asked.window == 1024 + len("\n\np\n\nAnswer:") + 4
-    assert asked.answers == [llm.tokenizer.decode(new, skip_special_tokens=True).strip()]
+    lines: list[str] = []
+    quiz = Examination("quiz", "letters", 1500, [text], lambda asked: {"own": asked.answers})
+    methods = [create("truncate", llm, 200), create("shared", llm, 16)]
+    truncate, shared, passage = ask_methods(llm, methods, quiz, 0, lines.append, Results(), ceiling=True)
+    assert (truncate["window"], truncate["method"]) == (200, "truncate")
+    assert shared["chunk_length"] == llm.config.chunk_length and "chunk_length" not in passage
+    new = create("full", llm, 1).ask(text.ids[476:], text.questions[0].prompt, 4)  # the passage ends with the text
+    assert passage["method"] == "passage" and passage["window"] == 1024 + len("\n\np\n\nAnswer:") + 4
+    assert passage["own"] == [llm.tokenizer.decode(new, skip_special_tokens=True).strip()]
+    assert [line.split(":")[0] for line in lines] == [f"{n} at 1,500" for n in ("truncate", "shared", "passage")]
+
+
+def test_a_row_is_known_again_only_for_the_same_texts_and_questions(make):
+    llm, results = make(max_position_embeddings=512), Results()
+
+    def go(text: Text) -> list[str]:
+        lines: list[str] = []
+        list(
+            ask_methods(llm, [create("full", llm, 16)], Examination("quiz", "x", 30, [text]), 0, lines.append, results)
+        )
+        return lines
+
+    assert len(go(Text("a", tokens(30), [question("p")]))) == 1
+    assert go(Text("a", tokens(30), [question("p")])) == []
+    for other in (
+        Text("a", tokens(30, seed=1), [question("p")]),
+        Text("a", tokens(30), [question("q")]),
+        Text("a", tokens(30), [question("p", new=5)]),
+    ):
+        assert len(go(other)) == 1

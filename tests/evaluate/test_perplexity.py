@@ -8,7 +8,11 @@ import torch.nn.functional as F
 
 from sharedllm import UsageError
 from sharedllm.evaluate.perplexity import cut_passages, run
+from sharedllm.evaluate.results import Results
 from sharedllm.methods import create
+from sharedllm.methods.full import Full
+from sharedllm.methods.shared import Shared
+from sharedllm.methods.truncate import Truncate
 from tests.conftest import CONFIG, tokens
 
 C = CONFIG.chunk_length
@@ -107,3 +111,23 @@ def test_windows_by_method_and_gains_in_pairs(make):
 def test_no_gains_without_truncate(make):
     _, rows = rows_of(make(), ["shared", "full"], [40])
     assert {metric for _, _, metric in rows} == {"nll"}
+
+
+def test_a_run_goes_on_where_it_was_stopped(make, monkeypatch, tmp_path):
+    llm, file = make(), tmp_path / "rows.jsonl"
+    passages = cut_passages(TEXTS, 60, 2)
+
+    def go(names, lengths):
+        methods = [create(name, llm, 8) for name in names]
+        return list(run(methods, passages, lengths, 6, 0, lambda line: None, Results(file)))
+
+    first = go(["truncate", "shared"], [40, 60])
+    scored = []
+    monkeypatch.setattr(Full, "score", lambda *given: (scored.append(1), torch.ones(6))[1])
+    monkeypatch.setattr(Shared, "score", lambda *given: 1 / 0)
+    monkeypatch.setattr(Truncate, "score", lambda *given: 1 / 0)
+    again = go(["truncate", "shared", "full"], [40, 60])
+    assert [row for row in again if row["method"] != "full"] == first and len(scored) == 4
+    assert [row["metric"] for row in again if row["method"] == "full"] == ["nll"] * 2 + ["nll_gain_over_truncate"] * 2
+    with pytest.raises(ZeroDivisionError):
+        go(["shared"], [40, 50])

@@ -112,6 +112,11 @@ def reading_bar() -> Iterator[Progress]:
         yield progress
 
 
+def say(line: str) -> None:
+    """A line of progress, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def print_json(values: dict[str, Any]) -> None:
     print(json.dumps(values, ensure_ascii=False), flush=True)
 

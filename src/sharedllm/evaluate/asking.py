@@ -1,10 +1,12 @@
 """Asking questions of texts, for every benchmark that does: each text is read once, each answer timed and scored.
 
-A benchmark makes `Text`s with their `Question`s, lets `ask_methods` ask them, and adds its own fields to `row`.
+A benchmark makes `Text`s with their `Question`s and gives them to `ask_methods`, which keeps a row a method.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import measured
 from sharedllm.methods import Method
 from sharedllm.methods.full import Full
@@ -71,29 +74,53 @@ def mean_score(scores: Sequence[float]) -> str:
     return f"mean {sum(scores) / len(scores):.2f}"
 
 
+@dataclass(frozen=True)
+class Examination:
+    """Texts of one length with what is asked of them, and what the rows say of it.
+
+    `more` gives the benchmark's own fields of a row, `summary` is what progress says of the scores so far.
+    """
+
+    task: str
+    metric: str
+    length: int
+    texts: Sequence[Text]
+    more: Callable[[Asked], dict[str, Any]] = lambda asked: {}
+    summary: Callable[[Sequence[float]], str] = mean_score
+
+
 def ask_methods(
+    llm: SharedLLM,
     methods: Sequence[Method],
-    texts: Sequence[Text],
+    examination: Examination,
+    seed: int,
     progress: Callable[[str], None],
-    where: str = "",
+    results: Results,
     ceiling: bool = False,
-    summary: Callable[[Sequence[float]], str] = mean_score,
-) -> Iterator[tuple[str, dict[str, Any], Asked]]:
-    """Ask all questions by every method in turn; yields its name, its settings, and what came of it.
+) -> Iterator[dict[str, Any]]:
+    """Ask all questions by every method in turn, unless `results` has its row already; yields a row a method.
 
     Args:
         progress: takes a line after each answer.
-        where: what the line says after the method's name, such as ` at 4,096`.
-        ceiling: at last also ask the plain model shown only the passage around each answer.
-        summary: what the line says of the scores so far.
+        ceiling: at last also ask the plain model shown only the passage around each answer; a row of method `passage`.
     Raises:
         UsageError: a method's window cannot hold a question and its answer.
     """
-    for method in methods:
-        yield method.name, method.settings(), ask_all(method, texts, progress, f"{method.name}{where}", summary)
+    texts, length = examination.texts, examination.length
+    texts_hash = hash_of(texts)
+    entries = [(method.name, method.settings(), method) for method in methods]
     if ceiling:
-        plain, passages = Full(methods[0].llm, CEILING_TOKENS), around_answers(texts, CEILING_TOKENS)
-        yield CEILING, {}, ask_all(plain, passages, progress, f"{CEILING}{where}", summary)
+        entries.append((CEILING, {}, Full(llm, CEILING_TOKENS)))
+    for name, settings, method in entries:
+
+        def compute(name: str = name, settings: dict[str, Any] = settings, method: Method = method) -> dict[str, Any]:
+            asked_of = around_answers(texts, CEILING_TOKENS) if name == CEILING else texts
+            asked = ask_all(method, asked_of, progress, f"{name} at {length:,}", examination.summary)
+            common = row(llm, examination.task, examination.metric, name, length, texts, asked, seed)
+            return {**settings, **common, **examination.more(asked)}
+
+        unit = {"method": name, **settings, "length": length, "metric": examination.metric, "texts": texts_hash}
+        yield results.keep(unit, compute)
 
 
 def ask_all(
@@ -117,6 +144,17 @@ def ask_all(
             _ask(method, past, question, asked)
             progress(f"{name}: question {len(asked.scores)} of {total}, {summary(asked.scores)}")
     return asked
+
+
+def hash_of(texts: Sequence[Text]) -> str:
+    """A hash of all that is read and asked, so that a row is known again only where both are the same."""
+    made = hashlib.sha256()
+    for text in texts:
+        made.update(text.ids.numpy().tobytes())
+        for question in text.questions:
+            asked = [question.prompt.alone(), question.prompt.asks, question.max_new_tokens, question.expected]
+            made.update(json.dumps(asked).encode())
+    return made.hexdigest()
 
 
 def _ask(method: Method, past: Any, question: Question, asked: Asked) -> None:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from sharedllm.data.needles import HELD_OUT_PLACES, THINGS, Needle, draw_needles
 from sharedllm.errors import UsageError
-from sharedllm.evaluate.asking import Question, Text, ask_methods, row
+from sharedllm.evaluate.asking import Asked, Examination, Question, Text, ask_methods
 from sharedllm.evaluate.perplexity import cut_passages
+from sharedllm.evaluate.results import Results
 from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
@@ -137,6 +138,10 @@ def as_text(haystack: Haystack, tokenizer: Any, max_new_tokens: int) -> Text:
     return Text(haystack.source, haystack.ids, [ask(spot) for spot in haystack.hidden])
 
 
+def how_many_found(scores: Sequence[float]) -> str:
+    return f"{sum(map(int, scores))} found"
+
+
 def run(
     llm: SharedLLM,
     methods: Sequence[Method],
@@ -145,6 +150,7 @@ def run(
     seed: int,
     progress: Callable[[str], None],
     ceiling: bool = False,
+    results: Results | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Ask every question of all haystacks (of one length) by all methods; yields a row a method.
 
@@ -153,26 +159,24 @@ def run(
 
     Args:
         ceiling: also ask the plain model shown only the tokens around the needle; a row of method `passage`.
+        results: what is known already is taken from there.
     Raises:
         UsageError: a method's window cannot hold question and answer.
     """
-    length = len(haystacks[0].ids)
-    texts = [as_text(haystack, llm.tokenizer, max_new_tokens) for haystack in haystacks]
     hidden = [spot for haystack in haystacks for spot in haystack.hidden]
 
-    def summary(found: Sequence[float]) -> str:
-        return f"{sum(map(int, found))} found"
-
-    for name, settings, asked in ask_methods(methods, texts, progress, f" at {length:,}", ceiling, summary):
-        yield {
-            **settings,
-            **row(llm, "needle", "found", name, length, texts, asked, seed),
+    def more(asked: Asked) -> dict[str, Any]:
+        return {
             "haystacks": len(haystacks),
             "depths": [round(spot.depth, 4) for spot in hidden],
             "kinds": [spot.needle.kind for spot in hidden],
             "values": [spot.needle.value for spot in hidden],
             "found": [int(score) for score in asked.scores],
         }
+
+    texts = [as_text(haystack, llm.tokenizer, max_new_tokens) for haystack in haystacks]
+    examination = Examination("needle", "found", len(haystacks[0].ids), texts, more, summary=how_many_found)
+    return ask_methods(llm, methods, examination, seed, progress, results or Results(), ceiling)
 
 
 def by_depth(depths: Sequence[float], found: Sequence[int], parts: int) -> list[float | None]:

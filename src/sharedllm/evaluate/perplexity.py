@@ -6,16 +6,21 @@ tokens); what lies before is the past, given to the method as a whole.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from sharedllm.errors import UsageError
+from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import measured
 from sharedllm.methods import Method
+
+GAIN = "nll_gain_over_truncate"
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ def run(
     targets: int,
     seed: int,
     progress: Callable[[str], None],
+    results: Results | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Score all passages by all methods, each passage with its last `lengths` tokens.
 
@@ -70,29 +76,74 @@ def run(
     The first target always has a token before it in the window, so a window of `targets` tokens is widened by
     one. Passages must be as long as the longest length.
     """
+    results = results or Results()
     lengths = sorted(set(lengths), reverse=True)
     targets = min(targets, lengths[-1] - 1)
-    scores: dict[tuple[str, int], list[float]] = {}
+    read = hashlib.sha256(b"".join(passage.ids.numpy().tobytes() for passage in passages)).hexdigest()
+    found: dict[tuple[str, int], dict[str, Any]] = {}
     for method in methods:
-        windows = {n: _window(method, n, targets) for n in lengths}
-        seconds = dict.fromkeys(lengths, 0.0)
-        for i, passage in enumerate(passages):
-            pasts = method.prepare_tails(passage.ids, [(n - windows[n], windows[n]) for n in lengths])
-            for n in lengths:
-                started = time.perf_counter()
-                nll = method.score(next(pasts), passage.ids[len(passage.ids) - windows[n] :], targets).mean().item()
-                scores.setdefault((method.name, n), []).append(nll)
-                seconds[n] += time.perf_counter() - started
-                progress(f"{method.name} at {n:,}: passage {i + 1} of {len(passages)}, {nll:.3f} nats")
+        units = {n: _unit(method, n, targets, read) for n in lengths}
+        rows: dict[int, dict[str, Any]] = {}
+        if any(results.find(unit) is None for unit in units.values()):
+            rows = _score(method, passages, lengths, targets, seed, progress)
         for n in lengths:
-            row = _row(method, n, passages, targets, windows[n], scores[method.name, n], seed)
-            yield {**row, "metric": "nll", "seconds": round(seconds[n], 3)}
+            found[method.name, n] = results.keep(units[n], partial(rows.__getitem__, n))
+            yield found[method.name, n]
     if any(method.name == "truncate" for method in methods):
         for method in (m for m in methods if m.name != "truncate"):
             for n in lengths:
-                gains = [a - b for a, b in zip(scores["truncate", n], scores[method.name, n], strict=True)]
-                row = _row(method, n, passages, targets, _window(method, n, targets), gains, seed)
-                yield {**row, "metric": "nll_gain_over_truncate", "seconds": 0.0}
+                both = found["truncate", n], found[method.name, n]
+                gain = partial(_gain, method, n, passages, targets, *both, seed)
+                yield results.keep({"metric": GAIN, "of": [row["run"] for row in both]}, gain)
+
+
+def _score(
+    method: Method,
+    passages: Sequence[Passage],
+    lengths: Sequence[int],
+    targets: int,
+    seed: int,
+    progress: Callable[[str], None],
+) -> dict[int, dict[str, Any]]:
+    """A method's rows by length; what it reads of a passage serves all `lengths`, the longest first."""
+    windows = {n: _window(method, n, targets) for n in lengths}
+    seconds, scores = dict.fromkeys(lengths, 0.0), {n: list[float]() for n in lengths}
+    for i, passage in enumerate(passages):
+        pasts = method.prepare_tails(passage.ids, [(n - windows[n], windows[n]) for n in lengths])
+        for n in lengths:
+            started = time.perf_counter()
+            nll = method.score(next(pasts), passage.ids[len(passage.ids) - windows[n] :], targets).mean().item()
+            scores[n].append(nll)
+            seconds[n] += time.perf_counter() - started
+            progress(f"{method.name} at {n:,}: passage {i + 1} of {len(passages)}, {nll:.3f} nats")
+    return {
+        n: {
+            **_row(method, n, passages, targets, windows[n], scores[n], seed),
+            "metric": "nll",
+            "seconds": round(seconds[n], 3),
+        }
+        for n in lengths
+    }
+
+
+def _gain(
+    method: Method,
+    length: int,
+    passages: Sequence[Passage],
+    targets: int,
+    truncate: dict[str, Any],
+    own: dict[str, Any],
+    seed: int,
+) -> dict[str, Any]:
+    """The row of paired differences between two rows of the same length."""
+    gains = [a - b for a, b in zip(truncate["values"], own["values"], strict=True)]
+    row = _row(method, length, passages, targets, _window(method, length, targets), gains, seed)
+    return {**row, "metric": GAIN, "seconds": 0.0}
+
+
+def _unit(method: Method, length: int, targets: int, read: str) -> dict[str, Any]:
+    """What a row depends on; `read` is a hash of the passages."""
+    return {"method": method.name, **method.settings(), "length": length, "targets": targets, "read": read}
 
 
 def _window(method: Method, length: int, targets: int) -> int:

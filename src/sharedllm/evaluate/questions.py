@@ -18,8 +18,9 @@ from torch import Tensor
 from sharedllm.data.questions import Question as Drawn
 from sharedllm.data.questions import find_questions
 from sharedllm.errors import UsageError
-from sharedllm.evaluate.asking import Question, Text, ask_methods, row
+from sharedllm.evaluate.asking import Asked, Examination, Question, Text, ask_methods
 from sharedllm.evaluate.perplexity import cut_passages
+from sharedllm.evaluate.results import Results
 from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
@@ -83,6 +84,7 @@ def run(
     seed: int,
     progress: Callable[[str], None],
     ceiling: bool = False,
+    results: Results | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Ask all questions (of texts of one length) by all methods; yields a row a method.
 
@@ -91,13 +93,15 @@ def run(
 
     Args:
         ceiling: also ask the plain model shown only the tokens around the answer; a row of method `passage`.
+        results: what is known already is taken from there.
     """
-    length = len(texts[0].ids)
     questions = [question for text in texts for question in text.questions]
-    for name, settings, asked in ask_methods(methods, texts, progress, f" at {length:,}", ceiling):
-        yield {
-            **settings,
-            **row(llm, "questions", "f1", name, length, texts, asked, seed),
+
+    def more(asked: Asked) -> dict[str, Any]:
+        return {
             "questions": [question.prompt.question for question in questions],
             "expected": [question.expected[0] for question in questions],
         }
+
+    examination = Examination("questions", "f1", len(texts[0].ids), texts, more)
+    return ask_methods(llm, methods, examination, seed, progress, results or Results(), ceiling)

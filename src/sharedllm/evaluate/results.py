@@ -1,8 +1,10 @@
-"""Results files: one JSON object a line, appended as soon as it is known."""
+"""Results files: one JSON object a line, appended as soon as it is known; a run that was stopped goes on from them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +48,56 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
             raise WorkError(f"{file}, line {number} is not a results row; remove that line and run again.")
         rows.append(row)
     return rows
+
+
+class Results:
+    """The rows of a run, kept in a file so that the same run started again computes only what is missing.
+
+    A row is known again by its field `run`, a hash of everything that it depends on.
+
+    Args:
+        file: where rows are appended; None: they are kept nowhere.
+        about: what all rows of this run depend on, as JSON can say it.
+        fresh: compute everything, whatever the file has.
+        say: takes a line for each row that is not computed again.
+    Raises:
+        WorkError: the file is not a results file.
+    """
+
+    def __init__(
+        self,
+        file: Path | None = None,
+        about: Mapping[str, Any] | None = None,
+        fresh: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.file, self.about, self.say = file, dict(about or {}), say
+        rows = read_rows(file) if file and not fresh else []
+        self._known = {row["run"]: row for row in rows if "run" in row}
+
+    def find(self, unit: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The row of a unit of work; None where it is not known."""
+        return self._known.get(self._run(unit))
+
+    def keep(self, unit: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The row of a unit of work, computed and appended unless it is known.
+
+        Args:
+            unit: what the row depends on besides what all rows do, as JSON can say it.
+        Raises:
+            WorkError: the file cannot be written.
+        """
+        found = self.find(unit)
+        if found is not None:
+            what = f"{found.get('method')} at {found.get('length'):,}, {found.get('metric')}"
+            self.say(f"{what}: found in {self.file}, not computed again (--fresh does)")
+            return found
+        row = {**compute(), "run": self._run(unit)}
+        self._known[row["run"]] = row
+        if self.file:
+            append_row(self.file, row)
+        return row
+
+    def _run(self, unit: Mapping[str, Any]) -> str:
+        depends = json.dumps([self.about, unit], sort_keys=True)
+        return hashlib.sha256(depends.encode()).hexdigest()[:16]

@@ -1,0 +1,173 @@
+"""`sharedllm eval`: run a benchmark with several methods and write results rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sharedllm.cli import common
+from sharedllm.cli.evaluate.show import print_row
+from sharedllm.cli.evaluate.tasks import TASKS, Request
+
+if TYPE_CHECKING:
+    from sharedllm.model import SharedLLM
+
+
+def evaluate(
+    task: Annotated[str, typer.Argument(help=f"One of {', '.join(TASKS)}.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Results file; rows are appended.")],
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="A file or folder to take passages from; repeat for more.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="ruler: folder with a benchmark's own files.")] = None,
+    subtasks: Annotated[
+        str, typer.Option("--tasks", help="ruler: which of its tasks, separated by commas; otherwise all.")
+    ] = "",
+    methods: Annotated[str, typer.Option("--methods", help="Methods, separated by commas.")] = "shared,truncate",
+    lengths: Annotated[
+        str, typer.Option("--lengths", help="All tokens a method is given, separated by commas; needle: of the text.")
+    ] = "8192",
+    samples: Annotated[
+        int, typer.Option("--samples", help="perplexity: passages; ruler: samples of each task; else questions.")
+    ] = 8,
+    targets: Annotated[int, typer.Option("--targets", help="perplexity: how many of the last tokens are scored.")] = (
+        1024
+    ),
+    window: Annotated[
+        str,
+        typer.Option("--window", help="Newest tokens the model sees itself; by method: shared=4096,truncate=8192."),
+    ] = "1024",
+    needles: Annotated[
+        int, typer.Option("--needles-per-text", help="needle, questions: asked of each text at most.")
+    ] = 8,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", help="needle, questions: longest answer, in tokens.")
+    ] = 32,
+    ceiling: Annotated[
+        bool,
+        typer.Option(
+            "--ceiling",
+            help="Also ask the model shown only the 1,024 tokens around the answer, where that is in one place.",
+        ),
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Compute everything, also what the results file has already.")
+    ] = False,
+    model: common.ModelOption = None,
+    adapter: common.AdapterOption = "default",
+    device: common.DeviceOption = None,
+    dtype: common.DtypeOption = None,
+    seed: common.SeedOption = 0,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Run a benchmark with several methods on the same tokens; rows go to a results file."""
+    names = _checked(task, methods, text or [], data)
+    chosen = _subtasks(task, subtasks)
+    windows = _windows(window, names)
+    wanted = common.positive_numbers("--lengths", lengths)
+    for option, value in (
+        ("--samples", samples), ("--targets", targets),
+        ("--needles-per-text", needles), ("--max-new-tokens", max_new_tokens),
+    ):  # fmt: skip
+        common.positive(option, value)
+    from sharedllm.sources import read_sources
+
+    documents = read_sources(text) if text else []
+    llm = common.load(model, adapter, device, dtype, seed)
+    from sharedllm.evaluate.results import Results
+    from sharedllm.methods import create
+
+    request = Request(
+        llm=llm,
+        methods=[create(name, llm, windows[name]) for name in names],
+        documents=documents,
+        data=data,
+        subtasks=chosen,
+        lengths=wanted,
+        samples=samples,
+        targets=targets,
+        per_text=needles,
+        max_new_tokens=max_new_tokens,
+        ceiling=ceiling,
+        seed=seed,
+        results=Results(output, _about(task, llm, seed), fresh, common.say),
+    )
+    row: dict[str, Any] = {}
+    for row in TASKS[task].rows(request):
+        if not as_json:
+            print_row(row)
+    if as_json:
+        common.print_json({"results": str(output), "last": row})
+
+
+def _about(task: str, llm: SharedLLM, seed: int) -> dict[str, Any]:
+    """What all rows of a run depend on; they are computed again where any of it has changed."""
+    from importlib.metadata import version
+
+    from sharedllm.adapter import weights_digest
+
+    return {
+        "task": task,
+        "version": version("sharedllm"),
+        "model": [llm.name, llm.fingerprint],
+        "adapter": [llm.adapter, weights_digest(llm.injection)],
+        "device": str(llm.device),
+        "dtype": str(llm.dtype),
+        "seed": seed,
+    }
+
+
+def _checked(task: str, methods: str, texts: Sequence[str], data: Path | None) -> list[str]:
+    """The methods' names; `UsageError` where one, or the task, is unknown, or what the task reads is not named."""
+    from sharedllm.config import check_choice
+    from sharedllm.errors import UsageError
+    from sharedllm.methods import METHODS
+
+    check_choice("task", task, TASKS)
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    for name in names:
+        check_choice("method", name, METHODS)
+    if not names:
+        raise UsageError(f"--methods is {methods!r}; name at least one of {', '.join(METHODS)}.")
+    if TASKS[task].needs_text and not texts:
+        raise UsageError(f"{task} takes its passages from texts; name a file or folder with --text.")
+    if data is not None and not data.is_dir():
+        raise UsageError(f"--data is {data}, which is no folder; name the folder with the benchmark's files.")
+    return names
+
+
+def _subtasks(task: str, text: str) -> list[str]:
+    """The names given to --tasks, otherwise all the benchmark has."""
+    from sharedllm.config import check_choice
+    from sharedllm.errors import UsageError
+
+    known = TASKS[task].subtasks()
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if names and not known:
+        raise UsageError(f"{task} is one task; leave out --tasks.")
+    for name in names:
+        check_choice("--tasks", name, known)
+    return names or known
+
+
+def _windows(text: str, methods: Sequence[str]) -> dict[str, int]:
+    """The window of every method: one number for all, or some named and the rest 1,024."""
+    from sharedllm.errors import UsageError
+
+    if "=" not in text:
+        (number, *more) = common.positive_numbers("--window", text)
+        if more:
+            raise UsageError(
+                f"--window is {text!r}; give one number, or a number by method: shared=4096,truncate=8192."
+            )
+        return dict.fromkeys(methods, number)
+    windows = dict.fromkeys(methods, 1024)
+    for part in text.split(","):
+        name, _, number_text = part.partition("=")
+        if name.strip() not in windows:
+            raise UsageError(f"--window names {name.strip()!r}, which is not among the methods {', '.join(methods)}.")
+        (windows[name.strip()],) = common.positive_numbers("--window", number_text)
+    return windows

@@ -1,0 +1,21 @@
+"""Results rows as a person reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DEPTH_RANGES = 5  # columns of the table of depths
+
+
+def print_row(row: dict[str, Any]) -> None:
+    bounds = f" [{row['low']:.4f}, {row['high']:.4f}]" if "low" in row else ""
+    print(f"{row['method']:<10} {row['length']:>8,} {row['metric']:<24} {row['value']:.4f}{bounds}", flush=True)
+    if row["task"] == "needle":
+        from sharedllm.evaluate.needle import by_depth
+
+        borders = [round(100 * i / DEPTH_RANGES) for i in range(DEPTH_RANGES + 1)]
+        shares = by_depth(row["depths"], row["found"], DEPTH_RANGES)
+        print(
+            "    depth  " + "".join(f"{f'{low}-{high} %':>12}" for low, high in zip(borders, borders[1:], strict=False))
+        )
+        print("    found  " + "".join(f"{'-' if share is None else f'{share:.2f}':>12}" for share in shares))

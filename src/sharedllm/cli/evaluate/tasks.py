@@ -1,0 +1,122 @@
+"""The benchmarks that `sharedllm eval` knows: what each makes of the command's options, one entry a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sharedllm.cli import common
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sharedllm.evaluate.results import Results
+    from sharedllm.methods import Method
+    from sharedllm.model import SharedLLM
+    from sharedllm.sources import Document
+
+Rows = Iterator[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, checked, with model and methods loaded."""
+
+    llm: SharedLLM
+    methods: Sequence[Method]
+    documents: Sequence[Document]
+    data: Path | None
+    subtasks: Sequence[str]
+    lengths: Sequence[int]
+    samples: int
+    targets: int
+    per_text: int
+    max_new_tokens: int
+    ceiling: bool
+    seed: int
+    results: Results
+
+    @cached_property
+    def texts(self) -> list[tuple[str, Tensor]]:
+        """Name and token ids [n] of each document."""
+        return [(Path(d.name).name, self.llm.reader.token_ids(d.text).long()) for d in self.documents]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark: its rows for a request, whether it needs `--text`, and the names that `--tasks` may have."""
+
+    rows: Callable[[Request], Rows]
+    needs_text: bool = False
+    subtasks: Callable[[], list[str]] = list
+
+
+def _perplexity(asked: Request) -> Rows:
+    """Rows of all lengths, each of which ends in the same passages' last tokens."""
+    from sharedllm.evaluate.perplexity import cut_passages, run
+
+    cut_passages(asked.texts, min(asked.lengths), asked.samples)  # too short a length is refused
+    passages = cut_passages(asked.texts, max(asked.lengths), asked.samples)
+    return run(asked.methods, passages, asked.lengths, asked.targets, asked.seed, common.say, asked.results)
+
+
+def _needle(asked: Request) -> Rows:
+    """Rows of all lengths; every length is checked before the first is run."""
+    from sharedllm.evaluate.needle import build_haystacks, run
+
+    def encode(statement: str) -> Tensor:
+        return asked.llm.reader.token_ids(statement).long()
+
+    per_length = [
+        build_haystacks(asked.texts, n, asked.samples, asked.per_text, asked.seed, encode) for n in asked.lengths
+    ]
+    return chain.from_iterable(
+        run(
+            asked.llm, asked.methods, haystacks, asked.max_new_tokens, asked.seed, common.say, asked.ceiling,
+            asked.results,
+        )
+        for haystacks in per_length
+    )  # fmt: skip
+
+
+def _questions(asked: Request) -> Rows:
+    """Rows of all lengths; every length is checked before the first is run."""
+    from sharedllm.evaluate.questions import examine, run
+
+    per_length = [
+        examine(asked.texts, n, asked.samples, asked.per_text, asked.llm.tokenizer, asked.max_new_tokens)
+        for n in asked.lengths
+    ]
+    return chain.from_iterable(
+        run(asked.llm, asked.methods, texts, asked.seed, common.say, asked.ceiling, asked.results)
+        for texts in per_length
+    )
+
+
+def _ruler(asked: Request) -> Rows:
+    from sharedllm.evaluate.ruler.corpus import Corpus
+    from sharedllm.evaluate.ruler.run import run
+
+    corpus = Corpus([document.text for document in asked.documents], asked.data)
+    return run(
+        asked.llm, asked.methods, asked.subtasks, asked.lengths, asked.samples, corpus, asked.seed, common.say,
+        asked.ceiling, asked.results,
+    )  # fmt: skip
+
+
+def _ruler_tasks() -> list[str]:
+    from sharedllm.evaluate.ruler.tasks import TASKS
+
+    return list(TASKS)
+
+
+TASKS = {
+    "perplexity": Task(_perplexity, needs_text=True),
+    "needle": Task(_needle, needs_text=True),
+    "questions": Task(_questions, needs_text=True),
+    "ruler": Task(_ruler, subtasks=_ruler_tasks),
+}

@@ -1,0 +1,210 @@
+"""Asking RULER's samples: a row a task, method and length, the mean over tasks, and the effective length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sharedllm.errors import UsageError
+from sharedllm.evaluate.asking import CEILING, Asked, Examination, Question, Text, ask_methods
+from sharedllm.evaluate.results import Results
+from sharedllm.evaluate.row import measured
+from sharedllm.evaluate.ruler.corpus import Corpus
+from sharedllm.evaluate.ruler.files import find_file, read_samples
+from sharedllm.evaluate.ruler.making import check_length, make_samples
+from sharedllm.evaluate.ruler.tasks import TASKS
+from sharedllm.evaluate.ruler.wording import ONE_NEEDLE, Sample
+from sharedllm.methods import Method
+from sharedllm.model import SharedLLM
+from sharedllm.prompts import Prompt
+
+THRESHOLD = 85.6
+"""The mean over tasks that a length must beat to count as effective: Llama-2-7B's at 4,096 tokens (arXiv 2404.06654)."""
+
+
+def run(
+    llm: SharedLLM,
+    methods: Sequence[Method],
+    names: Sequence[str],
+    lengths: Sequence[int],
+    samples: int,
+    corpus: Corpus,
+    seed: int,
+    progress: Callable[[str], None],
+    ceiling: bool = False,
+    results: Results | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Ask the samples of all tasks and lengths by all methods; yields rows.
+
+    A row says what `asking.row` says; its `value` is RULER's score, 0 to 100. `subtask` is the task of RULER,
+    `samples_from` its file or `made`; `expected` and `tokens` (prompt and room for the answer) have an entry a
+    sample. After the tasks of a length comes the mean over them of each method, at last each method's effective length.
+
+    A task is passed over, with a line of progress, where what it is made of is lacking.
+
+    Args:
+        corpus: what samples are made of; samples of RULER's own files in its folder come first, see `files`.
+        ceiling: also ask the plain model shown only the tokens around the answer, in tasks with one needle.
+    Raises:
+        UsageError: nothing is left to ask, or a length is too short for a task.
+    """
+    results = results or Results()
+    plan = _plan(llm, names, lengths, seed, corpus, progress)
+    means: dict[str, dict[int, dict[str, Any]]] = {method.name: {} for method in methods}
+    for length, made_of in plan.items():
+        rows: dict[str, list[dict[str, Any]]] = {method.name: [] for method in methods}
+        for name, file in made_of.items():
+            examination = _examination(llm, name, length, samples, seed, corpus, file, progress)
+            placed = TASKS[name].maker.wording is ONE_NEEDLE
+            for row in ask_methods(llm, methods, examination, seed, progress, results, ceiling and placed):
+                yield row
+                if row["method"] != CEILING:
+                    rows[row["method"]].append(row)
+        for method in methods:
+            means[method.name][length] = _keep_mean(llm, method, length, rows[method.name], seed, results)
+            yield means[method.name][length]
+    for method in methods:
+        yield _keep_effective_length(method, means[method.name], results)
+
+
+def as_text(llm: SharedLLM, name: str, sample: Sample) -> Text:
+    """A sample's context with its question, which says where its answer stands where it has one needle."""
+    task = TASKS[name]
+    prompt = Prompt(
+        llm.tokenizer,
+        sample.question,
+        between=sample.between,
+        answer_prefix=sample.answer_prefix,
+        asks=sample.asks,
+    )
+    start = None
+    if task.maker.wording is ONE_NEEDLE:
+        start = len(llm.reader.token_ids(sample.context[: sample.context.find(sample.outputs[0])]))
+
+    def score(answer: str) -> float:
+        return task.score(answer, sample.outputs)
+
+    ids = llm.reader.token_ids(sample.context).to(torch.int64)
+    return Text(f"ruler {name}", ids, [Question(prompt, score, task.max_new_tokens, sample.outputs, start)])
+
+
+def tokens_of(text: Text) -> int:
+    """Tokens of a sample's whole prompt, templates included, and of the longest answer."""
+    (question,) = text.questions
+    return len(question.prompt.with_text(text.ids)) + question.max_new_tokens
+
+
+def _tokens(llm: SharedLLM, name: str, sample: Sample) -> int:
+    return tokens_of(as_text(llm, name, sample))
+
+
+def effective_length(means: Mapping[int, float]) -> int:
+    """The longest length whose mean over tasks beats `THRESHOLD`; 0 where none does.
+
+    Args:
+        means: by length in tokens, 0 to 100.
+    """
+    return max((length for length, mean in means.items() if mean > THRESHOLD), default=0)
+
+
+def _plan(
+    llm: SharedLLM,
+    names: Sequence[str],
+    lengths: Sequence[int],
+    seed: int,
+    corpus: Corpus,
+    progress: Callable[[str], None],
+) -> dict[int, dict[str, Path | None]]:
+    """By length the tasks to ask, with the file their samples are read from, None where they are made."""
+    plan: dict[int, dict[str, Path | None]] = {length: {} for length in lengths}
+    lacking = ""
+    for name in names:
+        lacks = corpus.lacks(TASKS[name].maker.needs)
+        for length in lengths:
+            file = find_file(corpus.data, name, length)
+            if file is None and lacks:
+                lacking = f"{name} is left out at {length:,} tokens: {lacks}"
+                progress(lacking)
+                continue
+            if file is None:
+                check_length(name, length, seed, corpus, partial(_tokens, llm, name))
+            plan[length][name] = file
+    if not any(plan.values()):
+        raise UsageError(lacking)
+    return {length: tasks for length, tasks in plan.items() if tasks}
+
+
+def _examination(
+    llm: SharedLLM,
+    name: str,
+    length: int,
+    samples: int,
+    seed: int,
+    corpus: Corpus,
+    file: Path | None,
+    progress: Callable[[str], None],
+) -> Examination:
+    if file:
+        drawn = read_samples(file, name, samples)
+    else:
+        progress(f"making {samples} samples of {name} of {length:,} tokens")
+        drawn = make_samples(name, length, samples, seed, corpus, partial(_tokens, llm, name))
+    texts = [as_text(llm, name, sample) for sample in drawn]
+
+    def more(asked: Asked) -> dict[str, Any]:
+        return {
+            "subtask": name,
+            "samples_from": str(file) if file else "made",
+            "tokens": [tokens_of(text) for text in texts],
+            "expected": [list(sample.outputs) for sample in drawn],
+        }
+
+    return Examination("ruler", f"ruler_{name}", length, texts, more)
+
+
+def _keep_mean(
+    llm: SharedLLM, method: Method, length: int, rows: Sequence[dict[str, Any]], seed: int, results: Results
+) -> dict[str, Any]:
+    """A row with the mean over tasks, each counting alike; `subtasks` names them."""
+
+    def compute() -> dict[str, Any]:
+        total = sum(row["samples"] for row in rows)
+        alike = [score * total / (len(rows) * row["samples"]) for row in rows for score in row["scores"]]
+        return {
+            **method.settings(),
+            "task": "ruler",
+            **measured(llm, alike, seed),
+            "method": method.name,
+            "length": length,
+            "metric": "ruler_mean",
+            "seconds": round(sum(row["seconds"] for row in rows), 3),
+            "window": max(row["window"] for row in rows),
+            "beyond_window": any(row["beyond_window"] for row in rows),
+            "subtasks": {row["subtask"]: row["value"] for row in rows},
+        }
+
+    return results.keep({"metric": "ruler_mean", "of": [row["run"] for row in rows]}, compute)
+
+
+def _keep_effective_length(method: Method, means: Mapping[int, dict[str, Any]], results: Results) -> dict[str, Any]:
+    """A row with the effective length of a method; `means` gives the mean over tasks by length."""
+    by_length = {length: row["value"] for length, row in means.items()}
+    last = means[max(means)]
+
+    def compute() -> dict[str, Any]:
+        return {
+            **{key: value for key, value in last.items() if key not in ("low", "high", "subtasks", "run")},
+            "metric": "ruler_effective_length",
+            "value": effective_length(by_length),
+            "samples": sum(row["samples"] for row in means.values()),
+            "seconds": round(sum(row["seconds"] for row in means.values()), 3),
+            "threshold": THRESHOLD,
+            "means": by_length,
+            "subtasks": list(last["subtasks"]),
+        }
+
+    return results.keep({"metric": "ruler_effective_length", "of": [row["run"] for row in means.values()]}, compute)

@@ -1,0 +1,97 @@
+"""`eval ruler` as a user meets it: its rows, samples of RULER's own, one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+ROW_FIELDS = {
+    "task", "method", "length", "metric", "value", "samples", "seconds", "peak_memory_bytes",
+    "model", "adapter", "device", "dtype", "seed",
+}  # fmt: skip
+SMALL = ("--samples", "2", "--methods", "shared,truncate", "--window", "600")
+
+
+def rows_of(home) -> list[dict]:
+    return [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]
+
+
+def test_rows_means_and_effective_length(command, home):
+    (home / "rows.jsonl").unlink(missing_ok=True)
+    code, out, err = command(
+        "ruler", "--tasks", "niah_multikey_3,vt", "--lengths", "2500,2800", "--ceiling", *SMALL
+    )  # fmt: skip
+    assert code == 0, err
+    rows = rows_of(home)
+    assert all(row.keys() >= ROW_FIELDS and row["task"] == "ruler" for row in rows)
+    per_length = [
+        ("shared", "ruler_niah_multikey_3"), ("truncate", "ruler_niah_multikey_3"), ("passage", "ruler_niah_multikey_3"),
+        ("shared", "ruler_vt"), ("truncate", "ruler_vt"), ("shared", "ruler_mean"), ("truncate", "ruler_mean"),
+    ]  # fmt: skip
+    last = [("shared", "ruler_effective_length"), ("truncate", "ruler_effective_length")]
+    assert [(r["method"], r["metric"]) for r in rows] == [*per_length, *per_length, *last]
+    assert [r["length"] for r in rows[:14]] == [2500] * 7 + [2800] * 7
+    for row in rows[:5]:
+        assert row["value"] == pytest.approx(sum(row["scores"]) / 2) and row["samples"] == len(row["expected"]) == 2
+        assert all(0.85 * 2500 < n <= 2500 for n in row["tokens"])
+    assert rows[0]["subtask"] == "niah_multikey_3" and rows[0]["max_new_tokens"] == 128 and rows[0]["chunk_length"]
+    shared = [row["value"] for row in rows[:5] if row["method"] == "shared"]
+    assert rows[5]["value"] == pytest.approx(sum(shared) / 2) and rows[5]["samples"] == 4
+    assert list(rows[5]["subtasks"]) == ["niah_multikey_3", "vt"] and rows[-1]["value"] == 0
+    assert "ruler_mean" in out and "shared at 2,500: question 2 of 2" in err
+
+    code, _, err = command("ruler", "--tasks", "niah_multikey_3,vt", "--lengths", "2500,2800", "--ceiling", *SMALL)
+    assert code == 0 and err.count("not computed again") == 16 and rows_of(home) == rows
+
+
+def test_rulers_own_files_come_first(command, home):
+    (home / "rows.jsonl").unlink(missing_ok=True)
+    file = home / "own" / "600" / "data" / "niah_single_1" / "validation.jsonl"
+    file.parent.mkdir(parents=True)
+    row = {
+        "input": "A special magic number is hidden.\nOne of the special magic numbers for old-cat is: 1234567.\n"
+        "What is the special magic number for old-cat mentioned in the provided text?",
+        "outputs": ["1234567"],
+        "answer_prefix": " The special magic number is",
+    }
+    file.write_text(json.dumps(row) + "\n")
+    code, _, err = command(
+        "ruler", "--data", "own", "--tasks", "niah_single_1", "--lengths", "600", "--samples", "1", "--methods", "full"
+    )
+    assert code == 0, err
+    asked = rows_of(home)[0]
+    assert asked["samples_from"].endswith("validation.jsonl") and asked["expected"] == [["1234567"]]
+    assert asked["tokens"] == [len(row["input"] + row["answer_prefix"]) + 128]
+
+
+def test_tasks_without_what_they_are_made_of_are_left_out(command, home, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "wonderwords", None)
+    (home / "rows.jsonl").unlink(missing_ok=True)
+    wanted = ("--lengths", "2500", "--samples", "1", "--methods", "truncate", "--window", "600")
+    code, _, err = command("ruler", "--tasks", "qa_1,niah_single_2,niah_single_1,fwe", *wanted)
+    assert code == 0
+    for name, word in (("qa_1", "--data"), ("niah_single_2", "--text"), ("niah_single_1", "wonderwords")):
+        assert any(line.startswith(f"{name} is left out") and word in line for line in err.splitlines())
+    assert [row["metric"] for row in rows_of(home)] == ["ruler_fwe", "ruler_mean", "ruler_effective_length"]
+    code, _, err = command("ruler", "--tasks", "qa_1", *wanted)
+    assert code == 2 and err.splitlines()[-1].startswith("sharedllm: qa_1 is left out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("ruler", "--tasks", "niah_singel_1"), "Did you mean niah_single_1?"),
+        (("ruler", "--tasks", "vt", "--lengths", "200"), "smallest sample of vt"),
+        (("ruler", "--data", "nowhere"), "nowhere"),
+        (("needle", "--text", "long.txt", "--tasks", "vt"), "leave out --tasks"),
+        (("ruler", "--methods", ","), "name at least one"),
+    ],
+)
+def test_mistakes_are_one_sentence(command, home, arguments, word):
+    (home / "rows.jsonl").unlink(missing_ok=True)
+    code, out, err = command(*arguments)
+    assert code == 2 and word in err and "Traceback" not in err and out == ""
+    assert not (home / "rows.jsonl").exists(), "something was written"
