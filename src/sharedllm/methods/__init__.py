@@ -9,10 +9,12 @@ from sharedllm.config import check_choice
 from sharedllm.methods.base import Method
 from sharedllm.methods.full import Full
 from sharedllm.methods.shared import Shared
+from sharedllm.methods.streaming import Streaming
 from sharedllm.methods.truncate import Truncate
+from sharedllm.methods.yarn import DynamicNTK, Yarn
 from sharedllm.model import SharedLLM
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (Shared, Truncate, Full)}
+METHODS: dict[str, type[Method]] = {m.name: m for m in (Shared, Truncate, Full, Streaming, Yarn, DynamicNTK)}
 
 
 def create(name: str, llm: SharedLLM, window: int) -> Method:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sharedllm.errors import UsageError
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
 
@@ -62,6 +63,10 @@ class Method(ABC):
         """
         return greedy(self.llm, self.shown(past, prompt, max_new_tokens), prompt, max_new_tokens)
 
+    def positions(self, tokens: int) -> int:
+        """Positions of the model's own attention that `tokens` tokens take, the window's among them."""
+        return min(tokens, self.window)
+
     def settings(self) -> dict[str, Any]:
         """What a results row says of the method besides its name."""
         return {"window": self.window}
@@ -79,6 +84,21 @@ def plain_nll(llm: SharedLLM, ids: Tensor, targets: int) -> Tensor:
     batch = ids[None].to(llm.device)
     logits = llm.model(input_ids=batch, use_cache=False, logits_to_keep=targets + 1).logits
     return target_nll(logits, batch, targets)[0]
+
+
+def room_in(window: int, question: int, max_new_tokens: int) -> int:
+    """Tokens of a text that fit a window beside a question and an answer.
+
+    Raises:
+        UsageError: not even those two fit.
+    """
+    room = window - question - max_new_tokens
+    if room < 0:
+        raise UsageError(
+            f"a window of {window} tokens cannot hold the question ({question}) and an answer of "
+            f"{max_new_tokens}; raise --window or lower --max-new-tokens."
+        )
+    return room
 
 
 def new_tokens(output: Tensor, prompt: int) -> Tensor:

@@ -29,3 +29,6 @@ class Full(Method):
 
     def shown(self, past: Tensor, prompt: Prompt, max_new_tokens: int) -> list[int]:
         return prompt.with_text(past)
+
+    def positions(self, tokens: int) -> int:
+        return tokens

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sharedllm.errors import UsageError
-from sharedllm.methods.base import Method, new_tokens, plain_nll
+from sharedllm.methods.base import Method, new_tokens, plain_nll, room_in
 from sharedllm.prompts import Prompt
 
 
@@ -28,10 +27,5 @@ class Truncate(Method):
 
     def shown(self, past: Tensor, prompt: Prompt, max_new_tokens: int) -> list[int]:
         frame = len(prompt.with_text(past[-1:])) - len(past[-1:])
-        room = self.window - frame - max_new_tokens
-        if room < 0:
-            raise UsageError(
-                f"a window of {self.window} tokens cannot hold the question ({frame}) and an answer of "
-                f"{max_new_tokens}; raise --window or lower --max-new-tokens."
-            )
+        room = room_in(self.window, frame, max_new_tokens)
         return prompt.with_text(past[max(0, len(past) - room) :])

@@ -1,0 +1,88 @@
+"""`yarn` and `dynamic-ntk`: all tokens under the model's own attention, with its rotary frequencies scaled.
+
+YaRN (arXiv 2309.00071) divides low frequencies by the factor by which a text is longer than what the
+model was trained for, keeps high ones, and sharpens attention a little. Dynamic NTK (section 3.3 there)
+raises the rotary base with the length read. Both are computed by transformers; here only the rotary
+embedding, which has no weights, is replaced while the method runs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sharedllm.errors import UsageError
+from sharedllm.methods.full import Full
+from sharedllm.model import SharedLLM
+from sharedllm.prompts import Prompt
+
+
+class Yarn(Full):
+    """`full` with scaled positions; the factor is the smallest that covers text, question and answer.
+
+    A text that fits the trained positions is read by the model as it is.
+
+    Raises:
+        UsageError: the model's positions are scaled already.
+    """
+
+    name = "yarn"
+    rope_type: ClassVar[str] = "yarn"
+
+    def __init__(self, llm: SharedLLM, window: int) -> None:
+        super().__init__(llm, window)
+        own = llm.model.config.rope_parameters.get("rope_type", "default")
+        if own != "default":
+            raise UsageError(
+                f"{self.name} scales plain rotary positions, and this model's are of the type {own!r} already; "
+                "use full, which reads with them as they are."
+            )
+
+    def scaling(self, tokens: int) -> dict[str, Any]:
+        """What is set in the model's `rope_parameters` to read so many tokens."""
+        trained = self.llm.window
+        return {"rope_type": "yarn", "factor": tokens / trained, "original_max_position_embeddings": trained}
+
+    @contextmanager
+    def scaled(self, tokens: int) -> Iterator[None]:
+        """Within this block the model's positions are scaled for so many tokens, if they need it."""
+        parts = self.llm.parts
+        if tokens <= self.llm.window:
+            yield
+            return
+        config = copy.deepcopy(self.llm.model.config)
+        config.rope_parameters = {**config.rope_parameters, **self.scaling(tokens)}
+        setattr(parts.base, parts.family.rotary, type(parts.rotary)(config).to(self.llm.device))
+        try:
+            yield
+        finally:
+            setattr(parts.base, parts.family.rotary, parts.rotary)
+
+    def score(self, past: Tensor, window: Tensor, targets: int) -> Tensor:
+        with self.scaled(len(past) + len(window)):
+            return super().score(past, window, targets)
+
+    def generate(self, past: Tensor, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
+        with self.scaled(len(past) + len(window) + max_new_tokens):
+            return super().generate(past, window, max_new_tokens, **kwargs)
+
+    def ask(self, past: Tensor, prompt: Prompt, max_new_tokens: int) -> Tensor:
+        with self.scaled(len(self.shown(past, prompt, max_new_tokens)) + max_new_tokens):
+            return super().ask(past, prompt, max_new_tokens)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "rope_type": self.rope_type, "trained_positions": self.llm.window}
+
+
+class DynamicNTK(Yarn):
+    """The base follows the length read so far; in an answer it grows with every token, and older keys keep theirs."""
+
+    name = "dynamic-ntk"
+    rope_type = "dynamic"
+
+    def scaling(self, tokens: int) -> dict[str, Any]:
+        return {"rope_type": "dynamic", "factor": 1.0}

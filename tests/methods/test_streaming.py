@@ -1,0 +1,122 @@
+"""Streaming: block-wise reading against a token-by-token definition that knows neither blocks nor a cache object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from sharedllm import SharedLLM, UsageError
+from sharedllm.methods import streaming
+from sharedllm.methods.streaming import Streaming
+from sharedllm.prompts import Prompt
+from tests.conftest import CONFIG, byte_tokenizer, tokens
+from tests.test_inject import family_model
+
+
+def plain_logits(llm: SharedLLM, ids: torch.Tensor, sinks: int, window: int) -> torch.Tensor:
+    """Logits [T, V], read one token at a time: each attends to the sinks and the newest tokens that are left,
+    at the places these have in a row; keys without rotation and values are noted when a token is read."""
+    parts, rows = llm.parts, []
+    noted: list[list[Any]] = [[] for _ in parts.layers]
+    for t in range(len(ids)):
+        left = [s for s in range(t + 1) if s < sinks or s > t - window]
+        cos, sin = parts.rotary(torch.zeros(1), torch.arange(len(left))[None])
+        hidden = parts.base.embed_tokens(ids[None, t : t + 1])
+        for j, layer in enumerate(parts.layers):
+            attention, x = layer.self_attn, layer.input_layernorm(hidden)
+            q, k, v = (
+                projection(x).view(1, 1, -1, parts.head_dim).transpose(1, 2)
+                for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            if hasattr(attention, "q_norm"):
+                q, k = attention.q_norm(q), attention.k_norm(k)
+            noted[j].append((k, v))
+            keys, values = (torch.cat([noted[j][s][i] for s in left], dim=2) for i in (0, 1))
+            q = apply_rotary_pos_emb(q, q, cos[:, -1:], sin[:, -1:])[0]
+            keys = apply_rotary_pos_emb(keys, keys, cos, sin)[0]
+            out = F.scaled_dot_product_attention(q, keys, values, enable_gqa=True)
+            hidden = hidden + attention.o_proj(out.transpose(1, 2).flatten(2))
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        rows.append(llm.model.lm_head(parts.base.norm(hidden))[0, 0])
+    return torch.stack(rows).detach()
+
+
+def nats(logits: torch.Tensor, ids: torch.Tensor, targets: int) -> torch.Tensor:
+    return F.cross_entropy(logits[-targets - 1 : -1], ids[-targets:], reduction="none")
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral, sliding", "qwen2", "qwen3"])
+def test_scores_are_those_of_reading_token_by_token(family, monkeypatch):
+    monkeypatch.setattr(streaming, "BLOCK", 16)
+    llm = SharedLLM.from_pretrained(family_model(family), adapter="none", config=CONFIG)
+    ids = tokens(90)
+    method = Streaming(llm, 12)
+    found = method.score(method.prepare(ids[:50]), ids[50:], 30)
+    assert torch.allclose(found, nats(plain_logits(llm, ids, 4, 12), ids, 30), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("sinks", "window", "block", "past"),
+    [(0, 7, 64, 2), (4, 1, 7, 33), (4, 24, 64, 0), (5, 30, 1, 20), (100, 8, 7, 33), (4, 8, 64, 38)],
+)
+def test_blocks_and_where_the_past_ends_make_no_difference(make, monkeypatch, sinks, window, block, past):
+    monkeypatch.setattr(streaming, "BLOCK", block)
+    llm, ids = make(), tokens(40)
+    method, targets = Streaming(llm, window, sinks), min(20, len(ids) - past - 1)
+    found = method.score(method.prepare(ids[:past]), ids[past:], targets)
+    assert torch.allclose(found, nats(plain_logits(llm, ids, sinks, window), ids, targets), atol=1e-4)
+
+
+def test_what_fits_the_window_is_read_as_the_plain_model_reads_it(make):
+    llm, ids = make(), tokens(40)
+    method = Streaming(llm, 40)
+    expected = nats(llm.model(ids[None]).logits[0], ids, 39)
+    assert torch.allclose(method.score(method.prepare(ids[:0]), ids, 39), expected, atol=1e-4)
+
+
+def test_an_answer_goes_on_reading_and_leaves_what_was_read_as_it_was(make):
+    llm, prompt = make(), Prompt(byte_tokenizer(), "Which?")
+    method, past = Streaming(llm, 30), tokens(70)
+    llm.model.generation_config.eos_token_id = None
+    read, ids = method.prepare(past), torch.cat([past, torch.tensor(prompt.alone())])
+    before = [x.clone() for pair in read.cache.kept.values() for x in pair]
+    for _ in range(8):
+        ids = torch.cat([ids, plain_logits(llm, ids, 4, 30)[-1:].argmax(1)])
+    answer = method.ask(read, prompt, 8)
+    assert answer.tolist() == ids[-8:].tolist()
+    assert all(map(torch.equal, before, [x for pair in read.cache.kept.values() for x in pair]))
+    llm.model.generation_config.eos_token_id = [int(answer[2]), 299]
+    assert method.ask(read, prompt, 8).tolist() == answer[: answer.tolist().index(int(answer[2])) + 1].tolist()
+
+
+def test_what_is_shown_is_the_sinks_and_the_newest_tokens_beside_question_and_answer(make):
+    llm, past = make(), tokens(70)
+    prompt = Prompt(byte_tokenizer(), "Which?")
+    frame, method = len(prompt.alone()), Streaming(llm, 30)
+    read = method.prepare(past)
+    assert method.shown(read, prompt, 5) == [*past[:4].tolist(), *past[70 - (25 - frame) :].tolist(), *prompt.alone()]
+    assert method.shown(read, prompt, 30 - frame) == [*past[:4].tolist(), *prompt.alone()]
+    for call in (method.shown, method.ask):
+        with pytest.raises(UsageError, match="a window of 30 tokens cannot hold"):
+            call(read, prompt, 31 - frame)
+
+
+def test_memory_does_not_grow_with_the_text(make):
+    method = Streaming(make(), 12)
+    for length in (3, 15, 200):
+        cache = method.prepare(tokens(length)).cache
+        assert {x.shape[2] for pair in cache.kept.values() for x in pair} == {min(length, 15)}
+        assert all(x.untyped_storage().nbytes() <= 15 * 2 * 8 * 4 for pair in cache.kept.values() for x in pair)
+    assert method.positions(9) == 9 and method.positions(10**6) == 16
+
+
+def test_wrong_settings_are_refused(make):
+    method = Streaming(make(), 12)
+    with pytest.raises(UsageError, match="sinks is -1"):
+        Streaming(method.llm, 12, sinks=-1)
+    with pytest.raises(UsageError, match="takes no num_beams"):
+        method.generate(method.prepare(tokens(5)), tokens(5), 3, num_beams=2)
