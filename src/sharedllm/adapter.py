@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -18,9 +18,15 @@ from sharedllm.errors import UsageError, WorkError
 from sharedllm.files import replaceable, replaced_folder
 from sharedllm.loading import fingerprint as fingerprint_of
 
-VERSION = 1
+VERSION, KIND = 1, "sharedllm-adapter"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 SHIPPED = Path(__file__).parent / "adapters"
+
+
+class Described(Protocol):
+    """Settings that can be written to JSON."""
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 def model_sizes(parts: Parts) -> dict[str, Any]:
@@ -38,23 +44,25 @@ def model_sizes(parts: Parts) -> dict[str, Any]:
 def save_adapter(
     folder: str | Path,
     injection: nn.Module,
-    config: SharedConfig,
+    config: Described,
     parts: Parts,
     fingerprint: str,
     about: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    kind: str = KIND,
 ) -> None:
     """Write an adapter folder, whole or not at all.
 
     Args:
         about: free remarks kept in the configuration (recipe, tokens trained, ...).
         dtype: what the weights are stored in; None leaves them as they are.
+        kind: what the weights are of; a reader of another kind refuses them.
     Raises:
         UsageError: `folder` holds anything but an adapter.
         WorkError: the folder cannot be written; what was there before stays.
     """
     described = {
-        "format": "sharedllm-adapter",
+        "format": kind,
         "version": VERSION,
         "fingerprint": fingerprint,
         "model": model_sizes(parts),
@@ -75,6 +83,13 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
         UsageError: not an adapter folder, or of another version.
         WorkError: the file is broken.
     """
+    described = read_described(folder)
+    described["config"] = SharedConfig.from_dict(described["config"])
+    return described
+
+
+def read_described(folder: str | Path, kind: str = KIND) -> dict[str, Any]:
+    """The same for weights of any kind; the `config` entry is left as plain values."""
     folder = Path(folder)
     file = folder / CONFIG_FILE
     if not file.is_file():
@@ -83,7 +98,7 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
         described = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WorkError(f"{file} cannot be read ({error}); train or copy the adapter again.") from error
-    if not isinstance(described, dict) or described.get("format") != "sharedllm-adapter":
+    if not isinstance(described, dict) or described.get("format") != kind:
         raise UsageError(f"{folder} holds an adapter of another kind; this library reads its own adapters only.")
     if described.get("version") != VERSION:
         raise UsageError(
@@ -91,7 +106,6 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
         )
     if not isinstance(described.get("config"), dict) or not isinstance(described.get("model"), dict):
         raise WorkError(f"{file} lacks its model or config part; train or copy the adapter again.")
-    described["config"] = SharedConfig.from_dict(described["config"])
     return described
 
 

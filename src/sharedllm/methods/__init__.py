@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sharedllm.config import check_choice
 from sharedllm.methods.base import Method
+from sharedllm.methods.encoder_decoder import EncoderDecoder
 from sharedllm.methods.full import Full
 from sharedllm.methods.shared import Shared
 from sharedllm.methods.streaming import Streaming
@@ -14,7 +15,9 @@ from sharedllm.methods.truncate import Truncate
 from sharedllm.methods.yarn import DynamicNTK, Yarn
 from sharedllm.model import SharedLLM
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (Shared, Truncate, Full, Streaming, Yarn, DynamicNTK)}
+METHODS: dict[str, type[Method]] = {
+    m.name: m for m in (Shared, Truncate, Full, Streaming, Yarn, DynamicNTK, EncoderDecoder)
+}
 
 
 def create(name: str, llm: SharedLLM, window: int) -> Method:

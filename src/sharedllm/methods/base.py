@@ -67,6 +67,10 @@ class Method(ABC):
         """Positions of the model's own attention that `tokens` tokens take, the window's among them."""
         return min(tokens, self.window)
 
+    def quality_reason(self) -> str | None:
+        """Why scores and answers of this method would say nothing, or None: they do."""
+        return None
+
     def settings(self) -> dict[str, Any]:
         """What a results row says of the method besides its name."""
         return {"window": self.window}
