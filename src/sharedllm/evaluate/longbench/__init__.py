@@ -1,0 +1,42 @@
+"""LongBench (arXiv 2308.14508), LongBench-E and LongBench v2 (arXiv 2412.15204) from their original files.
+
+https://github.com/THUDM/LongBench; prompts and limits are in `prompts.yaml`, what is read in `files`, scores in `metrics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sharedllm.evaluate.examples import Dataset, Task, read_tasks
+from sharedllm.evaluate.longbench.files import VARIANTS, read_datasets
+
+LANGUAGES = ("en", "zh")
+
+
+def datasets(folder: Path, wanted: Sequence[str] = (), variant: str = "v1") -> list[Dataset]:
+    """The data sets `wanted` of a variant (v1, e or v2), or all that the folder has where none is named.
+
+    Raises:
+        UsageError: an unknown variant or data set, a missing file, or a file that is not as LongBench's are.
+    """
+    return read_datasets(folder, variant, wanted, read_tasks(__name__))
+
+
+def averages(tasks: Sequence[Task]) -> dict[str, list[list[str]]]:
+    """What its leaderboard averages: for each language the names of the data sets, by category.
+
+    The average is the mean over categories of each one's mean; code counts in both languages. Version 2 has none.
+    """
+    made = {}
+    for language in LANGUAGES:
+        categories: dict[str, list[str]] = {}
+        for task in tasks:
+            if language in task.languages:
+                categories.setdefault(task.category, []).append(task.name)
+        if categories:
+            made[f"average-{language}"] = list(categories.values())
+    return made
+
+
+__all__ = ["VARIANTS", "averages", "datasets"]
