@@ -7,7 +7,7 @@ import pytest
 
 from sharedllm import UsageError
 from sharedllm.data import TokenFolder, build, recipe_from_dict
-from sharedllm.data.needles import HELD_OUT_PLACES, draw_needles
+from sharedllm.data.needles import draw_needles
 from sharedllm.train import samples
 from sharedllm.train.samples import Sampler
 from tests.conftest import CONFIG, byte_tokenizer
@@ -56,24 +56,18 @@ def test_needles_are_in_the_context_and_their_values_are_targets(folder, tmp_pat
 
     monkeypatch.setattr(samples, "draw_needles", draw)
     for step in range(8):
-        sample = sampler(folder, tmp_path, needles=1.0, needle_windows=3, context_chunks=[40, 40]).draw(step)
+        sample = sampler(folder, tmp_path, needles=1.0, needle_windows=3, context_chunks=[60, 60]).draw(step)
         assert sample.search == "query" and len(sample.context) % CONFIG.chunk_length == 0
         drawn = {n.question: n for n in hidden}
         for window in sample.windows:
             needle = drawn[text(window.ids[window.question])]
-            assert needle.statement in text(sample.context)
-            answer = text(window.ids[-window.targets :])
-            assert answer in (f" {needle.value}.", f"{needle.opening} {needle.value}.")
-            assert text(window.ids).endswith(f"Answer:{needle.opening} {needle.value}.")
-            whole_answers += answer.startswith(needle.opening)
+            for statement in (*needle.statements, *needle.distractors):
+                assert f"\n{statement}\n" in text(sample.context)
+            answer, whole = text(window.ids[-window.targets :]), f"{needle.opening} {needle.value}.".strip()
+            assert answer in (f" {needle.value}.", whole)
+            assert text(window.ids).endswith(f"Answer:{whole}")
+            whole_answers += answer == whole and needle.opening != ""
     assert 0 < whole_answers < 24
-
-
-def test_held_out_needles_share_no_wording_place_or_name_with_training():
-    trained, held_out = (draw_needles(np.random.default_rng(0), 150, held_out=h) for h in (False, True))
-    assert not {n.opening for n in trained} & {n.opening for n in held_out}
-    assert not {n.value for n in trained if n.kind == "name"} & {n.value for n in held_out if n.kind == "name"}
-    assert not {place for place in HELD_OUT_PLACES if any(place in n.statement for n in trained)}
 
 
 def test_a_long_window_follows_the_fewest_chunks(folder, tmp_path):
@@ -84,13 +78,6 @@ def test_a_long_window_follows_the_fewest_chunks(folder, tmp_path):
     assert sample.search == "query" and window.question.tolist() == [True] * 25 + [False] * 25
     whole = text(folder.tokens(folder.documents(split="train")[0]))
     assert text(sample.context) + text(window.ids) in whole
-
-
-def test_needles_do_not_contradict_each_other():
-    needles = draw_needles(np.random.default_rng(0), 60)
-    assert len({n.question for n in needles}) == 60
-    assert all(n.value in n.statement and n.value not in n.question for n in needles)
-    assert len({n.value for n in needles}) > 30
 
 
 def test_too_little_context_for_the_needles(folder, tmp_path):

@@ -1,7 +1,7 @@
 """Synthetic retrieval: facts to hide in a text, each with a question and its exact answer.
 
-Made by rule from word lists, in varied wordings, so that an adapter learns to find a fact and to copy it, not
-one phrase. Numbers and codes have no pattern to guess.
+Made by rule, in varied wordings, so that an adapter learns to find a fact and to copy it, not one phrase. Numbers
+and codes have no pattern to guess. Evaluation has wordings, places and names of its own, which training never sees.
 """
 
 from __future__ import annotations
@@ -10,33 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PLACES = ("Lisbon", "Nairobi", "Quito", "Oslo", "Hanoi", "Denver", "Cairo", "Perth", "Tallinn", "Lima", "Kyoto", "Accra",
-          "Riga", "Bergen", "Malaga", "Dakar", "Zagreb", "Turin", "Bogota", "Leeds", "Gdansk", "Tunis", "Osaka", "Porto")  # fmt: skip
-THINGS = ("archive", "north gate", "vault", "greenhouse", "ferry", "laboratory", "reading room", "old mill", "observatory",
-          "print shop", "harbour office", "workshop", "bakery", "museum", "boat house", "water tower")  # fmt: skip
-NAMES = ("Ada Keller", "Bruno Silva", "Chen Wei", "Dora Lind", "Emil Novak", "Farah Aziz", "Goran Petrov", "Hana Sato",
-         "Ivan Moreau", "Jonas Berg", "Kira Olsen", "Luca Rossi", "Mina Park", "Nadia Haddad", "Otto Braun", "Priya Nair",
-         "Quinn Doyle", "Rosa Vega", "Sven Dahl", "Tara Singh", "Ugo Conti", "Vera Horak", "Wanda Kowal", "Yusuf Demir")  # fmt: skip
-COLOURS = ("red", "blue", "green", "yellow", "white", "black", "orange", "purple", "grey", "brown", "silver", "pink")
+from sharedllm.data.vocabulary import COLOURS, draw_digits, draw_value, pick, vocabulary
 
-# kind of value, statement, question, start of the answer; {t} thing, {p} place, {v} value
-FORMS = (
-    ("number", "The access code for the {t} in {p} is {v}.", "What is the access code for the {t} in {p}?", "The access code for the {t} in {p} is"),
-    ("number", "Remember this: the magic number of the {t} in {p} is {v}.", "What is the magic number of the {t} in {p}?", "The magic number is"),
-    ("number", "In {p}, the {t} has the phone number {v}.", "Which phone number does the {t} in {p} have?", "It is"),
-    ("number", "The {t} of {p} was given the registration {v}.", "What is the registration of the {t} of {p}?", "The registration is"),
-    ("number", "Note: {v} visitors came to the {t} in {p} last year.", "How many visitors came to the {t} in {p} last year?", "The number of visitors was"),
-    ("number", "Rent for the {t} in {p} was fixed at {v} crowns.", "At how many crowns was the rent for the {t} in {p} fixed?", "It was fixed at"),
-    ("number", "{t_} in {p}: serial number {v}.", "Tell me the serial number of the {t} in {p}.", "The serial number of the {t} in {p} is"),
-    ("name", "The keeper of the {t} in {p} is called {v}.", "Who is the keeper of the {t} in {p}?", "The keeper is"),
-    ("name", "{v} has been in charge of the {t} in {p} since last spring.", "Who is in charge of the {t} in {p}?", "In charge is"),
-    ("name", "When the {t} in {p} was robbed, {v} was the only witness.", "Who was the only witness when the {t} in {p} was robbed?", "The only witness was"),
-    ("name", "Letters to the {t} in {p} should be addressed to {v}.", "To whom should letters to the {t} in {p} be addressed?", "They should be addressed to"),
-    ("colour", "The door of the {t} in {p} was painted {v}.", "What colour is the door of the {t} in {p}?", "The door is"),
-    ("colour", "Everyone in {p} knows the {v} roof of the {t}.", "Which colour does the roof of the {t} in {p} have?", "The roof is"),
-)  # fmt: skip
-
-# Kept out of training: other wordings, about other places, with other names.
+# Of the facts that evaluation hides; those of training are in needles.json. Kept as they are, so that the same seed
+# hides the same facts. Kind of value, statement, question, start of the answer; {t} thing, {p} place, {v} value.
 HELD_OUT_FORMS = (
     ("number", "The secret number kept at the {t} in {p} is {v}.", "What is the secret number kept at the {t} in {p}?", "The secret number is"),
     ("number", "Last winter {v} lamps were delivered to the {t} of {p}.", "How many lamps were delivered to the {t} of {p} last winter?", "The number of lamps was"),
@@ -48,18 +25,37 @@ HELD_OUT_PLACES = ("Vienna", "Santiago", "Bristol", "Hobart", "Seville", "Krakow
                    "Tampere", "Cardiff")  # fmt: skip
 HELD_OUT_NAMES = ("Agnes Thorne", "Boris Maly", "Carla Mendez", "Derek Holt", "Elif Demirel", "Franz Huber", "Greta Nyman",
                   "Hugo Laurent", "Irena Pavlic", "Joao Matos", "Karin Voss", "Liam Doherty")  # fmt: skip
+THINGS = ("archive", "north gate", "vault", "greenhouse", "ferry", "laboratory", "reading room", "old mill", "observatory",
+          "print shop", "harbour office", "workshop", "bakery", "museum", "boat house", "water tower")  # fmt: skip
+
+# Share of training's needles that come with a statement like theirs: the same of a neighbour, or another kind of the same.
+DISTRACTED = 0.3
 
 
 @dataclass(frozen=True)
 class Needle:
-    """A statement to hide, the question for it, the start of the answer, the exact value, and what kind it is."""
+    """A fact hidden in a text: what says it, the question for it, and how the answer begins and what it is."""
 
-    statement: str
+    statements: tuple[str, ...]
+    """Each is hidden at a place of its own; the answer needs them all."""
     question: str
     opening: str
+    """How the answer begins before the value; empty where it is the value alone."""
     value: str
     kind: str
-    """`number`, `name` or `colour`."""
+    """Of value, such as `number` or `name`, or of the task where that is more than to copy one."""
+    distractors: tuple[str, ...] = ()
+    """Hidden too: statements about similar things, which do not answer the question."""
+
+    @property
+    def statement(self) -> str:
+        """All statements, a line each."""
+        return "\n".join(self.statements)
+
+    @property
+    def answer(self) -> str:
+        """What comes after `opening`, with the full stop."""
+        return f" {self.value}." if self.opening else f"{self.value}."
 
 
 def draw_needles(random: np.random.Generator, count: int, held_out: bool = False) -> list[Needle]:
@@ -70,18 +66,67 @@ def draw_needles(random: np.random.Generator, count: int, held_out: bool = False
     Raises:
         ValueError: more needles than there are pairs of a thing and a place.
     """
-    forms, places, names = (HELD_OUT_FORMS, HELD_OUT_PLACES, HELD_OUT_NAMES) if held_out else (FORMS, PLACES, NAMES)
-    pairs = random.choice(len(places) * len(THINGS), size=count, replace=False)
+    if held_out:
+        return _held_out(random, count)
+    words = vocabulary()
+    places, things, forms = words["places"], words["things"], words["forms"]
+    every = [(kind, *form) for kind, of_kind in forms.items() for form in of_kind]
+    pairs = random.choice(len(places) * len(things), size=count, replace=False)
+    where = [(things[pair // len(places)], places[pair % len(places)]) for pair in pairs.tolist()]
+    taken, needles = set(where), []
+    for about in where:
+        form = every[int(random.integers(len(every)))]
+        value = _another(random, form[0], about[1])
+        said, asked, begun = (_fill(text, about, value) for text in form[1:])
+        distractors: tuple[str, ...] = ()
+        if random.random() < DISTRACTED:
+            if random.random() < 0.5:
+                like = _beside(random, about, taken)
+                distractors = (_fill(form[1], like, _another(random, form[0], like[1], value)),)
+            else:
+                rest = [f for f in every if f[0] != form[0]]
+                kind, statement, *_ = rest[int(random.integers(len(rest)))]
+                distractors = (_fill(statement, about, _another(random, kind, about[1])),)
+        needles.append(Needle((said,), asked, begun, value, form[0], distractors))
+    return needles
+
+
+def _beside(random: np.random.Generator, about: tuple[str, str], taken: set[tuple[str, str]]) -> tuple[str, str]:
+    """The same thing in another place, or another thing in the same place, added to those `taken`."""
+    thing, place = about
+    while (thing, place) in taken:
+        if random.random() < 0.5:
+            thing, place = about[0], pick(random, "places")
+        else:
+            thing, place = pick(random, "things"), about[1]
+    taken.add((thing, place))
+    return thing, place
+
+
+def _another(random: np.random.Generator, kind: str, *taken: str) -> str:
+    """A value that is none of those `taken`."""
+    value = draw_value(random, kind)
+    while value in taken:
+        value = draw_value(random, kind)
+    return value
+
+
+def _fill(text: str, about: tuple[str, str], value: str) -> str:
+    thing, place = about
+    capital = value[0].upper() + value[1:]
+    return text.format(t=thing, t_=thing.capitalize(), p=place, v=value, v_=capital)
+
+
+def _held_out(random: np.random.Generator, count: int) -> list[Needle]:
+    pairs = random.choice(len(HELD_OUT_PLACES) * len(THINGS), size=count, replace=False)
     needles = []
     for pair in pairs.tolist():
-        place, thing = places[pair % len(places)], THINGS[pair // len(places)]
-        kind, statement, question, opening = forms[int(random.integers(len(forms)))]
+        about = THINGS[pair // len(HELD_OUT_PLACES)], HELD_OUT_PLACES[pair % len(HELD_OUT_PLACES)]
+        kind, *texts = HELD_OUT_FORMS[int(random.integers(len(HELD_OUT_FORMS)))]
         if kind == "number":
-            value = "".join(map(str, random.integers(0, 10, size=int(random.integers(4, 8)))))
+            value = draw_digits(random, 4, 7)
         else:
-            value = str(random.choice(names if kind == "name" else COLOURS))
-        said, asked, begun = (
-            text.format(t=thing, t_=thing.capitalize(), p=place, v=value) for text in (statement, question, opening)
-        )
-        needles.append(Needle(said, asked, begun, value, kind))
+            value = str(random.choice(HELD_OUT_NAMES if kind == "name" else COLOURS))
+        said, asked, begun = (_fill(text, about, value) for text in texts)
+        needles.append(Needle((said,), asked, begun, value, kind))
     return needles

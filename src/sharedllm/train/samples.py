@@ -113,11 +113,12 @@ class Sampler:
         """Needles hidden in the text, and a question window for each; the answer is predicted."""
         chunks, ids = self._cut(document, random)
         needles = draw_needles(random, self.recipe.needle_windows)
-        hidden = [self._ids(f"\n{needle.statement}\n") for needle in needles]
+        said = [text for needle in needles for text in (*needle.statements, *needle.distractors)]
+        hidden = [self._ids(f"\n{said[i]}\n") for i in random.permutation(len(said)).tolist()]
         room = chunks * self.recipe.config.chunk_length - sum(map(len, hidden))
         if room < 0:
             raise UsageError(
-                f"{len(hidden)} needles do not fit {chunks} chunks of {self.recipe.config.chunk_length} tokens; "
+                f"{len(needles)} needles do not fit {chunks} chunks of {self.recipe.config.chunk_length} tokens; "
                 "lower needle_windows or raise context_chunks."
             )
         cuts = np.sort(random.integers(0, room + 1, size=len(hidden)))
@@ -128,7 +129,7 @@ class Sampler:
         context = np.concatenate([*pieces, ids[at:room]])
         windows = []
         for needle in needles:
-            opening, value = self._ids(needle.opening), self._ids(f" {needle.value}.")
+            opening, value = self._ids(needle.opening), self._ids(needle.answer)
             # Most windows are given how the answer begins and learn to copy; some learn to begin it as well.
             given = 0 if random.random() < WHOLE_ANSWERS else len(opening)
             windows.append(self._asking(chunks, needle.question, np.concatenate([opening, value]), given))
