@@ -23,7 +23,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sharedllm.architectures import Parts, rotate
 from sharedllm.config import SharedConfig
@@ -188,16 +187,11 @@ def attend_plainly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, sc
 
 
 class Injection(nn.Module):
-    """The adapter (one `Branch` a layer) and its hooks on a model.
-
-    Attributes:
-        recompute: compute the branches again in the backward pass, instead of keeping what they would need there.
-    """
+    """The adapter (one `Branch` a layer) and its hooks on a model."""
 
     def __init__(self, parts: Parts, config: SharedConfig) -> None:
         super().__init__()
         self.branches = nn.ModuleList(Branch(parts, j, config) for j in range(config.injected_layers))
-        self.recompute = False
         self._parts, self._config = parts, config
         self._memory: Memory | None = None
         self._place: Place | None = None
@@ -209,7 +203,8 @@ class Injection(nn.Module):
 
     @contextmanager
     def reading(self, memory: Memory | None) -> Iterator[None]:
-        """Within this block the model's forward passes take `memory` in."""
+        """Within this block the model's forward passes take `memory` in; backward passes that compute layers again belong
+        inside as well."""
         before, self._memory = self._memory, memory
         try:
             yield
@@ -251,11 +246,7 @@ class Injection(nn.Module):
                 return None
             attended = output[0] if isinstance(output, tuple) else output
             hidden = self._hidden.pop(layer) + attended
-            inputs = (hidden, self._memory, layer, self._place)
-            if self.recompute and torch.is_grad_enabled():
-                added = attended + checkpoint(self.branches[layer], *inputs, use_reentrant=False)
-            else:
-                added = attended + self.branches[layer](*inputs)
+            added = attended + self.branches[layer](hidden, self._memory, layer, self._place)
             return (added, *output[1:]) if isinstance(output, tuple) else added
 
         return add

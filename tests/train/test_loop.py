@@ -241,12 +241,24 @@ def test_training_starts_from_an_adapter_that_lacks_a_setting(data, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"long_windows": 1.0, "long_window_tokens": 40}])
-def test_recomputing_the_branches_changes_nothing(data, tmp_path, settings):
-    kept, again = (trainer(data, tmp_path / str(r), recompute=r, **settings) for r in (False, True))
-    gradients = []
+def test_recomputing_layers_changes_nothing(data, tmp_path, settings, monkeypatch):
+    kept, again = (trainer(data, tmp_path / str(r), recompute_from=r, **settings) for r in (0, 1))
+    gradients, computed = [], []
+    forward = torch.nn.Linear.forward
     for t in (kept, again):
-        t.loss(t.sampler.draw(0), torch.Generator().manual_seed(0)).backward()
+        calls = 0
+
+        def counted(self, x):
+            nonlocal calls
+            calls += 1
+            return forward(self, x)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.Linear, "forward", counted)
+            t._learn(t.sampler.draw(0), torch.Generator().manual_seed(0))
         gradients.append({n: p.grad for n, p in t.module.named_parameters()})
+        computed.append(calls)
+    assert computed[1] > 1.3 * computed[0], "nothing was computed again"
     assert_same(*gradients)
     assert any(g.abs().sum() > 0 for g in gradients[0].values())
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ from sharedllm.adapter import load_weights
 from sharedllm.context import Context
 from sharedllm.data.folder import TokenFolder
 from sharedllm.errors import UsageError, WorkError
-from sharedllm.inject import Memory
 from sharedllm.model import SharedLLM
 from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sharedllm.train.recipe import Recipe, recipe_from_dict
+from sharedllm.train.recompute import recomputed
 from sharedllm.train.samples import ASKED, Sample, Sampler
 
 FAST = ("gate", "null_logit", "null_growth")  # learn at the gates' rate
@@ -66,12 +67,12 @@ class Trainer:
         for parameter in self.frozen:
             parameter.requires_grad_(False)
         self.module: nn.Module = self.llm.injection.float()
-        self.llm.injection.recompute = recipe.recompute
         if recipe.start is not None:
             load_weights(Path(recipe.start), self.module, partly=True)
         self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
         self.step = 0
         self.tokens = 0
+        self._contexts: dict[bytes, Context] = {}
         self._resume()
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -141,14 +142,7 @@ class Trainer:
         for part in range(self.recipe.accumulate):
             sample = self.sampler.draw(self.step, part)
             noise = torch.Generator().manual_seed(_seed(self.recipe.seed, self.step, part))
-            loss = self.loss(sample, noise)
-            if not torch.isfinite(loss):
-                raise WorkError(
-                    f"the loss is {loss.item()} at step {self.step + 1} ({sample.kind}); the last good checkpoint is kept: "
-                    "lower learning_rate and train on."
-                )
-            (loss / self.recipe.accumulate).backward()
-            losses.append(loss.item())
+            losses.append(self._learn(sample, noise))
             kinds.append(sample.kind)
             targets += sum(w.targets for w in sample.windows)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
@@ -167,30 +161,53 @@ class Trainer:
             "tokens_a_second": targets / seconds,
         }
 
+    def _learn(self, sample: Sample, noise: torch.Generator) -> float:
+        """Add a sample's gradients to those of the step; returns its loss."""
+        least = self.recipe.recompute_from
+        with self._taken_in(sample, noise) as batch:
+            with recomputed(self.llm.parts.layers) if 0 < least <= batch.ids.numel() else nullcontext():
+                loss = self._loss(sample, batch)
+            if not torch.isfinite(loss):
+                raise WorkError(
+                    f"the loss is {loss.item()} at step {self.step + 1} ({sample.kind}); the last good checkpoint is kept: "
+                    "lower learning_rate and train on."
+                )
+            (loss / self.recipe.accumulate).backward()
+        return loss.item()
+
     def loss(self, sample: Sample, generator: torch.Generator | None = None) -> Tensor:
         """Mean loss over the targets of all windows of a sample, in nats: next token, and `recipe.distill`.
 
         Args:
             generator: of the split noise; None for no noise.
         """
+        with self._taken_in(sample, generator) as batch:
+            return self._loss(sample, batch)
+
+    @contextmanager
+    def _taken_in(self, sample: Sample, generator: torch.Generator | None) -> Iterator[Batch]:
+        """A sample's batch; within the block the model takes its contexts in."""
         batch = self._batch(sample)
         noise = self.recipe.config.split_noise if generator is not None else 0.0
         memory = self.llm.recall(
             batch.contexts, batch.ids, batch.prompt, sample.search, noise, generator, batch.question
         )
-        logits = self._logits(batch, memory)
+        with self.llm.injection.reading(memory):
+            yield batch
+
+    def _loss(self, sample: Sample, batch: Batch) -> Tensor:
+        logits = self._logits(batch)
         nll = next_token_loss(logits, batch.labels)
         if not self.recipe.distill or sample.kind in ASKED:
             return nll
         divergence = self._divergence(sample, batch, logits)
         return (1 - self.recipe.distill) * nll + self.recipe.distill * divergence
 
-    def _logits(self, batch: Batch, memory: Memory | None) -> Tensor:
+    def _logits(self, batch: Batch) -> Tensor:
         """Logits [B, t, V] of the last t tokens: all that predict a target in some row."""
         first = int((batch.labels >= 0).any(0).nonzero()[0])
         kept = batch.ids.shape[1] - max(first - 1, 0)
-        with self.llm.injection.reading(memory):
-            logits: Tensor = self.llm.model(input_ids=batch.ids, use_cache=False, logits_to_keep=kept).logits
+        logits: Tensor = self.llm.model(input_ids=batch.ids, use_cache=False, logits_to_keep=kept).logits
         return logits
 
     def _divergence(self, sample: Sample, batch: Batch, logits: Tensor) -> Tensor:
@@ -209,11 +226,21 @@ class Trainer:
             count += int(wanted.sum())
         return total / count
 
+    def _encoded(self, ids: np.ndarray) -> Context:
+        """A sample's context; the last ones are kept, for steps that read them again (`recipe.reuse`)."""
+        key = ids.tobytes()
+        if key not in self._contexts:
+            while len(self._contexts) >= self.recipe.accumulate:
+                self._contexts.pop(next(iter(self._contexts)))
+            context = self.llm.reader.new_context()
+            context.ids = torch.as_tensor(ids, dtype=torch.int32)
+            self.llm.reader.encode(context, every_token=self.recipe.config.split_noise > 0)
+            self._contexts[key] = context
+        return self._contexts[key]
+
     def _batch(self, sample: Sample) -> Batch:
         """Encode a sample's context once and pad its windows at the right, where causal attention never looks."""
-        context = self.llm.reader.new_context()
-        context.ids = torch.as_tensor(sample.context, dtype=torch.int32)
-        self.llm.reader.encode(context, every_token=self.recipe.config.split_noise > 0)
+        context = self._encoded(sample.context)
         width = max(len(w.ids) for w in sample.windows)
         ids = torch.zeros(len(sample.windows), width, dtype=torch.long)
         labels = torch.full_like(ids, -100)  # what cross_entropy ignores
@@ -235,12 +262,11 @@ class Trainer:
         kinds: dict[str, list[tuple[float, float]]] = {}
         for i in range(self.recipe.validate_samples):
             sample = self.held_out.draw(10**9 + i)
-            batch = self._batch(sample)
-            memory = self.llm.recall(
-                batch.contexts, batch.ids, batch.prompt, sample.search, question_mask=batch.question
-            )
-            pair = [next_token_loss(self._logits(batch, m), batch.labels).item() for m in (None, memory)]
-            kinds.setdefault(sample.kind, []).append((pair[0], pair[1]))
+            with self._taken_in(sample, None) as batch:
+                read = next_token_loss(self._logits(batch), batch.labels).item()
+                with self.llm.injection.reading(None):
+                    alone = next_token_loss(self._logits(batch), batch.labels).item()
+            kinds.setdefault(sample.kind, []).append((alone, read))
         rows = [pair for pairs in kinds.values() for pair in pairs]
         gains = {kind: sum(a - b for a, b in pairs) / len(pairs) for kind, pairs in kinds.items()}
         return {

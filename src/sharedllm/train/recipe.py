@@ -46,6 +46,8 @@ class Recipe:
     """Samples whose gradients are summed before a step."""
     context_chunks: list[int] = field(default_factory=lambda: [4, 7])
     """Fewest and most chunks of context of a sample."""
+    reuse: int = 1
+    """Steps in a row that read the same context, encoded once, with other windows or questions."""
     windows: int = 4
     """Windows trained on in each sample, at most one after each chunk; each sees the chunks before it."""
     window_tokens: int = 384
@@ -62,8 +64,9 @@ class Recipe:
     """Share of samples that ask what functions do and terms mean, where the text says so."""
     question_windows: int = 12
     """Such questions asked at most in a sample."""
-    recompute: bool = False
-    """Compute the branches again in the backward pass instead of keeping what they need there: less memory, more time."""
+    recompute_from: int = 0
+    """Batches of at least so many tokens have every layer computed again in the backward pass instead of keeping what it
+    needs there: less memory, a third more time. 0: never."""
     checkpoint_every: int = 50
     validate_every: int = 50
     validate_samples: int = 8
@@ -72,7 +75,7 @@ class Recipe:
     config: SharedConfig = field(default_factory=SharedConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "windows", "window_tokens", "checkpoint_every"):
+        for name in ("steps", "accumulate", "reuse", "windows", "window_tokens", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("learning_rate", "gate_learning_rate", "clip_norm"):

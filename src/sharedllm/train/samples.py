@@ -7,7 +7,7 @@ seen. The chunks are encoded once and shared by all windows of the sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,28 +70,40 @@ class Sampler:
         self.shares = weights / weights.sum()
 
     def draw(self, step: int, part: int = 0) -> Sample:
-        """The sample of a step (and of a part of it, under accumulation)."""
-        random = np.random.default_rng([self.recipe.seed, step, part])
+        """The sample of a step (and of a part of it, under accumulation).
+
+        Under `recipe.reuse` the steps of a group share one context and divide its windows; a sample whose windows
+        do not go round is drawn anew for every step.
+        """
+        reuse = self.recipe.reuse
+        sample = self._drawn(reuse, step // reuse, part)
+        if len(sample.windows) < reuse:
+            return self._drawn(1, step, part, reuse)
+        return replace(sample, windows=sample.windows[step % reuse :: reuse])
+
+    def _drawn(self, times: int, *seed: int) -> Sample:
+        """A sample with as many windows as `times` steps have."""
+        random = np.random.default_rng([self.recipe.seed, *seed])
         document = self.documents[int(random.choice(len(self.documents), p=self.shares))]
         kind = random.random() if self.recipe.needles or self.recipe.questions else 1.0
         if kind < self.recipe.needles:
-            return self.retrieval(document, random)
+            return self.retrieval(document, random, times)
         if kind < self.recipe.needles + self.recipe.questions:
-            sample = self.questions(document, random)
+            sample = self.questions(document, random, times)
             if sample.windows:
                 return sample
         if self.recipe.long_windows and random.random() < self.recipe.long_windows:
             return self.long_continuation(document, random)
-        return self.continuation(document, random)
+        return self.continuation(document, random, times)
 
-    def continuation(self, document: Document, random: np.random.Generator) -> Sample:
+    def continuation(self, document: Document, random: np.random.Generator, times: int = 1) -> Sample:
         """Windows that go on where the chunks they see end: one after the whole context, others after parts of it.
 
         No two start at the same place, so a context of fewer chunks than the recipe's windows gives fewer.
         """
         chunks, ids = self._cut(document, random)
         C, T = self.recipe.config.chunk_length, self.recipe.window_tokens
-        seen = [chunks, *(1 + random.permutation(chunks - 1)[: self.recipe.windows - 1]).tolist()]
+        seen = [chunks, *(1 + random.permutation(chunks - 1)[: self.recipe.windows * times - 1]).tolist()]
         windows = [Window(n, ids[n * C : n * C + T], T - 1) for n in seen]
         return Sample(document.kind, ids[: chunks * C], windows, "later")
 
@@ -109,10 +121,10 @@ class Sampler:
         windows = [Window(chunks, window, len(window) - len(window) // 2, asking)]
         return Sample("long window", ids[: chunks * C], windows, "query")
 
-    def retrieval(self, document: Document, random: np.random.Generator) -> Sample:
+    def retrieval(self, document: Document, random: np.random.Generator, times: int = 1) -> Sample:
         """Needles hidden in the text, and a question window for each; the answer is predicted."""
         chunks, ids = self._cut(document, random)
-        needles = draw_needles(random, self.recipe.needle_windows)
+        needles = draw_needles(random, self.recipe.needle_windows * times)
         said = [text for needle in needles for text in (*needle.statements, *needle.distractors)]
         hidden = [self._ids(f"\n{said[i]}\n") for i in random.permutation(len(said)).tolist()]
         room = chunks * self.recipe.config.chunk_length - sum(map(len, hidden))
@@ -135,12 +147,12 @@ class Sampler:
             windows.append(self._asking(chunks, needle.question, np.concatenate([opening, value]), given))
         return Sample("needles", context, windows, "query")
 
-    def questions(self, document: Document, random: np.random.Generator) -> Sample:
+    def questions(self, document: Document, random: np.random.Generator, times: int = 1) -> Sample:
         """What functions do and terms mean, asked of a text that says so; no windows where it says nothing."""
         chunks, ids = self._cut(document, random)
         context = ids[: chunks * self.recipe.config.chunk_length]
         found = find_questions(self.tokenizer.decode(context.tolist()))
-        order = random.permutation(len(found))[: self.recipe.question_windows]
+        order = random.permutation(len(found))[: self.recipe.question_windows * times]
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         windows = [
             self._asking(
