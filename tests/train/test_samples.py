@@ -7,7 +7,7 @@ import pytest
 
 from sharedllm import UsageError
 from sharedllm.data import TokenFolder, build, recipe_from_dict
-from sharedllm.data.needles import draw_needles
+from sharedllm.data.retrieval import draw_facts
 from sharedllm.train import samples
 from sharedllm.train.samples import Sampler
 from tests.conftest import CONFIG, byte_tokenizer
@@ -47,16 +47,19 @@ def test_the_same_step_gives_the_same_sample(folder, tmp_path):
     assert not np.array_equal(a.context, other.context)
 
 
-def test_needles_are_in_the_context_and_their_values_are_targets(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("shares", [{}, {"pairs": 0.3, "hops": 0.4, "counts": 0.3}])
+def test_needles_are_in_the_context_and_their_values_are_targets(folder, tmp_path, monkeypatch, shares):
     hidden, whole_answers = [], 0
 
     def draw(*args):
-        hidden[:] = draw_needles(*args)
+        hidden[:] = draw_facts(*args)
         return hidden
 
-    monkeypatch.setattr(samples, "draw_needles", draw)
+    monkeypatch.setattr(samples, "draw_facts", draw)
     for step in range(8):
-        sample = sampler(folder, tmp_path, needles=1.0, needle_windows=3, context_chunks=[60, 60]).draw(step)
+        sample = sampler(folder, tmp_path, needles=1.0, needle_windows=3, context_chunks=[120, 120], **shares).draw(
+            step
+        )
         assert sample.search == "query" and len(sample.context) % CONFIG.chunk_length == 0
         drawn = {n.question: n for n in hidden}
         for window in sample.windows:
@@ -68,6 +71,15 @@ def test_needles_are_in_the_context_and_their_values_are_targets(folder, tmp_pat
             assert text(window.ids).endswith(f"Answer:{whole}")
             whole_answers += answer == whole and needle.opening != ""
     assert 0 < whole_answers < 24
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_answers_are_predicted_whole_as_often_as_the_recipe_says(folder, tmp_path, share):
+    made = sampler(folder, tmp_path, needles=1.0, needle_windows=8, context_chunks=[120, 120], whole_answers=share)
+    for window in made.draw(0).windows:
+        asked = text(window.ids).split("Answer:")
+        answer = text(window.ids[-window.targets :])
+        assert (answer == asked[1]) if share else (answer == asked[1] or answer.startswith(" "))
 
 
 def test_a_long_window_follows_the_fewest_chunks(folder, tmp_path):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sharedllm.data.vocabulary import COLOURS, draw_digits, draw_value, pick, vocabulary
+from sharedllm.data.vocabulary import COLOURS, draw_beside, draw_digits, draw_subjects, draw_value, vocabulary
 
 # Of the facts that evaluation hides; those of training are in needles.json. Kept as they are, so that the same seed
 # hides the same facts. Kind of value, statement, question, start of the answer; {t} thing, {p} place, {v} value.
@@ -68,47 +68,24 @@ def draw_needles(random: np.random.Generator, count: int, held_out: bool = False
     """
     if held_out:
         return _held_out(random, count)
-    words = vocabulary()
-    places, things, forms = words["places"], words["things"], words["forms"]
-    every = [(kind, *form) for kind, of_kind in forms.items() for form in of_kind]
-    pairs = random.choice(len(places) * len(things), size=count, replace=False)
-    where = [(things[pair // len(places)], places[pair % len(places)]) for pair in pairs.tolist()]
+    every = [(kind, *form) for kind, of_kind in vocabulary()["forms"].items() for form in of_kind]
+    where = draw_subjects(random, "things", count)
     taken, needles = set(where), []
     for about in where:
         form = every[int(random.integers(len(every)))]
-        value = _another(random, form[0], about[1])
+        value = draw_value(random, form[0], about[1])
         said, asked, begun = (_fill(text, about, value) for text in form[1:])
         distractors: tuple[str, ...] = ()
         if random.random() < DISTRACTED:
             if random.random() < 0.5:
-                like = _beside(random, about, taken)
-                distractors = (_fill(form[1], like, _another(random, form[0], like[1], value)),)
+                like = draw_beside(random, "things", about, taken)
+                distractors = (_fill(form[1], like, draw_value(random, form[0], like[1], value)),)
             else:
                 rest = [f for f in every if f[0] != form[0]]
                 kind, statement, *_ = rest[int(random.integers(len(rest)))]
-                distractors = (_fill(statement, about, _another(random, kind, about[1])),)
+                distractors = (_fill(statement, about, draw_value(random, kind, about[1])),)
         needles.append(Needle((said,), asked, begun, value, form[0], distractors))
     return needles
-
-
-def _beside(random: np.random.Generator, about: tuple[str, str], taken: set[tuple[str, str]]) -> tuple[str, str]:
-    """The same thing in another place, or another thing in the same place, added to those `taken`."""
-    thing, place = about
-    while (thing, place) in taken:
-        if random.random() < 0.5:
-            thing, place = about[0], pick(random, "places")
-        else:
-            thing, place = pick(random, "things"), about[1]
-    taken.add((thing, place))
-    return thing, place
-
-
-def _another(random: np.random.Generator, kind: str, *taken: str) -> str:
-    """A value that is none of those `taken`."""
-    value = draw_value(random, kind)
-    while value in taken:
-        value = draw_value(random, kind)
-    return value
 
 
 def _fill(text: str, about: tuple[str, str], value: str) -> str:

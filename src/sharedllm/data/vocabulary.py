@@ -40,12 +40,44 @@ def draw_code(random: np.random.Generator) -> str:
     return f"{letters}-{draw_digits(random, 3, 5)}"
 
 
-def draw_value(random: np.random.Generator, kind: str) -> str:
-    """A value of one of the kinds that have forms.
+def draw_subjects(random: np.random.Generator, words: str, count: int) -> list[tuple[str, str]]:
+    """`count` different pairs of one of the vocabulary's `words` and a place.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    nouns, places = vocabulary()[words], vocabulary()["places"]
+    pairs = random.choice(len(places) * len(nouns), size=count, replace=False)
+    return [(nouns[pair // len(places)], places[pair % len(places)]) for pair in pairs.tolist()]
+
+
+def draw_beside(
+    random: np.random.Generator, words: str, about: tuple[str, str], taken: set[tuple[str, str]]
+) -> tuple[str, str]:
+    """The same word with another place, or another word with the same place, added to those `taken`."""
+    noun, place = about
+    while (noun, place) in taken:
+        if random.random() < 0.5:
+            noun, place = about[0], pick(random, "places")
+        else:
+            noun, place = pick(random, words), about[1]
+    taken.add((noun, place))
+    return noun, place
+
+
+def draw_value(random: np.random.Generator, kind: str, *taken: str) -> str:
+    """A value of one of the kinds that have forms, none of those `taken`.
 
     Raises:
         KeyError: no such kind.
     """
+    value = _value(random, kind)
+    while value in taken:
+        value = _value(random, kind)
+    return value
+
+
+def _value(random: np.random.Generator, kind: str) -> str:
     if kind in ("place", "animal", "material", "word"):
         return pick(random, f"{kind}s")
     draws = {

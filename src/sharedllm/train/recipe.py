@@ -60,6 +60,14 @@ class Recipe:
     """Share of samples that hide facts in the text and ask for them."""
     needle_windows: int = 8
     """Facts hidden and asked for in such a sample."""
+    pairs: float = 0.0
+    """Share of those that are values of keys, beside other keys."""
+    hops: float = 0.0
+    """Share of those that follow from two or three statements together."""
+    counts: float = 0.0
+    """Share of those that are how often something is said."""
+    whole_answers: float = 0.25
+    """Share of hidden facts whose answer is predicted from its first word on, not only after the words that lead to it."""
     questions: float = 0.0
     """Share of samples that ask what functions do and terms mean, where the text says so."""
     question_windows: int = 12
@@ -92,6 +100,12 @@ class Recipe:
             <= 64
         ):
             raise UsageError("needle_windows and question_windows must lie between 1 and 64.")
+        if not 0 <= min(self.pairs, self.hops, self.counts) <= self.pairs + self.hops + self.counts <= 1:
+            raise UsageError(
+                "pairs, hops and counts are shares of the hidden facts; together they must lie between 0 and 1."
+            )
+        if not 0 <= self.whole_answers <= 1:
+            raise UsageError(f"whole_answers is {self.whole_answers}; it must lie between 0 and 1.")
         if not 0 <= self.long_windows <= 1 or self.long_window_tokens < 2:
             raise UsageError("long_windows must lie between 0 and 1, long_window_tokens must be at least 2.")
         if len(self.context_chunks) != 2 or not 1 <= self.context_chunks[0] <= self.context_chunks[1]:

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from sharedllm.data.folder import Document, TokenFolder
-from sharedllm.data.needles import draw_needles
 from sharedllm.data.questions import find_questions
+from sharedllm.data.retrieval import draw_facts
 from sharedllm.errors import UsageError
 from sharedllm.prompts import Prompt
 from sharedllm.train.recipe import Recipe
 
 ASKED = ("needles", "questions")  # kinds of samples that are questions; the others go on with a text
-WHOLE_ANSWERS = 0.25  # share of questions whose answer is predicted from its first word on
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,10 @@ class Sampler:
     def retrieval(self, document: Document, random: np.random.Generator, times: int = 1) -> Sample:
         """Needles hidden in the text, and a question window for each; the answer is predicted."""
         chunks, ids = self._cut(document, random)
-        needles = draw_needles(random, self.recipe.needle_windows * times)
-        said = [text for needle in needles for text in (*needle.statements, *needle.distractors)]
+        recipe = self.recipe
+        needles = draw_facts(random, recipe.needle_windows * times, recipe.pairs, recipe.hops, recipe.counts)
+        # Keys of one table share its text.
+        said = list(dict.fromkeys(text for needle in needles for text in (*needle.statements, *needle.distractors)))
         hidden = [self._ids(f"\n{said[i]}\n") for i in random.permutation(len(said)).tolist()]
         room = chunks * self.recipe.config.chunk_length - sum(map(len, hidden))
         if room < 0:
@@ -143,7 +144,7 @@ class Sampler:
         for needle in needles:
             opening, value = self._ids(needle.opening), self._ids(needle.answer)
             # Most windows are given how the answer begins and learn to copy; some learn to begin it as well.
-            given = 0 if random.random() < WHOLE_ANSWERS else len(opening)
+            given = 0 if random.random() < self.recipe.whole_answers else len(opening)
             windows.append(self._asking(chunks, needle.question, np.concatenate([opening, value]), given))
         return Sample("needles", context, windows, "query")
 
