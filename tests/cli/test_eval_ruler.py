@@ -19,30 +19,26 @@ def rows_of(home) -> list[dict]:
 
 def test_rows_means_and_effective_length(command, home):
     (home / "rows.jsonl").unlink(missing_ok=True)
-    code, out, err = command(
-        "ruler", "--tasks", "niah_multikey_3,vt", "--lengths", "2500,2800", "--ceiling", *SMALL
-    )  # fmt: skip
+    wanted = ("ruler", "--tasks", "niah_multikey_3,fwe", "--lengths", "1000", "--ceiling", *SMALL)
+    code, out, err = command(*wanted)
     assert code == 0, err
     rows = rows_of(home)
-    assert all(row.keys() >= ROW_FIELDS and row["task"] == "ruler" for row in rows)
-    per_length = [
+    assert all(row.keys() >= ROW_FIELDS and row["task"] == "ruler" and row["length"] == 1000 for row in rows)
+    assert [(r["method"], r["metric"]) for r in rows] == [
         ("shared", "ruler_niah_multikey_3"), ("truncate", "ruler_niah_multikey_3"), ("passage", "ruler_niah_multikey_3"),
-        ("shared", "ruler_vt"), ("truncate", "ruler_vt"), ("shared", "ruler_mean"), ("truncate", "ruler_mean"),
+        ("shared", "ruler_fwe"), ("truncate", "ruler_fwe"), ("shared", "ruler_mean"), ("truncate", "ruler_mean"),
+        ("shared", "ruler_effective_length"), ("truncate", "ruler_effective_length"),
     ]  # fmt: skip
-    last = [("shared", "ruler_effective_length"), ("truncate", "ruler_effective_length")]
-    assert [(r["method"], r["metric"]) for r in rows] == [*per_length, *per_length, *last]
-    assert [r["length"] for r in rows[:14]] == [2500] * 7 + [2800] * 7
     for row in rows[:5]:
         assert row["value"] == pytest.approx(sum(row["scores"]) / 2) and row["samples"] == len(row["expected"]) == 2
-        assert all(0.85 * 2500 < n <= 2500 for n in row["tokens"])
+        assert all(800 < n <= 1000 for n in row["tokens"]) and row["samples_from"] == "made"
     assert rows[0]["subtask"] == "niah_multikey_3" and rows[0]["max_new_tokens"] == 128 and rows[0]["chunk_length"]
-    shared = [row["value"] for row in rows[:5] if row["method"] == "shared"]
-    assert rows[5]["value"] == pytest.approx(sum(shared) / 2) and rows[5]["samples"] == 4
-    assert list(rows[5]["subtasks"]) == ["niah_multikey_3", "vt"] and rows[-1]["value"] == 0
-    assert "ruler_mean" in out and "shared at 2,500: question 2 of 2" in err
+    assert rows[5]["value"] == pytest.approx((rows[0]["value"] + rows[3]["value"]) / 2) and rows[5]["samples"] == 4
+    assert list(rows[5]["subtasks"]) == ["niah_multikey_3", "fwe"] and rows[-1]["value"] == 0
+    assert "ruler_mean" in out and "shared at 1,000: question 2 of 2" in err
 
-    code, _, err = command("ruler", "--tasks", "niah_multikey_3,vt", "--lengths", "2500,2800", "--ceiling", *SMALL)
-    assert code == 0 and err.count("not computed again") == 16 and rows_of(home) == rows
+    code, _, err = command(*wanted)
+    assert code == 0 and err.count("not computed again") == 9 and rows_of(home) == rows
 
 
 def test_rulers_own_files_come_first(command, home):
@@ -70,7 +66,7 @@ def test_tasks_without_what_they_are_made_of_are_left_out(command, home, monkeyp
 
     monkeypatch.setitem(sys.modules, "wonderwords", None)
     (home / "rows.jsonl").unlink(missing_ok=True)
-    wanted = ("--lengths", "2500", "--samples", "1", "--methods", "truncate", "--window", "600")
+    wanted = ("--lengths", "1000", "--samples", "1", "--methods", "truncate", "--window", "600")
     code, _, err = command("ruler", "--tasks", "qa_1,niah_single_2,niah_single_1,fwe", *wanted)
     assert code == 0
     for name, word in (("qa_1", "--data"), ("niah_single_2", "--text"), ("niah_single_1", "wonderwords")):

@@ -89,7 +89,7 @@ class Results:
         """
         found = self.find(unit)
         if found is not None:
-            what = f"{found.get('method')} at {found.get('length'):,}, {found.get('metric')}"
+            what = f"{found.get('method')} at {found.get('length')}, {found.get('metric')}"
             self.say(f"{what}: found in {self.file}, not computed again (--fresh does)")
             return found
         row = {**compute(), "run": self._run(unit)}

@@ -1,4 +1,4 @@
-"""`sharedllm eval`: `command` has the options, `tasks` what each benchmark makes of them, `show` what is printed."""
+"""`sharedllm eval`: `command` runs it, `options` has its options, `tasks` an entry a benchmark, `show` what is printed."""
 
 from sharedllm.cli.evaluate.command import evaluate
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from sharedllm.cli import common
+from sharedllm.cli.evaluate import options
 from sharedllm.cli.evaluate.show import print_row
 from sharedllm.cli.evaluate.tasks import TASKS, Request
 
@@ -17,45 +16,20 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    task: Annotated[str, typer.Argument(help=f"One of {', '.join(TASKS)}.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Results file; rows are appended.")],
-    text: Annotated[
-        list[str] | None, typer.Option("--text", help="A file or folder to take passages from; repeat for more.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="ruler: folder with a benchmark's own files.")] = None,
-    subtasks: Annotated[
-        str, typer.Option("--tasks", help="ruler: which of its tasks, separated by commas; otherwise all.")
-    ] = "",
-    methods: Annotated[str, typer.Option("--methods", help="Methods, separated by commas.")] = "shared,truncate",
-    lengths: Annotated[
-        str, typer.Option("--lengths", help="All tokens a method is given, separated by commas; needle: of the text.")
-    ] = "8192",
-    samples: Annotated[
-        int, typer.Option("--samples", help="perplexity: passages; ruler: samples of each task; else questions.")
-    ] = 8,
-    targets: Annotated[int, typer.Option("--targets", help="perplexity: how many of the last tokens are scored.")] = (
-        1024
-    ),
-    window: Annotated[
-        str,
-        typer.Option("--window", help="Newest tokens the model sees itself; by method: shared=4096,truncate=8192."),
-    ] = "1024",
-    needles: Annotated[
-        int, typer.Option("--needles-per-text", help="needle, questions: asked of each text at most.")
-    ] = 8,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", help="needle, questions: longest answer, in tokens.")
-    ] = 32,
-    ceiling: Annotated[
-        bool,
-        typer.Option(
-            "--ceiling",
-            help="Also ask the model shown only the 1,024 tokens around the answer, where that is in one place.",
-        ),
-    ] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Compute everything, also what the results file has already.")
-    ] = False,
+    task: options.Task,
+    output: options.Output,
+    text: options.Text = None,
+    data: options.Data = None,
+    subtasks: options.Subtasks = "",
+    methods: options.Methods = "shared,truncate",
+    lengths: options.Lengths = "8192",
+    samples: options.Samples = 8,
+    targets: options.Targets = 1024,
+    window: options.Window = "1024",
+    needles: options.PerText = 8,
+    max_new_tokens: options.MaxNewTokens = 32,
+    ceiling: options.Ceiling = False,
+    fresh: options.Fresh = False,
     model: common.ModelOption = None,
     adapter: common.AdapterOption = "default",
     device: common.DeviceOption = None,

@@ -73,33 +73,30 @@ def run(
 
 def as_text(llm: SharedLLM, name: str, sample: Sample) -> Text:
     """A sample's context with its question, which says where its answer stands where it has one needle."""
-    task = TASKS[name]
-    prompt = Prompt(
+    task, start = TASKS[name], None
+    if task.maker.wording is ONE_NEEDLE:
+        start = len(llm.reader.token_ids(sample.context.partition(sample.outputs[0])[0]))
+
+    def score(answer: str) -> float:
+        return task.score(answer, sample.outputs)
+
+    question = Question(_prompt(llm, sample), score, task.max_new_tokens, sample.outputs, start)
+    return Text(f"ruler {name}", llm.reader.token_ids(sample.context).to(torch.int64), [question])
+
+
+def count_tokens(llm: SharedLLM, name: str, sample: Sample) -> int:
+    """Tokens of a sample's whole prompt, templates included, and of the longest answer."""
+    return len(_prompt(llm, sample).with_text(llm.reader.token_ids(sample.context))) + TASKS[name].max_new_tokens
+
+
+def _prompt(llm: SharedLLM, sample: Sample) -> Prompt:
+    return Prompt(
         llm.tokenizer,
         sample.question,
         between=sample.between,
         answer_prefix=sample.answer_prefix,
         asks=sample.asks,
     )
-    start = None
-    if task.maker.wording is ONE_NEEDLE:
-        start = len(llm.reader.token_ids(sample.context[: sample.context.find(sample.outputs[0])]))
-
-    def score(answer: str) -> float:
-        return task.score(answer, sample.outputs)
-
-    ids = llm.reader.token_ids(sample.context).to(torch.int64)
-    return Text(f"ruler {name}", ids, [Question(prompt, score, task.max_new_tokens, sample.outputs, start)])
-
-
-def tokens_of(text: Text) -> int:
-    """Tokens of a sample's whole prompt, templates included, and of the longest answer."""
-    (question,) = text.questions
-    return len(question.prompt.with_text(text.ids)) + question.max_new_tokens
-
-
-def _tokens(llm: SharedLLM, name: str, sample: Sample) -> int:
-    return tokens_of(as_text(llm, name, sample))
 
 
 def effective_length(means: Mapping[int, float]) -> int:
@@ -131,7 +128,7 @@ def _plan(
                 progress(lacking)
                 continue
             if file is None:
-                check_length(name, length, seed, corpus, partial(_tokens, llm, name))
+                check_length(name, length, seed, corpus, partial(count_tokens, llm, name))
             plan[length][name] = file
     if not any(plan.values()):
         raise UsageError(lacking)
@@ -152,14 +149,14 @@ def _examination(
         drawn = read_samples(file, name, samples)
     else:
         progress(f"making {samples} samples of {name} of {length:,} tokens")
-        drawn = make_samples(name, length, samples, seed, corpus, partial(_tokens, llm, name))
+        drawn = make_samples(name, length, samples, seed, corpus, partial(count_tokens, llm, name))
     texts = [as_text(llm, name, sample) for sample in drawn]
 
     def more(asked: Asked) -> dict[str, Any]:
         return {
             "subtask": name,
             "samples_from": str(file) if file else "made",
-            "tokens": [tokens_of(text) for text in texts],
+            "tokens": [count_tokens(llm, name, sample) for sample in drawn],
             "expected": [list(sample.outputs) for sample in drawn],
         }
 

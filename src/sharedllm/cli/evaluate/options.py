@@ -1,0 +1,43 @@
+"""The options of `sharedllm eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sharedllm.cli.evaluate.tasks import TASKS
+
+Task = Annotated[str, typer.Argument(help=f"One of {', '.join(TASKS)}.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Results file; rows are appended.")]
+Text = Annotated[
+    list[str] | None, typer.Option("--text", help="A file or folder to take passages from; repeat for more.")
+]
+Data = Annotated[Path | None, typer.Option("--data", help="ruler: folder with a benchmark's own files.")]
+Subtasks = Annotated[
+    str, typer.Option("--tasks", help="ruler: which of its tasks, separated by commas; otherwise all.")
+]
+Methods = Annotated[str, typer.Option("--methods", help="Methods, separated by commas.")]
+Lengths = Annotated[
+    str, typer.Option("--lengths", help="All tokens a method is given, separated by commas; needle: of the text.")
+]
+Samples = Annotated[
+    int, typer.Option("--samples", help="perplexity: passages; ruler: samples of each task; else questions.")
+]
+Targets = Annotated[int, typer.Option("--targets", help="perplexity: how many of the last tokens are scored.")]
+Window = Annotated[
+    str, typer.Option("--window", help="Newest tokens the model sees itself; by method: shared=4096,truncate=8192.")
+]
+PerText = Annotated[int, typer.Option("--needles-per-text", help="needle, questions: asked of each text at most.")]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", help="needle, questions: longest answer, in tokens; ruler has its own.")
+]
+Ceiling = Annotated[
+    bool,
+    typer.Option(
+        "--ceiling",
+        help="Also ask the model shown only the 1,024 tokens around the answer, where that is in one place.",
+    ),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Compute everything, also what the results file has already.")]
