@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from random import Random
@@ -158,6 +159,13 @@ def test_more_questions_than_there_are(corpus):
 def test_lengths_too_short_are_refused(corpus):
     with pytest.raises(UsageError, match=r"smallest sample of vt has [\d,]+ tokens; raise --lengths from 500"):
         make("vt", corpus, 500)
+
+
+def test_documents_may_be_too_few_to_fill_the_length(tmp_path):
+    row = {"question": "Who?", "answer": "Maker", "context": [["Title", ["Maker made it."]]]}
+    (tmp_path / "hotpotqa.json").write_text(json.dumps([row]))
+    (sample,) = make("qa_2", Corpus([], tmp_path), 2000, samples=1)
+    assert sample.context.endswith("Document 1:\nTitle\nMaker made it.")
 
 
 def test_more_words_than_there_are_become_pairs(corpus):

@@ -11,6 +11,7 @@ from sharedllm.evaluate.ruler.tasks import TASKS
 from sharedllm.evaluate.ruler.wording import Sample
 
 CLOSE = 100  # sizes are searched to one part in so many
+MOST = 4  # times the tokens: no sample is larger, whatever its size counts
 
 
 def make_samples(
@@ -33,7 +34,8 @@ def make_samples(
         return tokens(make(size, index)) <= length
 
     check_length(name, length, seed, corpus, tokens)
-    size, least = _largest(fits, TASKS[name].maker.least), TASKS[name].maker.least
+    least = TASKS[name].maker.least
+    size = _largest(fits, least, MOST * length)
     made = []
     for index in range(samples):
         own = size
@@ -51,10 +53,10 @@ def check_length(name: str, length: int, seed: int, corpus: Corpus, tokens: Call
         raise UsageError(f"the smallest sample of {name} has {smallest:,} tokens; raise --lengths from {length:,}.")
 
 
-def _largest(fits: Callable[[int], bool], least: int) -> int:
-    """The largest size that fits, to one part in `CLOSE`; `least` does."""
+def _largest(fits: Callable[[int], bool], least: int, most: int) -> int:
+    """The largest size that fits, to one part in `CLOSE`; `least` does, above `most` none is looked for."""
     low, high = least, 2 * least
-    while fits(high):
+    while high < most and fits(high):
         low, high = high, 2 * high
     while high - low > max(1, low // CLOSE):
         middle = (low + high) // 2

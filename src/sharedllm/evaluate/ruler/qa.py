@@ -32,7 +32,8 @@ class Documents:
             raise UsageError(f"{self.source} has {len(library.asked):,} questions; lower --samples.")
         asked = library.asked[index]
         near, own = list(asked.near), list(asked.documents)
-        others = [i for i in range(len(library.documents)) if i not in {*own, *near}]
+        known = {*own, *near}
+        others = [i for i in range(len(library.documents)) if i not in known]
         random.shuffle(near)
         random.shuffle(others)
         more = near + others
