@@ -73,6 +73,15 @@ def test_what_asks_may_stand_before_the_text(plain):
     assert said(prompt) == ("Think of cats.\n\nAnswer now.", f"Think of cats.\n\n{TEXT}\n\nAnswer now.", "cats")
 
 
+def test_a_wording_that_ends_in_white_space_keeps_it(chat):
+    code = dict(before="Complete the code. \n", between="", answer_prefix="")
+    assert said(Prompt(chat, "Next line:", ending="\n", **code)) == (
+        "<user>Complete the code.\nNext line:\n</user><assistant>",
+        f"<user>Complete the code. \n{TEXT}Next line:\n</user><assistant>",
+        "Next line:",
+    )
+
+
 def test_no_text_is_the_question_alone(chat):
     prompt = Prompt(chat, QUESTION, **RULER)
     assert prompt.with_text(torch.tensor([], dtype=torch.long)) == prompt.alone()

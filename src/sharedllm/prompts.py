@@ -30,14 +30,15 @@ class Answer:
 class Prompt:
     """A question in the model's chat template, or as plain text where it has none.
 
-    Benchmarks have templates of their own, rendered as `before + text + between + question`, the chat template
+    Benchmarks have templates of their own, rendered as `before + text + between + question + ending`, the chat template
     around all of it, and then `answer_prefix`. Without the text, as for a window whose context is injected,
     `before` and `question` stand together.
 
     Args:
         question: what stands after the text; white space around it is left out.
         before: what stands before the text.
-        between: what separates the text, or `before`, from the question.
+        between: what separates the text, or `before`, from the question. Where it is empty, a line end separates `before`.
+        ending: white space after the question that belongs to a benchmark's wording.
         chat: whether the model's chat template is used, if it has one.
         answer_prefix: how the answer begins, put after the chat template's opening of it. None: nothing, but
             `Answer:` in a paragraph of its own where `chat` is wished for and the model has no chat template.
@@ -55,6 +56,7 @@ class Prompt:
         *,
         before: str = "",
         between: str = "\n\n",
+        ending: str = "",
         chat: bool = True,
         answer_prefix: str | None = None,
         asks: str | None = None,
@@ -64,7 +66,7 @@ class Prompt:
         if not question.strip():
             raise UsageError("the question is empty; say what you want to know.")
         self.tokenizer, self.question = tokenizer, question.strip()
-        self.before, self.between = before, between
+        self.before, self.between, self.ending = before, between, ending
         self.chat = chat and bool(tokenizer.chat_template)
         if answer_prefix is None:
             answer_prefix = "\n\nAnswer:" if chat and not self.chat else ""
@@ -95,13 +97,19 @@ class Prompt:
         """Token ids of the text followed by the question, for a window that holds both."""
         if len(text_ids) == 0:
             return self.alone()
-        content = f"{self.before}{PLACE}{self.between}{self.question}"
+        before, after = self.around_text()
+        return [*before, *text_ids.tolist(), *after]
+
+    def around_text(self) -> tuple[list[int], list[int]]:
+        """Token ids before and after the text where a window holds both."""
+        content = f"{self.before}{PLACE}{self.between}{self.question}{self.ending}"
         before, after = self._render(content).split(PLACE, 1)
-        return [*self._ids(before), *text_ids.tolist(), *self._ids(after)]
+        return self._ids(before), self._ids(after)
 
     def _instructions(self) -> str:
         """All that is said to the model beside the text."""
-        return f"{self.before.rstrip()}{self.between}{self.question}" if self.before.strip() else self.question
+        asked = f"{self.question}{self.ending}"
+        return f"{self.before.rstrip()}{self.between or chr(10)}{asked}" if self.before.strip() else asked
 
     def _render(self, content: str) -> str:
         if not self.chat:

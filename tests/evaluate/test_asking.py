@@ -65,8 +65,8 @@ def test_texts_are_read_once_and_answers_scored_in_order(make, monkeypatch):
     lines: list[str] = []
     asked = ask_all(method, texts, lines.append, "full here", lambda scores: f"{sum(scores)} letters")
     assert read == [30, 40] and given == [(30, "p", 4), (30, "q", 7), (40, "r", 2)]
-    assert asked.answers == ["pppp", "qqqqqqq", "rr"] and asked.scores == [4, 7, 2]
-    assert lines[1] == "full here: question 2 of 3, 11 letters" and lines[-1].endswith("3 of 3, 13 letters")
+    assert asked.answers == ["pppp", "qqqqqqq", "rr"] and asked.scores == [6, 9, 4]  # scored with its spaces
+    assert lines[1] == "full here: question 2 of 3, 15 letters" and lines[-1].endswith("3 of 3, 19 letters")
     assert (len(asked.encode_seconds), len(asked.ask_seconds)) == (2, 3)
     frame = len("\n\nq\n\nAnswer:")
     assert asked.window == max(30 + frame + 7, 40 + frame + 2)

@@ -7,7 +7,8 @@ import torch
 
 from sharedllm import UsageError
 from sharedllm.evaluate.asking import around
-from sharedllm.evaluate.questions import examine, run, token_f1
+from sharedllm.evaluate.metrics import token_f1
+from sharedllm.evaluate.questions import examine, run
 from sharedllm.methods import create
 from tests.conftest import byte_tokenizer
 
@@ -16,21 +17,6 @@ TEXT = "\n".join(f"term {i}x\n    The meaning of this entry number {i} is a kind
 
 def text_ids(text=TEXT):
     return torch.tensor(byte_tokenizer()(text, add_special_tokens=False)["input_ids"])
-
-
-@pytest.mark.parametrize(
-    ("given", "expected", "score"),
-    [
-        ("The cat sat.", "a cat sat", 1.0),
-        ("cat", "the cat sat", 2 / 3),
-        ("dog", "cat", 0.0),
-        ("cat cat cat", "cat", 0.5),
-        ("", "cat", 0.0),
-        ("The", "a", 1.0),
-    ],
-)
-def test_token_f1(given, expected, score):
-    assert token_f1(given, expected) == pytest.approx(score)
 
 
 def test_questions_are_spread_and_know_their_place():

@@ -35,7 +35,7 @@ class Question:
 
     prompt: Prompt
     score: Callable[[str], float]
-    """Of an answer without special tokens and white space around it, in the unit of the benchmark's metric."""
+    """Of an answer without special tokens, but with its white space, in the unit of the benchmark's metric."""
     max_new_tokens: int
     expected: tuple[str, ...] = ()
     """The right answers, for the results row."""
@@ -162,9 +162,9 @@ def _ask(method: Method, past: Any, question: Question, asked: Asked) -> None:
     llm, prompt, new = method.llm, question.prompt, question.max_new_tokens
     asked.window = max(asked.window, len(method.shown(past, prompt, new)) + new)
     started = _now(llm)
-    answer = llm.tokenizer.decode(method.ask(past, prompt, new), skip_special_tokens=True).strip()
+    answer = llm.tokenizer.decode(method.ask(past, prompt, new), skip_special_tokens=True)
     asked.ask_seconds.append(_now(llm) - started)
-    asked.answers.append(answer)
+    asked.answers.append(answer.strip())
     asked.scores.append(question.score(answer))
 
 

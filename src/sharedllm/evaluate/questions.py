@@ -6,9 +6,6 @@ texts given are not. The ceiling is the same model shown only the passage that h
 
 from __future__ import annotations
 
-import re
-import string
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -19,27 +16,12 @@ from sharedllm.data.questions import Question as Drawn
 from sharedllm.data.questions import find_questions
 from sharedllm.errors import UsageError
 from sharedllm.evaluate.asking import Asked, Examination, Question, Text, ask_methods
+from sharedllm.evaluate.metrics import token_f1
 from sharedllm.evaluate.perplexity import cut_passages
 from sharedllm.evaluate.results import Results
 from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
-
-
-def normalised(text: str) -> list[str]:
-    """Words as SQuAD (arXiv 1606.05250) counts them: lower case, without punctuation and articles."""
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", text).split()
-
-
-def token_f1(given: str, expected: str) -> float:
-    """Harmonic mean of precision and recall over the words of an answer, 0 to 1."""
-    a, b = normalised(given), normalised(expected)
-    same = sum((Counter(a) & Counter(b)).values())
-    if not a or not b or not same:
-        return float(a == b)
-    precision, recall = same / len(a), same / len(b)
-    return 2 * precision * recall / (precision + recall)
 
 
 def examine(

@@ -28,6 +28,11 @@ class Method(ABC):
     def __init__(self, llm: SharedLLM, window: int) -> None:
         self.llm, self.window = llm, window
 
+    @property
+    def limit(self) -> int | None:
+        """Most tokens that text, question and answer may have together; None where a text of any length is read."""
+        return None
+
     @abstractmethod
     def prepare(self, past: Tensor) -> Any:
         """Take in the token ids [P] before the window; returns what the other methods need of them."""

@@ -15,6 +15,10 @@ class Truncate(Method):
 
     name = "truncate"
 
+    @property
+    def limit(self) -> int:
+        return self.window
+
     def prepare(self, past: Tensor) -> Tensor:
         return past
 

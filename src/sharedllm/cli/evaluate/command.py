@@ -21,13 +21,14 @@ def evaluate(
     text: options.Text = None,
     data: options.Data = None,
     subtasks: options.Subtasks = "",
+    variant: options.Variant = "v1",
     methods: options.Methods = "shared,truncate",
     lengths: options.Lengths = "8192",
     samples: options.Samples = 8,
     targets: options.Targets = 1024,
     window: options.Window = "1024",
     needles: options.PerText = 8,
-    max_new_tokens: options.MaxNewTokens = 32,
+    max_new_tokens: options.MaxNewTokens = None,
     ceiling: options.Ceiling = False,
     fresh: options.Fresh = False,
     model: common.ModelOption = None,
@@ -46,7 +47,8 @@ def evaluate(
         ("--samples", samples), ("--targets", targets),
         ("--needles-per-text", needles), ("--max-new-tokens", max_new_tokens),
     ):  # fmt: skip
-        common.positive(option, value)
+        if value is not None:
+            common.positive(option, value)
     from sharedllm.sources import read_sources
 
     documents = read_sources(text) if text else []
@@ -65,6 +67,7 @@ def evaluate(
         targets=targets,
         per_text=needles,
         max_new_tokens=max_new_tokens,
+        variant=variant,
         ceiling=ceiling,
         seed=seed,
         results=Results(output, _about(task, llm, seed), fresh, common.say),
@@ -108,13 +111,15 @@ def _checked(task: str, methods: str, texts: Sequence[str], data: Path | None) -
         raise UsageError(f"--methods is {methods!r}; name at least one of {', '.join(METHODS)}.")
     if TASKS[task].needs_text and not texts:
         raise UsageError(f"{task} takes its passages from texts; name a file or folder with --text.")
+    if TASKS[task].needs_data and data is None:
+        raise UsageError(f"{task} reads its original files; name the folder that has them with --data.")
     if data is not None and not data.is_dir():
         raise UsageError(f"--data is {data}, which is no folder; name the folder with the benchmark's files.")
     return names
 
 
 def _subtasks(task: str, text: str) -> list[str]:
-    """The names given to --tasks, otherwise all the benchmark has."""
+    """The names given to --tasks, otherwise all the benchmark has; none where that is for the files to say."""
     from sharedllm.config import check_choice
     from sharedllm.errors import UsageError
 
@@ -124,7 +129,7 @@ def _subtasks(task: str, text: str) -> list[str]:
         raise UsageError(f"{task} is one task; leave out --tasks.")
     for name in names:
         check_choice("--tasks", name, known)
-    return names or known
+    return names or ([] if TASKS[task].needs_data else known)
 
 
 def _windows(text: str, methods: Sequence[str]) -> dict[str, int]:

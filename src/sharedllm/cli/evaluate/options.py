@@ -14,16 +14,17 @@ Output = Annotated[Path, typer.Option("-o", "--output", help="Results file; rows
 Text = Annotated[
     list[str] | None, typer.Option("--text", help="A file or folder to take passages from; repeat for more.")
 ]
-Data = Annotated[Path | None, typer.Option("--data", help="ruler: folder with a benchmark's own files.")]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder with a benchmark's own files.")]
 Subtasks = Annotated[
-    str, typer.Option("--tasks", help="ruler: which of its tasks, separated by commas; otherwise all.")
+    str, typer.Option("--tasks", help="Which of a benchmark's tasks, separated by commas; otherwise all.")
 ]
+Variant = Annotated[str, typer.Option("--variant", help="longbench: v1, e (scored by length as well) or v2.")]
 Methods = Annotated[str, typer.Option("--methods", help="Methods, separated by commas.")]
 Lengths = Annotated[
     str, typer.Option("--lengths", help="All tokens a method is given, separated by commas; needle: of the text.")
 ]
 Samples = Annotated[
-    int, typer.Option("--samples", help="perplexity: passages; ruler: samples of each task; else questions.")
+    int, typer.Option("--samples", help="perplexity: passages; needle, questions: questions; else of each task.")
 ]
 Targets = Annotated[int, typer.Option("--targets", help="perplexity: how many of the last tokens are scored.")]
 Window = Annotated[
@@ -31,7 +32,12 @@ Window = Annotated[
 ]
 PerText = Annotated[int, typer.Option("--needles-per-text", help="needle, questions: asked of each text at most.")]
 MaxNewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", help="needle, questions: longest answer, in tokens; ruler has its own.")
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        help="Longest answer, in tokens: for needle and questions otherwise 32; ruler has its own, longbench and "
+        "infinitebench too, which this only lowers.",
+    ),
 ]
 Ceiling = Annotated[
     bool,

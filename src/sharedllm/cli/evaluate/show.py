@@ -9,7 +9,8 @@ DEPTH_RANGES = 5  # columns of the table of depths
 
 def print_row(row: dict[str, Any]) -> None:
     bounds = f" [{row['low']:.4f}, {row['high']:.4f}]" if "low" in row else ""
-    print(f"{row['method']:<10} {row['length']:>8,} {row['metric']:<24} {row['value']:.4f}{bounds}", flush=True)
+    metric = f"{row['dataset']}, {row['metric']}" if "dataset" in row else row["metric"]
+    print(f"{row['method']:<10} {row['length']:>8,} {metric:<24} {row['value']:.4f}{bounds}", flush=True)
     if row["task"] == "needle":
         from sharedllm.evaluate.needle import by_depth
 
@@ -19,3 +20,8 @@ def print_row(row: dict[str, Any]) -> None:
             "    depth  " + "".join(f"{f'{low}-{high} %':>12}" for low, high in zip(borders, borders[1:], strict=False))
         )
         print("    found  " + "".join(f"{'-' if share is None else f'{share:.2f}':>12}" for share in shares))
+    for name, group in row.get("groups", {}).items():
+        print(f"    {name:<15} {group['value']:.4f} of {group['samples']:,}")
+    if row.get("cut"):
+        lost = f"; {row['answer_lost']:,} lost their answer" if row["answer_lost"] else ""
+        print(f"    cut in the middle: {row['cut']:,} of {row['samples']:,}{lost}")

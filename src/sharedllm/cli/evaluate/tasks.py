@@ -14,12 +14,16 @@ from sharedllm.cli import common
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sharedllm.evaluate.examples import Dataset
+    from sharedllm.evaluate.examples import Task as BenchmarkTask
     from sharedllm.evaluate.results import Results
+    from sharedllm.evaluate.suite import Averages
     from sharedllm.methods import Method
     from sharedllm.model import SharedLLM
     from sharedllm.sources import Document
 
 Rows = Iterator[dict[str, Any]]
+NEW_TOKENS = 32  # of an answer, in the benchmarks of one's own texts
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,9 @@ class Request:
     samples: int
     targets: int
     per_text: int
-    max_new_tokens: int
+    max_new_tokens: int | None
+    """None: as many as the benchmark allows."""
+    variant: str
     ceiling: bool
     seed: int
     results: Results
@@ -48,10 +54,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark: its rows for a request, whether it needs `--text`, and the names that `--tasks` may have."""
+    """A benchmark: its rows for a request, whether it needs `--text` or `--data`, and the names that `--tasks` may have."""
 
     rows: Callable[[Request], Rows]
     needs_text: bool = False
+    needs_data: bool = False
     subtasks: Callable[[], list[str]] = list
 
 
@@ -76,8 +83,8 @@ def _needle(asked: Request) -> Rows:
     ]
     return chain.from_iterable(
         run(
-            asked.llm, asked.methods, haystacks, asked.max_new_tokens, asked.seed, common.say, asked.ceiling,
-            asked.results,
+            asked.llm, asked.methods, haystacks, asked.max_new_tokens or NEW_TOKENS, asked.seed, common.say,
+            asked.ceiling, asked.results,
         )
         for haystacks in per_length
     )  # fmt: skip
@@ -88,7 +95,7 @@ def _questions(asked: Request) -> Rows:
     from sharedllm.evaluate.questions import examine, run
 
     per_length = [
-        examine(asked.texts, n, asked.samples, asked.per_text, asked.llm.tokenizer, asked.max_new_tokens)
+        examine(asked.texts, n, asked.samples, asked.per_text, asked.llm.tokenizer, asked.max_new_tokens or NEW_TOKENS)
         for n in asked.lengths
     ]
     return chain.from_iterable(
@@ -114,9 +121,56 @@ def _ruler_tasks() -> list[str]:
     return list(TASKS)
 
 
+def _longbench(asked: Request) -> Rows:
+    from sharedllm.evaluate import longbench
+
+    assert asked.data is not None  # the command asks for it
+    datasets = longbench.datasets(asked.data, asked.subtasks, asked.variant)
+    return _suite(asked, "longbench", datasets, longbench.averages, {"variant": asked.variant})
+
+
+def _infinitebench(asked: Request) -> Rows:
+    from sharedllm.evaluate import infinitebench
+
+    assert asked.data is not None
+    datasets = infinitebench.datasets(asked.data, asked.subtasks)
+    return _suite(asked, "infinitebench", datasets, infinitebench.averages, {})
+
+
+def _suite(
+    asked: Request,
+    name: str,
+    datasets: Sequence[Dataset],
+    averages: Callable[[Sequence[BenchmarkTask]], Averages],
+    said: dict[str, Any],
+) -> Rows:
+    """Rows of all data sets of given files, and their averages."""
+    from sharedllm.evaluate.suite import run
+
+    return run(
+        asked.llm, asked.methods, name, [dataset.spread(asked.samples) for dataset in datasets],
+        averages([dataset.task for dataset in datasets]), asked.seed, common.say, asked.results,
+        asked.max_new_tokens, said,
+    )  # fmt: skip
+
+
+def _longbench_tasks() -> list[str]:
+    from sharedllm.evaluate import longbench
+
+    return longbench.names()
+
+
+def _infinitebench_tasks() -> list[str]:
+    from sharedllm.evaluate import infinitebench
+
+    return infinitebench.names()
+
+
 TASKS = {
     "perplexity": Task(_perplexity, needs_text=True),
     "needle": Task(_needle, needs_text=True),
     "questions": Task(_questions, needs_text=True),
     "ruler": Task(_ruler, subtasks=_ruler_tasks),
+    "longbench": Task(_longbench, needs_data=True, subtasks=_longbench_tasks),
+    "infinitebench": Task(_infinitebench, needs_data=True, subtasks=_infinitebench_tasks),
 }

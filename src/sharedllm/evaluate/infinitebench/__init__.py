@@ -22,9 +22,14 @@ def datasets(folder: Path, wanted: Sequence[str] = ()) -> list[Dataset]:
     return read_datasets(folder, wanted, read_tasks(__name__))
 
 
-def averages(tasks: Sequence[Task]) -> dict[str, list[list[str]]]:
+def names() -> list[str]:
+    """All its data sets."""
+    return list(read_tasks(__name__))
+
+
+def averages(tasks: Sequence[Task]) -> dict[str, dict[str, list[str]]]:
     """The mean over all tasks, each counting alike."""
-    return {"average": [[task.name] for task in tasks]}
+    return {"average": {task.name: [task.name] for task in tasks}}
 
 
-__all__ = ["averages", "datasets"]
+__all__ = ["averages", "datasets", "names"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def _example(task: Task, record: Record) -> Example:
         context=record.filled("context"),
         after=after,
         asks=values["input"] if any(name in task.prompt for name in ("{input}", "{question}")) else after,
-        score=partial(SCORES[task.metric], expected=answer),
+        score=lambda given: SCORES[task.metric](given, answer),
         expected=_shown(answer),
         traces=() if task.metric in COMPUTED else _shown(answer)[:1] if isinstance(answer, tuple) else _shown(answer),
     )

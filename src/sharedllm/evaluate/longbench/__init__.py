@@ -23,20 +23,22 @@ def datasets(folder: Path, wanted: Sequence[str] = (), variant: str = "v1") -> l
     return read_datasets(folder, variant, wanted, read_tasks(__name__))
 
 
-def averages(tasks: Sequence[Task]) -> dict[str, list[list[str]]]:
+def names() -> list[str]:
+    """All its data sets."""
+    return list(read_tasks(__name__))
+
+
+def averages(tasks: Sequence[Task]) -> dict[str, dict[str, list[str]]]:
     """What its leaderboard averages: for each language the names of the data sets, by category.
 
     The average is the mean over categories of each one's mean; code counts in both languages. Version 2 has none.
     """
-    made = {}
+    made: dict[str, dict[str, list[str]]] = {}
     for language in LANGUAGES:
-        categories: dict[str, list[str]] = {}
         for task in tasks:
             if language in task.languages:
-                categories.setdefault(task.category, []).append(task.name)
-        if categories:
-            made[f"average-{language}"] = list(categories.values())
+                made.setdefault(f"average-{language}", {}).setdefault(task.category, []).append(task.name)
     return made
 
 
-__all__ = ["VARIANTS", "averages", "datasets"]
+__all__ = ["VARIANTS", "averages", "datasets", "names"]

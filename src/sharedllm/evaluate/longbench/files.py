@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from sharedllm.config import check_choice
@@ -50,21 +49,18 @@ def _example(task: Task, record: Record, variant: str) -> Example:
     if pattern and not all(pattern.search(answer) for answer in answers):
         raise record.wrong("answers", wanted)
     classes = record.texts("all_classes") if task.metric == "classification" else ()
+    score = scorer(task.metric, classes)
     return Example(
         id=str(record.values.get("_id", record.where)),
         before=before,
         context=record.filled("context"),
         after=after,
         asks=values["input"] if "{input}" in task.prompt else after,
-        score=partial(_score, task, answers, classes),
+        score=lambda given: best(score, first_line(given) if task.first_line else given, answers),
         expected=answers,
         traces=answers,
         groups=(bucket(record.whole("length")),) if variant == "e" else (),
     )
-
-
-def _score(task: Task, answers: Sequence[str], classes: Sequence[str], given: str) -> float:
-    return best(scorer(task.metric, classes), first_line(given) if task.first_line else given, answers)
 
 
 def bucket(length: int) -> str:
@@ -92,7 +88,7 @@ def _example_2(task: Task, record: Record) -> Example:
         context=record.filled("context").strip(),
         after=after,
         asks=question,
-        score=partial(scorer(task.metric), expected=answer),
+        score=lambda given: scorer(task.metric)(given, answer),
         expected=(answer,),
         traces=(choices[f"choice_{answer}"],),
         groups=(

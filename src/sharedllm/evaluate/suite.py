@@ -1,0 +1,236 @@
+"""Benchmarks of given files: every data set put to every method, a results row each, and a leaderboard's averages.
+
+A method that reads a text of any length gets the whole of it. For one with a limit the prompt is cut in its middle, as
+these benchmarks do, and the rows say of how many samples that took the answer away. Values are in percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sharedllm.errors import UsageError
+from sharedllm.evaluate.asking import Asked, Question, Text, ask_all, hash_of, row
+from sharedllm.evaluate.examples import Dataset, Example, Task
+from sharedllm.evaluate.middle import answer_lost, cut_middle
+from sharedllm.evaluate.results import Results
+from sharedllm.evaluate.row import machine
+from sharedllm.evaluate.statistics import bootstrap_nested
+from sharedllm.methods import Method
+from sharedllm.model import SharedLLM
+from sharedllm.prompts import Prompt
+
+Averages = Mapping[str, Mapping[str, Sequence[str]]]
+"""Data sets by category, by the average in which they count: the mean over categories of each one's mean."""
+
+
+@dataclass(frozen=True)
+class Put:
+    """An example as it is put to a model whose tokenizer is known."""
+
+    example: Example
+    question: Question
+    ids: Tensor
+    """[P] of the whole context."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a method is given of a data set: texts, the examples in the order in which they are asked, what was cut."""
+
+    texts: list[Text]
+    order: list[Put]
+    cut: int
+    lost: int
+    """How many of the cut ones had their answer in the text before, and no longer."""
+
+
+def run(
+    llm: SharedLLM,
+    methods: Sequence[Method],
+    benchmark: str,
+    datasets: Sequence[Dataset],
+    averages: Averages,
+    seed: int,
+    progress: Callable[[str], None],
+    results: Results,
+    max_new_tokens: int | None = None,
+    said: Mapping[str, Any] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Put all data sets to all methods, unless `results` has the row already; then average for every method.
+
+    A row has besides what `asking.row` says: `dataset`; `ids`, `expected` and `tokens` (of the whole context), an entry a
+    question; `cut`, how many prompts were cut to `cut_to` tokens, and `answer_lost`, how many of them so lost their
+    answer; `groups`, value and samples of parts of the data set. `length` is the mean of `tokens`.
+
+    Args:
+        averages: what is averaged; those with fewer than two data sets at hand are left out.
+        max_new_tokens: a lower limit for answers than the benchmark's.
+        said: what every row says besides.
+    Raises:
+        UsageError: a method's limit cannot hold an example's instructions and answer; nothing was run then.
+    """
+    questions = [[_question(llm, d.task, example, max_new_tokens) for example in d.examples] for d in datasets]
+    for dataset, asking in zip(datasets, questions, strict=True):
+        for method in methods:
+            _check_room(method, dataset, asking)
+    rows: dict[str, list[dict[str, Any]]] = {method.name: [] for method in methods}
+    for dataset, asking in zip(datasets, questions, strict=True):
+        puts = _puts(llm, dataset, asking)
+        for method in methods:
+            shown = _shown(method, dataset.task.name, puts)
+            about = {**method.settings(), **(said or {})}
+
+            def ask(m: Method = method, task: Task = dataset.task, shown: Shown = shown) -> dict[str, Any]:
+                asked = ask_all(m, shown.texts, progress, f"{m.name}, {task.name}")
+                return {**m.settings(), **(said or {}), **_row(m, benchmark, task, shown, asked, seed)}
+
+            unit = {**about, "method": method.name, "dataset": dataset.task.name, "texts": hash_of(shown.texts)}
+            rows[method.name].append(results.keep(unit, ask))
+            yield rows[method.name][-1]
+    for method in methods:
+        for name, categories in averages.items():
+            chosen = [r for r in rows[method.name] if any(r["dataset"] in sets for sets in categories.values())]
+            if len(chosen) < 2:
+                continue
+
+            def average(
+                m: Method = method,
+                name: str = name,
+                categories: Mapping[str, Sequence[str]] = categories,
+                chosen: Sequence[dict[str, Any]] = chosen,
+            ) -> dict[str, Any]:
+                return {**m.settings(), **(said or {}), **_average(m, benchmark, name, categories, chosen, seed)}
+
+            yield results.keep({"average": name, "of": [r["run"] for r in chosen]}, average)
+
+
+def _question(llm: SharedLLM, task: Task, example: Example, max_new_tokens: int | None) -> Question:
+    """An example's question in the benchmark's wording, white space included."""
+    after = example.after
+    between, ending = after[: len(after) - len(after.lstrip())], after[len(after.rstrip()) :]
+    prompt = Prompt(
+        llm.tokenizer, after, before=example.before, between=between, ending=ending,
+        chat=task.chat, answer_prefix="", asks=example.asks,
+    )  # fmt: skip
+    new = min(task.max_new_tokens, max_new_tokens or task.max_new_tokens)
+    return Question(prompt, lambda answer: 100 * example.score(answer), new, example.expected)
+
+
+def _check_room(method: Method, dataset: Dataset, questions: Sequence[Question]) -> None:
+    """Raise `UsageError` where a method's limit cannot hold an example's instructions and answer."""
+    if method.limit is None:
+        return
+    for example, question in zip(dataset.examples, questions, strict=True):
+        instructions = sum(map(len, question.prompt.around_text()))
+        if instructions + question.max_new_tokens > method.limit:
+            raise UsageError(
+                f"{method.name}: a window of {method.limit:,} tokens cannot hold the instructions of {dataset.task.name}, "
+                f"example {example.id} ({instructions:,}), and an answer of {question.max_new_tokens:,}; raise --window, "
+                "lower --max-new-tokens or name other --tasks."
+            )
+
+
+def _puts(llm: SharedLLM, dataset: Dataset, questions: Sequence[Question]) -> list[Put]:
+    """All examples with the token ids of their contexts; those with the same context share them."""
+    ids: dict[str, Tensor] = {}
+    for example in dataset.examples:
+        if example.context not in ids:
+            ids[example.context] = llm.reader.token_ids(example.context).long()
+    return [Put(e, question, ids[e.context]) for e, question in zip(dataset.examples, questions, strict=True)]
+
+
+def _shown(method: Method, source: str, puts: Sequence[Put]) -> Shown:
+    """What a method gets: each context once with all its questions, or each prompt cut to the method's limit."""
+    if method.limit is None:
+        by_context: dict[str, list[Put]] = {}
+        for put in puts:
+            by_context.setdefault(put.example.context, []).append(put)
+        texts = [Text(source, same[0].ids, [put.question for put in same]) for same in by_context.values()]
+        return Shown(texts, [put for same in by_context.values() for put in same], 0, 0)
+    texts, cut, lost = [], 0, 0
+    for put in puts:
+        before, after = put.question.prompt.around_text()
+        ids = cut_middle(put.ids, len(before), len(after), method.limit - put.question.max_new_tokens)
+        if len(ids) < len(put.ids):
+            cut += 1
+            left = method.llm.tokenizer.decode(ids, skip_special_tokens=True)
+            lost += answer_lost(put.example.traces, put.example.context, left)
+        texts.append(Text(source, ids, [put.question]))
+    return Shown(texts, list(puts), cut, lost)
+
+
+def _row(method: Method, benchmark: str, task: Task, shown: Shown, asked: Asked, seed: int) -> dict[str, Any]:
+    tokens = [len(put.ids) for put in shown.order]
+    new = shown.order[0].question.max_new_tokens
+    groups: dict[str, list[float]] = {}
+    for put, score in zip(shown.order, asked.scores, strict=True):
+        for group in put.example.groups:
+            groups.setdefault(group, []).append(score)
+    return {
+        **row(
+            method.llm, benchmark, task.metric, method.name, round(sum(tokens) / len(tokens)), shown.texts, asked, seed
+        ),
+        "dataset": task.name,
+        "sources": [task.name],
+        "cut": shown.cut,
+        "cut_to": None if method.limit is None else method.limit - new,
+        "answer_lost": shown.lost,
+        "groups": {name: {"value": _mean(scores), "samples": len(scores)} for name, scores in groups.items()},
+        "ids": [put.example.id for put in shown.order],
+        "tokens": tokens,
+        "expected": [list(put.example.expected) for put in shown.order],
+    }
+
+
+def _average(
+    method: Method,
+    benchmark: str,
+    name: str,
+    categories: Mapping[str, Sequence[str]],
+    rows: Sequence[Mapping[str, Any]],
+    seed: int,
+) -> dict[str, Any]:
+    """The mean over categories of their data sets' mean, of all samples and of each group."""
+    parts = {c: [r for r in rows if r["dataset"] in sets] for c, sets in categories.items()}
+    parts = {category: inside for category, inside in parts.items() if inside}
+    low, high = bootstrap_nested([[r["scores"] for r in inside] for inside in parts.values()], seed)
+    means = {category: _mean([r["value"] for r in inside]) for category, inside in parts.items()}
+    return {
+        "task": benchmark,
+        "dataset": name,
+        "method": method.name,
+        "length": round(_mean([r["length"] for r in rows])),
+        "metric": "mean of categories",
+        "value": _mean(list(means.values())),
+        "low": low,
+        "high": high,
+        "samples": sum(r["samples"] for r in rows),
+        **machine(method.llm),
+        "seed": seed,
+        "seconds": round(sum(r["seconds"] for r in rows), 3),
+        "cut": sum(r["cut"] for r in rows),
+        "answer_lost": sum(r["answer_lost"] for r in rows),
+        "categories": means,
+        "groups": _average_groups(list(parts.values())),
+        "datasets": [r["dataset"] for r in rows],
+    }
+
+
+def _average_groups(categories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+    """The same average of every group, over the data sets that have samples in it."""
+    names = dict.fromkeys(name for inside in categories for r in inside for name in r["groups"])
+    made = {}
+    for name in names:
+        having = [[r["groups"][name] for r in inside if name in r["groups"]] for inside in categories]
+        means = [_mean([group["value"] for group in inside]) for inside in having if inside]
+        samples = sum(group["samples"] for inside in having for group in inside)
+        made[name] = {"value": _mean(means), "samples": samples}
+    return made
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,149 @@
+"""Data sets put to methods: what each method is given, what was cut, and what the rows and averages say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sharedllm import UsageError
+from sharedllm.evaluate.examples import Dataset, Example, Task
+from sharedllm.evaluate.middle import answer_lost, cut_middle
+from sharedllm.evaluate.results import Results
+from sharedllm.evaluate.statistics import bootstrap_nested
+from sharedllm.evaluate.suite import run
+from sharedllm.methods import create
+
+BEFORE, AFTER = "Read this.\n\n", "\n\nWho came?\nAnswer: "
+LONG = "a" * 100 + "Tamsin" + "b" * 94
+
+
+def example(context=LONG, name="1", **changes):
+    def score(answer):
+        return float(len(answer) > 0)
+
+    settings = dict(after=AFTER, asks="Who came?", score=score, expected=("Tamsin",), traces=("Tamsin",)) | changes
+    return Example(name, BEFORE, context, **settings)
+
+
+def dataset(*examples, name="hotpotqa", **settings):
+    task = Task(name, "{context}", max_new_tokens=4, metric="f1", chat=False, **settings)
+    return Dataset(task, list(examples))
+
+
+def rows_of(llm, methods, datasets, averages=None, windows=None, **options):
+    made = [create(name, llm, (windows or {}).get(name, 64)) for name in methods]
+    return list(run(llm, made, "longbench", datasets, averages or {}, 0, lambda line: None, Results(), **options))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "room", "kept"),
+    [
+        (2, 3, 25, [*range(11), *range(91, 100)]),  # one more from the start where it is odd
+        (2, 3, 105, list(range(100))),
+        (2, 3, 104, [*range(50), *range(51, 100)]),
+        (2, 3, 24, [*range(10), *range(91, 100)]),
+        (0, 20, 30, list(range(10))),  # what follows the text takes more than half
+        (20, 0, 30, list(range(90, 100))),
+        (3, 2, 5, []),
+    ],
+)
+def test_the_middle_is_cut(before, after, room, kept):
+    ids = torch.arange(100)
+    assert cut_middle(ids, before, after, room).tolist() == kept
+
+
+def test_instructions_are_never_cut():
+    with pytest.raises(ValueError, match="6 tokens of instructions do not fit 5"):
+        cut_middle(torch.arange(9), 3, 3, 5)
+
+
+def test_an_answer_is_lost_if_it_was_there():
+    assert answer_lost(["Tamsin"], "Tamsin came", "came")
+    assert not answer_lost(["Tamsin", "Rowe"], "Tamsin Rowe came", "Rowe came")
+    assert not answer_lost(["Tamsin"], "nobody came", "came") and not answer_lost([], "a", "")
+
+
+def test_each_method_gets_the_text_it_can_read(make, monkeypatch):
+    llm = make(max_position_embeddings=512)
+    given = {}
+    for name in ("shared", "truncate", "full"):
+        kind = type(create(name, llm, 64))
+
+        def ask(method, past, prompt, new):
+            given[method.name] = llm.tokenizer.decode(method.shown(past, prompt, new)), method.llm.tokenizer, past
+            return torch.tensor([65])
+
+        monkeypatch.setattr(kind, "ask", ask)
+    rows = {row["method"]: row for row in rows_of(llm, ["shared", "truncate", "full"], [dataset(example())])}
+    assert given["shared"][0] == "Read this.\n\nWho came?\nAnswer: " and given["shared"][2].tokens == len(LONG)
+    assert given["full"][0] == BEFORE + LONG + AFTER
+    # 60 of 64 tokens are the prompt's, half of them from its end
+    assert given["truncate"][0] == (BEFORE + LONG)[:30] + (LONG + AFTER)[-30:]
+    assert {name: (row["cut"], row["cut_to"], row["answer_lost"]) for name, row in rows.items()} == {
+        "shared": (0, None, 0), "truncate": (1, 60, 1), "full": (0, None, 0),
+    }  # fmt: skip
+
+
+def test_a_context_is_read_once_for_all_its_questions(make, monkeypatch):
+    llm = make(max_position_embeddings=512)
+    shared, read = type(create("shared", llm, 64)), []
+    prepare = shared.prepare
+    monkeypatch.setattr(shared, "prepare", lambda method, ids: (read.append(len(ids)), prepare(method, ids))[1])
+    (row,) = rows_of(llm, ["shared"], [dataset(example(name="1"), example("other", "2"), example(name="3"))])
+    assert read == [200, 5]
+    assert row["ids"] == ["1", "3", "2"] and row["tokens"] == [200, 200, 5] and row["length"] == 135
+
+
+def test_rows_and_averages(make):
+    llm = make(max_position_embeddings=512)
+    scores = {"a": [1, 0, 0], "b": [1], "c": [0.5, 0.5]}
+    sets = [
+        dataset(
+            *(
+                example(name=f"{name}{i}", score=lambda answer, s=s: s, groups=("short",) if i else ("long",))
+                for i, s in enumerate(of)
+            ),
+            name=name,
+        )
+        for name, of in scores.items()
+    ]
+    averages = {"average": {"qa": ["a", "b"], "code": ["c"]}, "average-zh": {"code": ["c"]}}
+    *rows, average = rows_of(llm, ["truncate"], sets, averages, said={"variant": "e"}, max_new_tokens=2)
+    assert [(row["dataset"], row["samples"], row["variant"]) for row in rows] == [
+        ("a", 3, "e"),
+        ("b", 1, "e"),
+        ("c", 2, "e"),
+    ]
+    assert rows[0]["value"] == pytest.approx(100 / 3) and rows[0]["scores"] == [100, 0, 0]
+    assert rows[0]["groups"] == {"long": {"value": 100, "samples": 1}, "short": {"value": 0, "samples": 2}}
+    assert rows[0]["max_new_tokens"] == 2 and rows[0]["expected"] == [["Tamsin"]] * 3 and len(rows[0]["answers"]) == 3
+    assert (average["dataset"], average["metric"], average["samples"]) == ("average", "mean of categories", 6)
+    assert average["categories"] == {"qa": pytest.approx(200 / 3), "code": 50}
+    assert average["value"] == pytest.approx((200 / 3 + 50) / 2)
+    assert average["low"] < average["value"] < average["high"]
+    assert average["groups"]["long"] == {"value": 75, "samples": 3}  # (mean of 100 and 100, and 50) / 2
+    assert average["groups"]["short"] == {"value": 25, "samples": 3}
+
+
+def test_too_small_a_window_is_refused_before_anything_runs(make, monkeypatch):
+    llm = make(max_position_embeddings=512)
+    monkeypatch.setattr(type(create("shared", llm, 64)), "prepare", lambda *_: pytest.fail("something was run"))
+    sets = [dataset(example(), name="a"), dataset(example(after=f"{AFTER}!"), name="b")]
+    said = r"truncate: a window of 36 tokens cannot hold the instructions of b, example 1 \(33\), and an answer of 4"
+    with pytest.raises(UsageError, match=said):
+        rows_of(llm, ["shared", "truncate"], sets, windows={"truncate": 36})
+    monkeypatch.undo()
+    assert rows_of(llm, ["truncate"], sets[:1], windows={"truncate": 36})[0]["answer_lost"] == 1
+
+
+def test_samples_are_spread_over_the_file():
+    many = dataset(*(example(name=str(i)) for i in range(10)))
+    assert [e.id for e in many.spread(3).examples] == ["1", "5", "8"]
+    assert many.spread(99).examples == many.examples
+
+
+def test_an_interval_of_a_mean_of_means_weighs_data_sets_not_samples():
+    low, high = bootstrap_nested([[[1.0], [0.0] * 50], [[0.5]]], 0)
+    assert low == high == 0.5
+    low, high = bootstrap_nested([[[0.0, 1.0]], [[0.0]]], 0)
+    assert (low, high) == (0.0, 0.5)
