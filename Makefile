@@ -30,23 +30,32 @@ texts: setup
 	$(BIN)/sharedllm data texts data-heldout -o data/heldout
 
 # About an hour on two cores: what the context is worth by kind of text; with more and more of it; with a large
-# window against all positions of the model; and whether facts are found.
+# window against all positions of the model; whether facts are found and questions answered. What is known already of
+# the same adapter is not computed again.
 HELDOUT = $(foreach t,$(1),--text data/heldout/$(t).txt)
 LONG_TEXTS := python-library anarchist-faq
+EXPLAINING := python-library debian-manuals
 ADAPTER_RESULTS := docs/results/adapter.jsonl
 
 measure: texts
-	rm -f $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared,full \
 	  --lengths 8192 --samples 24 -o $(ADAPTER_RESULTS)
-	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
-	  --lengths 8192,16384,32768 --samples 2 -o $(ADAPTER_RESULTS)
-	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared \
-	  --window truncate=8192,shared=4096 --lengths 16384 --samples 4 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared --ceiling \
 	  --lengths 8192,32768 --samples 24 --needles-per-text 12 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
+	  --window truncate=8192,shared=7168 --lengths 16384,32768,65536,131072 --samples 4 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate \
+	  --window 7168 --lengths 131072 --samples 4 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval questions $(call HELDOUT,$(EXPLAINING)) --methods shared --ceiling \
+	  --lengths 32768 --samples 24 --needles-per-text 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared --ceiling \
 	  --lengths 131072 --samples 12 --needles-per-text 12 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared \
+	  --window truncate=8192,shared=4096 --lengths 16384 --samples 4 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate \
+	  --window 4096 --lengths 16384 --samples 4 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
+	  --lengths 8192,16384,32768,65536 --samples 4 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm plot $(ADAPTER_RESULTS) -o docs/figures/adapter.png
 	$(BIN)/python docs/fill_readme.py
 
