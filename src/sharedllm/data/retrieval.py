@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from sharedllm.data.counts import draw_counts
 from sharedllm.data.hops import draw_hops
 from sharedllm.data.needles import Needle, draw_needles
 from sharedllm.data.pairs import draw_pairs
+
+DRAWS: tuple[Callable[[np.random.Generator, int], list[Needle]], ...] = (
+    draw_pairs, draw_hops, draw_counts, draw_needles,
+)  # fmt: skip
 
 
 def draw_facts(
@@ -21,10 +27,6 @@ def draw_facts(
         pairs: share that are keys of a table; `hops`: that follow from several statements; `counts`: that are to be
             counted. The rest are needles.
     """
-    kinds = random.choice(4, size=count, p=[pairs, hops, counts, max(0.0, 1 - pairs - hops - counts)])
-    drawn = [int((kinds == kind).sum()) for kind in range(4)]
-    return [
-        fact
-        for draw, number in zip((draw_pairs, draw_hops, draw_counts, draw_needles), drawn, strict=True)
-        for fact in draw(random, number)
-    ]
+    shares = [pairs, hops, counts, max(0.0, 1 - pairs - hops - counts)]
+    kinds = random.choice(len(DRAWS), size=count, p=shares)
+    return [fact for i, draw in enumerate(DRAWS) for fact in draw(random, int((kinds == i).sum()))]
