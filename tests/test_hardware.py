@@ -126,3 +126,14 @@ def test_peak_memory_is_in_bytes():
     with open("/proc/self/status") as file:
         high = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
     assert hardware.peak_memory_bytes(torch.device("cpu")) == pytest.approx(high, rel=0.05)
+
+
+def test_free_memory_is_what_the_machine_and_its_control_group_leave(monkeypatch):
+    figures = {"/proc/meminfo": {"MemAvailable:": 3000}, "/sys/fs/cgroup/memory.stat": {"anon": 1_500_000}}
+    monkeypatch.setattr(hardware, "_numbers_in", lambda file: figures.get(file, {}))
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: 4_000_000)
+    assert hardware.free_memory_bytes(torch.device("cpu")) == 2_500_000
+    figures["/sys/fs/cgroup/memory.stat"] = {}
+    assert hardware.free_memory_bytes(torch.device("cpu")) == 3000 * 1024
+    figures.clear()
+    assert hardware.free_memory_bytes(torch.device("cpu")) == 4_000_000 // 1024 * 1024

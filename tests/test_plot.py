@@ -83,6 +83,12 @@ def test_a_text_that_fits_its_window_joins_the_setting_it_was_measured_for():
     assert (alone.window, by_method(alone)["shared"]) == (8192, {4096: 2.8, 8192: 2.7})
 
 
+def test_rows_that_say_why_there_is_no_value_are_left_out():
+    empty = {**nll("full", 8192, 2.6), "value": None, "reason": "it would take about 90.0 GB"}
+    planned = plan(rows(*EQUAL[:2], empty))
+    assert len(planned.strips) == 1 and planned.notes == ["rows that say why there is no value are not drawn: 1."]
+
+
 def test_other_metrics_are_no_points():
     gain = nll("shared", 8192, 0.1, metric="nll_gain_over_truncate")
     assert perplexity.settings(rows(*EQUAL, gain)) == perplexity.settings(rows(*EQUAL))

@@ -125,6 +125,26 @@ def memory_bytes() -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that can still be taken: of the GPU, or of this machine inside its control group, in bytes."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    total = memory_bytes()
+    available = _numbers_in("/proc/meminfo").get("MemAvailable:", total // 1024) * 1024
+    return min(available, total - _numbers_in("/sys/fs/cgroup/memory.stat").get("anon", 0))
+
+
+def _numbers_in(file: str) -> dict[str, int]:
+    """The first number of every line by the line's first word; nothing where there is no such file."""
+    try:
+        lines = Path(file).read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return {}
+    words = (line.split() for line in lines)
+    return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}
+
+
 def cpu_name() -> str:
     """The processor's name as the system gives it."""
     try:
@@ -150,3 +170,16 @@ def keep_freed_memory() -> None:
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 64 * 2**20)
+
+
+def return_freed_memory() -> None:
+    """Have glibc return freed memory to the system after all, where less than a third of the machine's is left.
+
+    What is kept lies in pieces that not every tensor fits, so that it grows with each new mix of sizes.
+    """
+    if free_memory_bytes(torch.device("cpu")) > memory_bytes() / 3:
+        return
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):
+        return

@@ -127,3 +127,22 @@ def test_a_row_is_known_again_only_for_the_same_texts_and_questions(make):
         Text("a", tokens(30), [question("p", new=5)]),
     ):
         assert len(go(other)) == 1
+
+
+def test_a_method_without_memory_or_without_meaning_is_not_asked(make, tmp_path):
+    llm, file = make(max_position_embeddings=2048), tmp_path / "rows.jsonl"
+    quiz = Examination("quiz", "letters", 1500, [Text("a", tokens(1500), [question("p", 1200, 20)])])
+    methods = [create(name, llm, 200) for name in ("full", "encoder-decoder", "truncate")]
+    free = 1.25 * methods[0].peak_bytes(1400)
+
+    def go(free: float) -> list[dict]:
+        return list(ask_methods(llm, methods, quiz, 0, lambda line: None, Results(file), ceiling=True, free=free))
+
+    full, untrained, *asked = go(free)
+    assert "GB of memory" in full["reason"] and "untrained" in untrained["reason"]
+    for empty, name in ((full, "full"), (untrained, "encoder-decoder")):
+        assert (empty["task"], empty["method"], empty["length"], empty["metric"]) == ("quiz", name, 1500, "letters")
+        assert empty["value"] is None and empty["samples"] == 0
+    assert [r["method"] for r in asked if r["value"] is not None] == ["truncate", "passage"]
+    assert go(free * 2)[0]["value"] is not None, "the memory is there now"
+    assert go(0)[0]["value"] is not None, "the row was known"

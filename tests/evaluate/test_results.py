@@ -35,6 +35,14 @@ def test_anything_else_is_another_row(tmp_path, about, unit):
     assert Results(file, about).find(unit) is None
 
 
+def test_a_row_without_a_value_is_appended_and_computed_again(tmp_path):
+    file, unit = tmp_path / "rows.jsonl", {"length": 5}
+    results, empty = Results(file), {"value": None, "reason": "too little memory"}
+    assert results.keep(unit, lambda: empty) == empty and results.find(unit) is None
+    assert read_rows(file) == [empty]
+    assert Results(file).keep(unit, lambda: {"value": 1})["value"] == 1
+
+
 def test_fresh_computes_and_appends(tmp_path):
     file = tmp_path / "rows.jsonl"
     Results(file).keep({"length": 5}, lambda: {"value": 1})

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sharedllm.evaluate.results import Results
-from sharedllm.evaluate.row import measured
+from sharedllm.evaluate.row import measured, refusal, refused
 from sharedllm.methods import Method
 from sharedllm.methods.full import Full
 from sharedllm.model import SharedLLM
@@ -97,30 +99,51 @@ def ask_methods(
     progress: Callable[[str], None],
     results: Results,
     ceiling: bool = False,
+    free: float = math.inf,
 ) -> Iterator[dict[str, Any]]:
     """Ask all questions by every method in turn, unless `results` has its row already; yields a row a method.
+
+    A method that would not fit into memory, or whose answers would say nothing, gives a row without a value and with
+    a `reason`.
 
     Args:
         progress: takes a line after each answer.
         ceiling: at last also ask the plain model shown only the passage around each answer; a row of method `passage`.
+        free: memory that can be taken, in bytes.
     Raises:
         UsageError: a method's window cannot hold a question and its answer.
     """
-    texts, length = examination.texts, examination.length
-    texts_hash = hash_of(texts)
+    common = {"length": examination.length, "metric": examination.metric, "texts": hash_of(examination.texts)}
     entries = [(method.name, method.settings(), method) for method in methods]
     if ceiling:
         entries.append((CEILING, {}, Full(llm, CEILING_TOKENS)))
     for name, settings, method in entries:
+        compute = partial(_examine, name, settings, method, examination, seed, progress, free)
+        yield results.keep({"method": name, **settings, **common}, compute)
 
-        def compute(name: str = name, settings: dict[str, Any] = settings, method: Method = method) -> dict[str, Any]:
-            asked_of = around_answers(texts, CEILING_TOKENS) if name == CEILING else texts
-            asked = ask_all(method, asked_of, progress, f"{name} at {length:,}", examination.summary)
-            common = row(llm, examination.task, examination.metric, name, length, texts, asked, seed)
-            return {**settings, **common, **examination.more(asked)}
 
-        unit = {"method": name, **settings, "length": length, "metric": examination.metric, "texts": texts_hash}
-        yield results.keep(unit, compute)
+def _examine(
+    name: str,
+    settings: dict[str, Any],
+    method: Method,
+    examination: Examination,
+    seed: int,
+    progress: Callable[[str], None],
+    free: float,
+) -> dict[str, Any]:
+    """The row of a method that is called `name`, or the one that says why it is not asked."""
+    llm, task, metric, length = method.llm, examination.task, examination.metric, examination.length
+    texts = around_answers(examination.texts, CEILING_TOKENS) if name == CEILING else examination.texts
+    if reason := refusal(method, most_tokens(texts), 0, free):
+        return {**settings, **refused(llm, task, metric, name, length, reason, seed)}
+    asked = ask_all(method, texts, progress, f"{name} at {length:,}", examination.summary)
+    common = row(llm, task, metric, name, length, examination.texts, asked, seed)
+    return {**settings, **common, **examination.more(asked)}
+
+
+def most_tokens(texts: Sequence[Text]) -> int:
+    """Tokens of a text, a question on it and its longest answer, where they are most."""
+    return max(len(text.ids) + len(q.prompt.alone()) + q.max_new_tokens for text in texts for q in text.questions)
 
 
 def ask_all(

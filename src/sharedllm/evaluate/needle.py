@@ -7,6 +7,7 @@ one reading of a haystack serves many questions. All methods get the same haysta
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,7 @@ def run(
     progress: Callable[[str], None],
     ceiling: bool = False,
     results: Results | None = None,
+    free: float = math.inf,
 ) -> Iterator[dict[str, Any]]:
     """Ask every question of all haystacks (of one length) by all methods; yields a row a method.
 
@@ -160,6 +162,7 @@ def run(
     Args:
         ceiling: also ask the plain model shown only the tokens around the needle; a row of method `passage`.
         results: what is known already is taken from there.
+        free: memory that can be taken, in bytes; a method that needs more gives a row without a value.
     Raises:
         UsageError: a method's window cannot hold question and answer.
     """
@@ -176,7 +179,7 @@ def run(
 
     texts = [as_text(haystack, llm.tokenizer, max_new_tokens) for haystack in haystacks]
     examination = Examination("needle", "found", len(haystacks[0].ids), texts, more, summary=how_many_found)
-    return ask_methods(llm, methods, examination, seed, progress, results or Results(), ceiling)
+    return ask_methods(llm, methods, examination, seed, progress, results or Results(), ceiling, free)
 
 
 def by_depth(depths: Sequence[float], found: Sequence[int], parts: int) -> list[float | None]:

@@ -7,6 +7,7 @@ tokens); what lies before is the past, given to the method as a whole.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from sharedllm.errors import UsageError
 from sharedllm.evaluate.results import Results
-from sharedllm.evaluate.row import measured
+from sharedllm.evaluate.row import measured, refusal, refused
 from sharedllm.methods import Method
 
 GAIN = "nll_gain_over_truncate"
@@ -64,6 +65,7 @@ def run(
     seed: int,
     progress: Callable[[str], None],
     results: Results | None = None,
+    free: float = math.inf,
 ) -> Iterator[dict[str, Any]]:
     """Score all passages by all methods, each passage with its last `lengths` tokens.
 
@@ -71,7 +73,8 @@ def run(
     method and length, then paired differences. A row's `value` is the mean over passages of the mean nats of a
     passage; `low` and `high` bound it (95 % bootstrap over passages); `values` gives each passage, `sources`
     its text, `starts` where its longest form starts there. `seconds` of the longest length hold what is
-    read once for all of them.
+    read once for all of them. A method that would not fit into `free` bytes of memory, or whose figures would
+    say nothing, gives rows without a value and with a `reason`.
 
     The first target always has a token before it in the window, so a window of `targets` tokens is widened by
     one. Passages must be as long as the longest length.
@@ -83,9 +86,10 @@ def run(
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for method in methods:
         units = {n: _unit(method, n, targets, read) for n in lengths}
-        rows: dict[int, dict[str, Any]] = {}
-        if any(results.find(unit) is None for unit in units.values()):
-            rows = _score(method, passages, lengths, targets, seed, progress)
+        rows = _refused(method, lengths, targets, seed, free)
+        fitting = [n for n in lengths if n not in rows]
+        if any(results.find(units[n]) is None for n in fitting):
+            rows |= _score(method, passages, fitting, targets, seed, progress)
         for n in lengths:
             found[method.name, n] = results.keep(units[n], partial(rows.__getitem__, n))
             yield found[method.name, n]
@@ -93,8 +97,20 @@ def run(
         for method in (m for m in methods if m.name != "truncate"):
             for n in lengths:
                 both = found["truncate", n], found[method.name, n]
+                if any("reason" in row for row in both):
+                    continue
                 gain = partial(_gain, method, n, passages, targets, *both, seed)
                 yield results.keep({"metric": GAIN, "of": [row["run"] for row in both]}, gain)
+
+
+def _refused(method: Method, lengths: Sequence[int], targets: int, seed: int, free: float) -> dict[int, dict[str, Any]]:
+    """By length the rows of a method that say why it is not measured there."""
+    reasons = {n: refusal(method, n, targets, free) for n in lengths}
+    return {
+        n: {**method.settings(), **refused(method.llm, "perplexity", "nll", method.name, n, reason, seed)}
+        for n, reason in reasons.items()
+        if reason
+    }
 
 
 def _score(
@@ -161,6 +177,7 @@ def _row(
         "targets": targets,
         **method.settings(),
         "window": window,
+        "beyond_window": method.positions(length) > method.llm.window,
         "sources": [p.source for p in passages],
         "starts": [p.start for p in passages],
         "values": [round(v, 6) for v in values],

@@ -6,6 +6,7 @@ texts given are not. The ceiling is the same model shown only the passage that h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -67,6 +68,7 @@ def run(
     progress: Callable[[str], None],
     ceiling: bool = False,
     results: Results | None = None,
+    free: float = math.inf,
 ) -> Iterator[dict[str, Any]]:
     """Ask all questions (of texts of one length) by all methods; yields a row a method.
 
@@ -76,6 +78,7 @@ def run(
     Args:
         ceiling: also ask the plain model shown only the tokens around the answer; a row of method `passage`.
         results: what is known already is taken from there.
+        free: memory that can be taken, in bytes; a method that needs more gives a row without a value.
     """
     questions = [question for text in texts for question in text.questions]
 
@@ -86,4 +89,4 @@ def run(
         }
 
     examination = Examination("questions", "f1", len(texts[0].ids), texts, more)
-    return ask_methods(llm, methods, examination, seed, progress, results or Results(), ceiling)
+    return ask_methods(llm, methods, examination, seed, progress, results or Results(), ceiling, free)

@@ -82,6 +82,8 @@ class Results:
     def keep(self, unit: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The row of a unit of work, computed and appended unless it is known.
 
+        A row with a `reason` why there is no value is appended but never known: with more memory there may be one.
+
         Args:
             unit: what the row depends on besides what all rows do, as JSON can say it.
         Raises:
@@ -92,8 +94,10 @@ class Results:
             what = f"{found.get('method')} at {found.get('length')}, {found.get('metric')}"
             self.say(f"{what}: found in {self.file}, not computed again (--fresh does)")
             return found
-        row = {**compute(), "run": self._run(unit)}
-        self._known[row["run"]] = row
+        row = compute()
+        if "reason" not in row:
+            row = {**row, "run": self._run(unit)}
+            self._known[row["run"]] = row
         if self.file:
             append_row(self.file, row)
         return row

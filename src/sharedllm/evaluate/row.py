@@ -9,7 +9,10 @@ import torch
 
 from sharedllm.evaluate.statistics import bootstrap
 from sharedllm.hardware import peak_memory_bytes
+from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
+
+MARGIN = 1.25  # allocators and libraries take more than the tensors that are counted
 
 
 def machine(llm: SharedLLM) -> dict[str, Any]:
@@ -34,4 +37,32 @@ def measured(llm: SharedLLM, values: Sequence[float], seed: int) -> dict[str, An
         **machine(llm),
         "seed": seed,
         "threads": torch.get_num_threads(),
+    }
+
+
+def refusal(method: Method, tokens: int, scored: int, free: float) -> str | None:
+    """Why a method is not measured over `tokens` tokens, or None: it is.
+
+    Args:
+        scored: tokens whose likelihood is computed; 0: answers are generated.
+        free: memory that can be taken, in bytes.
+    """
+    needed = MARGIN * method.peak_bytes(tokens, scored)
+    if needed > free:
+        return f"it would take about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free"
+    return method.quality_reason()
+
+
+def refused(llm: SharedLLM, task: str, metric: str, method: str, length: int, reason: str, seed: int) -> dict[str, Any]:
+    """The row of a method that is not measured: `value` is null and `reason` says why."""
+    return {
+        "task": task,
+        "method": method,
+        "length": length,
+        "metric": metric,
+        **dict.fromkeys(("value", "low", "high", "seconds")),
+        "samples": 0,
+        "reason": reason,
+        **machine(llm),
+        "seed": seed,
     }

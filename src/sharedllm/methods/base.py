@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sharedllm.errors import UsageError
+from sharedllm.methods.estimate import cache_bytes, forward_bytes
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
 
@@ -71,6 +72,15 @@ class Method(ABC):
     def positions(self, tokens: int) -> int:
         """Positions of the model's own attention that `tokens` tokens take, the window's among them."""
         return min(tokens, self.window)
+
+    def peak_bytes(self, tokens: int, scored: int = 0) -> int:
+        """Memory that a run over `tokens` tokens takes at its peak, counted from shapes, without the model's weights.
+
+        Args:
+            scored: tokens whose likelihood is computed; 0: an answer is generated.
+        """
+        seen = self.positions(tokens)
+        return forward_bytes(self.llm, seen, scored) + (0 if scored else cache_bytes(self.llm, seen))
 
     def quality_reason(self) -> str | None:
         """Why scores and answers of this method would say nothing, or None: they do."""

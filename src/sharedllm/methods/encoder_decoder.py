@@ -32,6 +32,7 @@ from sharedllm.config import check_keys
 from sharedllm.errors import UsageError
 from sharedllm.hardware import chunk_batch
 from sharedllm.methods.base import Method, new_tokens, plain_nll
+from sharedllm.methods.estimate import cache_bytes
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
 
@@ -113,7 +114,7 @@ class CrossAttentions(nn.Module):
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(CrossAttention(parts, j) for j in range(len(parts.layers)))
+        self.layers: Any = nn.ModuleList(CrossAttention(parts, j) for j in range(len(parts.layers)))
 
     def project(self, states_BSE: Tensor, mask: Tensor | None = None) -> Projected:
         pairs = [layer.project(states_BSE) for layer in self.layers]
@@ -211,6 +212,12 @@ class EncoderDecoder(Method):
     def ask(self, past: Projected | None, prompt: Prompt, max_new_tokens: int) -> Tensor:
         with self.cross.reading(self.llm.parts, past):
             return super().ask(past, prompt, max_new_tokens)
+
+    def peak_bytes(self, tokens: int, scored: int = 0) -> int:
+        """The last hidden states and every layer's keys and values of all tokens, besides what the window takes."""
+        llm = self.llm
+        states = tokens * llm.parts.hidden_size * llm.dtype.itemsize
+        return cache_bytes(llm, tokens) + max(2 * states, super().peak_bytes(tokens, scored))
 
     def quality_reason(self) -> str | None:
         if self.trained:

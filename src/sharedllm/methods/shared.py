@@ -15,6 +15,7 @@ from sharedllm.context import Context
 from sharedllm.methods.base import Method, greedy, new_tokens, target_nll
 from sharedllm.prompts import Prompt
 from sharedllm.relevance import ASKING_TOKENS
+from sharedllm.tree import candidate_tokens
 
 
 class Shared(Method):
@@ -67,6 +68,18 @@ class Shared(Method):
     def ask(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> Tensor:
         ids = self.shown(past, prompt, max_new_tokens)
         return greedy(self.llm, ids, prompt, max_new_tokens, context=past, question_mask=prompt.question_mask())
+
+    def peak_bytes(self, tokens: int, scored: int = 0) -> int:
+        """The stored tokens of all chunks, one chunk being read, and the slots taken in."""
+        config, parts, size = self.llm.config, self.llm.parts, self.llm.dtype.itemsize
+        chunks = -(-max(0, tokens - (self.window if scored else 0)) // config.chunk_length)
+        C, numbers = config.chunk_length, 2 * config.injected_layers * parts.kv_heads * parts.head_dim
+        stored = C if config.fine_chunks else len(candidate_tokens(C, config.tree_depth, config.slots_per_leaf))
+        bits = 8 * size if config.stored_bits == 16 else config.stored_bits + 1  # and the steps they are packed in
+        read = min(chunks, config.read_chunks or chunks)
+        slots = read * config.slots_per_chunk + min(read, config.fine_chunks) * C
+        kept = chunks * stored * numbers * bits // 8 + slots * numbers * size
+        return super().peak_bytes(tokens, scored) + kept + C * numbers * size
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), **self.llm.config.to_dict()}

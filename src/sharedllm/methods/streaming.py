@@ -27,6 +27,7 @@ from transformers import DynamicCache
 from sharedllm.architectures import Parts, rotate
 from sharedllm.errors import UsageError
 from sharedllm.methods.base import Method, room_in
+from sharedllm.methods.estimate import cache_bytes, forward_bytes
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
 
@@ -189,6 +190,13 @@ class Streaming(Method):
 
     def positions(self, tokens: int) -> int:
         return min(tokens, self.sinks + self.window)
+
+    def peak_bytes(self, tokens: int, scored: int = 0) -> int:
+        """Both what was read and what goes on from it are kept; keys of every sink are repeated for a block."""
+        kept = self.positions(tokens)
+        keys = kept + BLOCK * (1 + self.sinks)
+        masks = 2 * BLOCK * keys * self.llm.dtype.itemsize
+        return 2 * cache_bytes(self.llm, kept) + masks + forward_bytes(self.llm, BLOCK, min(scored, BLOCK), keys)
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "sinks": self.sinks}

@@ -66,7 +66,8 @@ def plan(rows: Sequence[Row]) -> Plan:
         UsageError: nothing can be drawn, or a row lacks a value that its task has.
     """
     by_task: dict[str, list[Row]] = {}
-    for row in rows:
+    drawn = [row for row in rows if "reason" not in row.values]
+    for row in drawn:
         by_task.setdefault(row.task, []).append(row)
     strips, replaced = [], 0
     for setting in perplexity.settings(by_task.pop("perplexity", [])):
@@ -89,6 +90,8 @@ def plan(rows: Sequence[Row]) -> Plan:
             else f"no row can be drawn; {DRAWABLE}."
         )
     notes = [f"rows of {', '.join(unknown)} are not drawn; {DRAWABLE}."] if unknown else []
+    if unmeasured := len(rows) - len(drawn):
+        notes.append(f"rows that say why there is no value are not drawn: {unmeasured}.")
     if replaced:
         notes.append(f"rows left out because later rows measured the same again: {replaced}.")
     return Plan(strips, notes)

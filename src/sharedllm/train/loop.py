@@ -24,6 +24,7 @@ from sharedllm.adapter import load_weights
 from sharedllm.context import Context
 from sharedllm.data.folder import TokenFolder
 from sharedllm.errors import UsageError, WorkError
+from sharedllm.hardware import return_freed_memory
 from sharedllm.model import SharedLLM
 from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sharedllm.train.recipe import Recipe, recipe_from_dict
@@ -148,6 +149,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return_freed_memory()
         self.step += 1
         self.tokens += targets
         seconds = time.perf_counter() - started

@@ -54,6 +54,7 @@ def evaluate(
     documents = read_sources(text) if text else []
     llm = common.load(model, adapter, device, dtype, seed)
     from sharedllm.evaluate.results import Results
+    from sharedllm.hardware import free_memory_bytes
     from sharedllm.methods import create
 
     request = Request(
@@ -71,6 +72,7 @@ def evaluate(
         ceiling=ceiling,
         seed=seed,
         results=Results(output, _about(task, llm, seed), fresh, common.say),
+        free=free_memory_bytes(llm.device),
     )
     row: dict[str, Any] = {}
     for row in TASKS[task].rows(request):

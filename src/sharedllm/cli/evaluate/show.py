@@ -8,9 +8,13 @@ DEPTH_RANGES = 5  # columns of the table of depths
 
 
 def print_row(row: dict[str, Any]) -> None:
-    bounds = f" [{row['low']:.4f}, {row['high']:.4f}]" if "low" in row else ""
     metric = f"{row['dataset']}, {row['metric']}" if "dataset" in row else row["metric"]
-    print(f"{row['method']:<10} {row['length']:>8,} {metric:<24} {row['value']:.4f}{bounds}", flush=True)
+    what = f"{row['method']:<16} {row['length']:>8,} {metric:<24}"
+    if "reason" in row:
+        print(f"{what} not measured: {row['reason']}", flush=True)
+        return
+    bounds = f" [{row['low']:.4f}, {row['high']:.4f}]" if "low" in row else ""
+    print(f"{what} {row['value']:.4f}{bounds}", flush=True)
     if row["task"] == "needle":
         from sharedllm.evaluate.needle import by_depth
 

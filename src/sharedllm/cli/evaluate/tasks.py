@@ -45,6 +45,8 @@ class Request:
     ceiling: bool
     seed: int
     results: Results
+    free: float
+    """Memory that a method can take, in bytes."""
 
     @cached_property
     def texts(self) -> list[tuple[str, Tensor]]:
@@ -68,7 +70,7 @@ def _perplexity(asked: Request) -> Rows:
 
     cut_passages(asked.texts, min(asked.lengths), asked.samples)  # too short a length is refused
     passages = cut_passages(asked.texts, max(asked.lengths), asked.samples)
-    return run(asked.methods, passages, asked.lengths, asked.targets, asked.seed, common.say, asked.results)
+    return run(asked.methods, passages, asked.lengths, asked.targets, asked.seed, common.say, asked.results, asked.free)
 
 
 def _needle(asked: Request) -> Rows:
@@ -84,7 +86,7 @@ def _needle(asked: Request) -> Rows:
     return chain.from_iterable(
         run(
             asked.llm, asked.methods, haystacks, asked.max_new_tokens or NEW_TOKENS, asked.seed, common.say,
-            asked.ceiling, asked.results,
+            asked.ceiling, asked.results, asked.free,
         )
         for haystacks in per_length
     )  # fmt: skip
@@ -99,7 +101,7 @@ def _questions(asked: Request) -> Rows:
         for n in asked.lengths
     ]
     return chain.from_iterable(
-        run(asked.llm, asked.methods, texts, asked.seed, common.say, asked.ceiling, asked.results)
+        run(asked.llm, asked.methods, texts, asked.seed, common.say, asked.ceiling, asked.results, asked.free)
         for texts in per_length
     )
 
@@ -111,7 +113,7 @@ def _ruler(asked: Request) -> Rows:
     corpus = Corpus([document.text for document in asked.documents], asked.data)
     return run(
         asked.llm, asked.methods, asked.subtasks, asked.lengths, asked.samples, corpus, asked.seed, common.say,
-        asked.ceiling, asked.results,
+        asked.ceiling, asked.results, asked.free,
     )  # fmt: skip
 
 

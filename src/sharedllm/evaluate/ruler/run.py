@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from sharedllm.errors import UsageError
 from sharedllm.evaluate.asking import CEILING, Asked, Examination, Question, Text, ask_methods
 from sharedllm.evaluate.results import Results
-from sharedllm.evaluate.row import measured
+from sharedllm.evaluate.row import measured, refused
 from sharedllm.evaluate.ruler.corpus import Corpus
 from sharedllm.evaluate.ruler.files import find_file, read_samples
 from sharedllm.evaluate.ruler.making import check_length, make_samples
@@ -37,6 +38,7 @@ def run(
     progress: Callable[[str], None],
     ceiling: bool = False,
     results: Results | None = None,
+    free: float = math.inf,
 ) -> Iterator[dict[str, Any]]:
     """Ask the samples of all tasks and lengths by all methods; yields rows.
 
@@ -49,6 +51,7 @@ def run(
     Args:
         corpus: what samples are made of; samples of RULER's own files in its folder come first, see `files`.
         ceiling: also ask the plain model shown only the tokens around the answer, in tasks with one needle.
+        free: memory that can be taken, in bytes; a method that needs more gives rows without a value.
     Raises:
         UsageError: nothing is left to ask, or a length is too short for a task.
     """
@@ -60,7 +63,7 @@ def run(
         for name, file in made_of.items():
             examination = _examination(llm, name, length, samples, seed, corpus, file, progress)
             placed = TASKS[name].maker.wording is ONE_NEEDLE
-            for row in ask_methods(llm, methods, examination, seed, progress, results, ceiling and placed):
+            for row in ask_methods(llm, methods, examination, seed, progress, results, ceiling and placed, free):
                 yield row
                 if row["method"] != CEILING:
                     rows[row["method"]].append(row)
@@ -68,7 +71,7 @@ def run(
             means[method.name][length] = _keep_mean(llm, method, length, rows[method.name], seed, results)
             yield means[method.name][length]
     for method in methods:
-        yield _keep_effective_length(method, means[method.name], results)
+        yield _keep_effective_length(llm, method, means[method.name], seed, results)
 
 
 def as_text(llm: SharedLLM, name: str, sample: Sample) -> Text:
@@ -166,9 +169,16 @@ def _examination(
 def _keep_mean(
     llm: SharedLLM, method: Method, length: int, rows: Sequence[dict[str, Any]], seed: int, results: Results
 ) -> dict[str, Any]:
-    """A row with the mean over tasks, each counting alike; `subtasks` names them."""
+    """A row with the mean over tasks, each counting alike; `subtasks` names them.
+
+    A mean without some of the tasks compares with no other, so there is none where a task has no value.
+    """
+    lacking = next((row for row in rows if "reason" in row), None)
 
     def compute() -> dict[str, Any]:
+        if lacking:
+            reason = f"{lacking['metric']}: {lacking['reason']}"
+            return {**method.settings(), **refused(llm, "ruler", "ruler_mean", method.name, length, reason, seed)}
         total = sum(row["samples"] for row in rows)
         alike = [score * total / (len(rows) * row["samples"]) for row in rows for score in row["scores"]]
         return {
@@ -184,24 +194,33 @@ def _keep_mean(
             "subtasks": {row["subtask"]: row["value"] for row in rows},
         }
 
-    return results.keep({"metric": "ruler_mean", "of": [row["run"] for row in rows]}, compute)
+    return results.keep({"metric": "ruler_mean", "of": [row.get("run") for row in rows]}, compute)
 
 
-def _keep_effective_length(method: Method, means: Mapping[int, dict[str, Any]], results: Results) -> dict[str, Any]:
-    """A row with the effective length of a method; `means` gives the mean over tasks by length."""
-    by_length = {length: row["value"] for length, row in means.items()}
-    last = means[max(means)]
+def _keep_effective_length(
+    llm: SharedLLM, method: Method, means: Mapping[int, dict[str, Any]], seed: int, results: Results
+) -> dict[str, Any]:
+    """A row with the effective length of a method; `means` has the row with the mean over tasks by length.
+
+    Lengths whose mean has no value cannot count as effective; they are null in the row's `means`.
+    """
+    measured_at = {length: row for length, row in means.items() if "reason" not in row}
 
     def compute() -> dict[str, Any]:
+        if not measured_at:
+            length = max(means)
+            metric, reason = "ruler_effective_length", means[length]["reason"]
+            return {**method.settings(), **refused(llm, "ruler", metric, method.name, length, reason, seed)}
+        last = measured_at[max(measured_at)]
         return {
             **{key: value for key, value in last.items() if key not in ("low", "high", "subtasks", "run")},
             "metric": "ruler_effective_length",
-            "value": effective_length(by_length),
-            "samples": sum(row["samples"] for row in means.values()),
-            "seconds": round(sum(row["seconds"] for row in means.values()), 3),
+            "value": effective_length({length: row["value"] for length, row in measured_at.items()}),
+            "samples": sum(row["samples"] for row in measured_at.values()),
+            "seconds": round(sum(row["seconds"] for row in measured_at.values()), 3),
             "threshold": THRESHOLD,
-            "means": by_length,
+            "means": {length: row["value"] for length, row in means.items()},
             "subtasks": list(last["subtasks"]),
         }
 
-    return results.keep({"metric": "ruler_effective_length", "of": [row["run"] for row in means.values()]}, compute)
+    return results.keep({"metric": "ruler_effective_length", "of": [row.get("run") for row in means.values()]}, compute)

@@ -1,0 +1,33 @@
+"""What a run will take of memory, counted from shapes; the model's weights are left out.
+
+The counts follow a decoder of the Llama kind under fused attention, which never holds a matrix of tokens by keys.
+"""
+
+from __future__ import annotations
+
+from sharedllm.model import SharedLLM
+
+
+def cache_bytes(llm: SharedLLM, tokens: int) -> int:
+    """Keys and values of `tokens` tokens in all layers."""
+    parts = llm.parts
+    return 2 * tokens * len(parts.layers) * parts.kv_heads * parts.head_dim * llm.dtype.itemsize
+
+
+def forward_bytes(llm: SharedLLM, tokens: int, scored: int = 0, keys: int | None = None) -> int:
+    """Most that is held at once in a forward pass over `tokens` tokens, its cache left out.
+
+    Args:
+        scored: tokens whose likelihood is computed.
+        keys: tokens attended to where they are more than `tokens`.
+    """
+    parts, size = llm.parts, llm.dtype.itemsize
+    E, H, K = parts.hidden_size, parts.heads * parts.head_dim, parts.kv_heads * parts.head_dim
+    keys = max(keys or 0, tokens)
+    residual = 2 * tokens * E * size  # the sum and what a norm made of it
+    norm = residual + 3 * tokens * E * 4  # in fp32
+    turned = tokens * (5 * H + 5 * K + 2 * parts.head_dim)  # queries, keys and values, and what rotates them
+    attention = residual + (turned + keys * (2 * H + 4 * K)) * size  # grouped keys are repeated
+    mlp = residual + 3 * tokens * llm.model.config.intermediate_size * size
+    logits = residual + scored * parts.vocab_size * (size + 4 + (4 if size < 4 else 0))  # and fp32, and softmax
+    return max(norm, attention, mlp, logits)
