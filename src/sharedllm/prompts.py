@@ -101,7 +101,7 @@ class Prompt:
         return [*before, *text_ids.tolist(), *after]
 
     def around_text(self) -> tuple[list[int], list[int]]:
-        """Token ids before and after the text where a window holds both."""
+        """Token ids that stand before and after the text in `with_text`; those before are the same for any question."""
         content = f"{self.before}{PLACE}{self.between}{self.question}{self.ending}"
         before, after = self._render(content).split(PLACE, 1)
         return self._ids(before), self._ids(after)

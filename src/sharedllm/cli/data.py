@@ -60,6 +60,35 @@ def texts(
         print(file)
 
 
+@app.command("study")
+def study(
+    data: Annotated[Path, typer.Argument(metavar="DATA_FOLDER", help="A folder written by `sharedllm data build`.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the study.")] = Path("data/study"),
+    passages: Annotated[int, typer.Option(help="Passages of 1,024 tokens to ask about.")] = 400,
+    per_passage: Annotated[int, typer.Option(help="Questions asked about each.")] = 2,
+    model: common.ModelOption = None,
+    device: common.DeviceOption = None,
+    dtype: common.DtypeOption = None,
+    seed: common.SeedOption = 0,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Let the model write questions and answers about passages of the training text; started again, it goes on."""
+    from sharedllm.data.folder import TokenFolder
+    from sharedllm.data.study_author import Author
+    from sharedllm.data.study_build import Plan, write_study
+
+    plan = Plan(passages, per_passage, seed)
+    llm = common.load(model, "none", device, dtype, seed)
+    author = Author(llm.detach(), llm.tokenizer)
+    folder = TokenFolder.open(data, llm.tokenizer)
+    about = write_study(output, folder, author, llm.fingerprint, plan, lambda line: typer.echo(line, err=True))
+    counts = about["counts"]
+    if as_json:
+        common.print_json({"study": str(output), "passages": counts["passages"], "pairs": counts["pairs"]})
+    else:
+        print(f"{counts['pairs']:,} questions with answers about {counts['passages']:,} passages, in {output}")
+
+
 def _recipe_file(recipe: str) -> Path:
     """A recipe file by its path, or a shipped one by its name."""
     from sharedllm.errors import UsageError

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,14 @@ class TokenFolder:
     def tokens(self, document: Document) -> np.ndarray:
         """The document's tokens as a read-only view of its shard, shape (document.tokens,); nothing is copied."""
         return self._shards[document.shard][document.start : document.start + document.tokens]
+
+    def shares(self, documents: Sequence[Document]) -> np.ndarray:
+        """How often each document is drawn, shape (documents,), summing to 1: sources by weight, theirs by length."""
+        total: dict[str, int] = {}
+        for d in documents:
+            total[d.source] = total.get(d.source, 0) + d.tokens
+        weights = np.array([self.sources[d.source]["weight"] * d.tokens / total[d.source] for d in documents])
+        return weights / weights.sum()
 
 
 def _manifest(path: Path) -> dict[str, Any]:

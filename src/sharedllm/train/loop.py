@@ -17,19 +17,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharedllm.adapter import load_weights
 from sharedllm.context import Context
 from sharedllm.data.folder import TokenFolder
+from sharedllm.data.study import Study
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.hardware import return_freed_memory
 from sharedllm.model import SharedLLM
 from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from sharedllm.train.loss import divergence, next_token_loss
 from sharedllm.train.recipe import Recipe, recipe_from_dict
 from sharedllm.train.recompute import recomputed
-from sharedllm.train.samples import ASKED, Sample, Sampler
+from sharedllm.train.samples import ASKED, STUDY, Sample, Sampler
 
 FAST = ("gate", "null_logit", "null_growth")  # learn at the gates' rate
 Report = Callable[[dict[str, Any]], None]
@@ -62,7 +63,10 @@ class Trainer:
             recipe.model, adapter="none", config=recipe.config, device=recipe.device, dtype=recipe.dtype
         )
         folder = TokenFolder.open(recipe.data, self.llm.tokenizer)
-        self.sampler = Sampler(folder, recipe, "train", self.llm.tokenizer)
+        study = (
+            Study.open(recipe.study_data, folder, self.llm.fingerprint) if recipe.study and recipe.study_data else None
+        )
+        self.sampler = Sampler(folder, recipe, "train", self.llm.tokenizer, study)
         self.held_out = Sampler(folder, recipe, "heldout", self.llm.tokenizer) if recipe.validate_samples else None
         self.frozen = [p for p in self.llm.model.parameters() if p.requires_grad]
         for parameter in self.frozen:
@@ -178,7 +182,10 @@ class Trainer:
         return loss.item()
 
     def loss(self, sample: Sample, generator: torch.Generator | None = None) -> Tensor:
-        """Mean loss over the targets of all windows of a sample, in nats: next token, and `recipe.distill`.
+        """Mean loss over the targets of all windows of a sample, in nats.
+
+        Continuations: next token, and `recipe.distill`. Questions with a right answer: next token. The model's own
+        questions: the divergence from their teacher alone.
 
         Args:
             generator: of the split noise; None for no noise.
@@ -199,11 +206,13 @@ class Trainer:
 
     def _loss(self, sample: Sample, batch: Batch) -> Tensor:
         logits = self._logits(batch)
-        nll = next_token_loss(logits, batch.labels)
-        if not self.recipe.distill or sample.kind in ASKED:
-            return nll
-        divergence = self._divergence(sample, batch, logits)
-        return (1 - self.recipe.distill) * nll + self.recipe.distill * divergence
+        distill = 1.0 if sample.kind == STUDY else 0.0 if sample.kind in ASKED else self.recipe.distill
+        if not distill:
+            return next_token_loss(logits, batch.labels)
+        taught = divergence(self.llm, sample, logits, batch.ids.shape[1])
+        if distill == 1:
+            return taught
+        return (1 - distill) * next_token_loss(logits, batch.labels) + distill * taught
 
     def _logits(self, batch: Batch) -> Tensor:
         """Logits [B, t, V] of the last t tokens: all that predict a target in some row."""
@@ -211,22 +220,6 @@ class Trainer:
         kept = batch.ids.shape[1] - max(first - 1, 0)
         logits: Tensor = self.llm.model(input_ids=batch.ids, use_cache=False, logits_to_keep=kept).logits
         return logits
-
-    def _divergence(self, sample: Sample, batch: Batch, logits: Tensor) -> Tensor:
-        """Mean KL(teacher || student) over the targets; the teacher reads each window's context token by token."""
-        total, count = logits.new_zeros((), dtype=torch.float32), 0
-        before = batch.ids.shape[1] - logits.shape[1]  # tokens of a window without logits, which predict no target
-        for row, w in enumerate(sample.windows):
-            past = sample.context[: w.chunks * self.recipe.config.chunk_length]
-            ids = torch.as_tensor(np.concatenate([past, w.ids]), device=self.llm.device)[None]
-            with torch.no_grad(), self.llm.injection.reading(None):
-                taught = self.llm.model(input_ids=ids, use_cache=False, logits_to_keep=len(w.ids)).logits[0, :-1]
-            wanted = batch.labels[row, before + 1 : len(w.ids)] >= 0
-            student = logits[row, : len(w.ids) - 1 - before][wanted].float().log_softmax(-1)
-            teacher = taught[before:][wanted].float().log_softmax(-1)
-            total = total + F.kl_div(student, teacher, reduction="sum", log_target=True)
-            count += int(wanted.sum())
-        return total / count
 
     def _encoded(self, ids: np.ndarray) -> Context:
         """A sample's context; the last ones are kept, for steps that read them again (`recipe.reuse`)."""
@@ -305,16 +298,6 @@ class Trainer:
         """Give the model its gradient flags back."""
         for parameter in self.frozen:
             parameter.requires_grad_(True)
-
-
-def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean nats of the labels [B, T] (-100: not counted), each predicted by the logits before it.
-
-    Args:
-        logits: [B, t, V], of the last t tokens; labels before them are not counted.
-    """
-    labels = labels[:, labels.shape[1] - logits.shape[1] + 1 :]
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten())
 
 
 def _step_of(line: str) -> int:

@@ -75,6 +75,11 @@ class Recipe:
     recompute_from: int = 0
     """Batches of at least so many tokens have every layer computed again in the backward pass instead of keeping what it
     needs there: less memory, a third more time. 0: never."""
+    study: float = 0.0
+    """Share of samples with questions that the model wrote itself about a passage and answered shown that passage; the
+    loss is then the KL divergence alone, from the plain model shown the passage to the one that reads the compressed text."""
+    study_data: str | None = None
+    """Folder written by `sharedllm data study` with this model, of `data`. At most `question_windows` pairs a sample."""
     checkpoint_every: int = 50
     validate_every: int = 50
     validate_samples: int = 8
@@ -91,8 +96,15 @@ class Recipe:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0.")
         if not 0 <= self.distill <= 1:
             raise UsageError(f"distill is {self.distill}; it must lie between 0 and 1.")
-        if not 0 <= min(self.needles, self.questions) <= self.needles + self.questions <= 1:
-            raise UsageError("needles and questions are shares of the samples; together they must lie between 0 and 1.")
+        shares = (self.needles, self.questions, self.study)
+        if not 0 <= min(shares) <= sum(shares) <= 1:
+            raise UsageError(
+                "needles, questions and study are shares of the samples; together they must lie between 0 and 1."
+            )
+        if self.study and self.study_data is None:
+            raise UsageError(
+                f"study is {self.study}, but study_data names no folder; give one written by `sharedllm data study`."
+            )
         if (
             not 1
             <= min(self.needle_windows, self.question_windows)

@@ -11,15 +11,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from sharedllm.data.folder import Document, TokenFolder
 from sharedllm.data.questions import find_questions
 from sharedllm.data.retrieval import draw_facts
+from sharedllm.data.study import Passage, Study
 from sharedllm.errors import UsageError
 from sharedllm.prompts import Prompt
 from sharedllm.train.recipe import Recipe
 
-ASKED = ("needles", "questions")  # kinds of samples that are questions; the others go on with a text
+ASKED = ("needles", "questions")  # kinds of samples whose questions have a right answer
+STUDY = "study"  # the kind whose questions have a teacher's
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Window:
     targets: int
     question: np.ndarray | None = None
     """[T], True at the tokens that ask; None where nothing does."""
+    shown: np.ndarray | None = None
+    """What a teacher reads, token by token; ends in the same targets. None: all of the window's chunks and the window."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,20 @@ class Sampler:
     Sources are drawn by their weight, a source's documents by their length, places evenly.
 
     Args:
-        tokenizer: needed where the recipe asks for needles or questions.
+        tokenizer: needed where the recipe asks for needles, questions or study.
+        study: questions of the model's own; without one no sample is of that kind.
     Raises:
-        UsageError: no document of the split is long enough.
+        UsageError: no document of the split is long enough, or none of the study's.
     """
 
-    def __init__(self, folder: TokenFolder, recipe: Recipe, split: str = "train", tokenizer: Any = None) -> None:
+    def __init__(
+        self,
+        folder: TokenFolder,
+        recipe: Recipe,
+        split: str = "train",
+        tokenizer: Any = None,
+        study: Study | None = None,
+    ) -> None:
         self.folder, self.recipe, self.tokenizer = folder, recipe, tokenizer
         least = (recipe.context_chunks[0] + 1) * recipe.config.chunk_length
         self.documents: Sequence[Document] = [d for d in folder.documents(split=split) if d.tokens >= least]
@@ -62,11 +75,9 @@ class Sampler:
             raise UsageError(
                 f"the data in {recipe.data} has no {split} document of {least} tokens; lower context_chunks."
             )
-        total: dict[str, int] = {}
-        for d in self.documents:
-            total[d.source] = total.get(d.source, 0) + d.tokens
-        weights = np.array([folder.sources[d.source]["weight"] * d.tokens / total[d.source] for d in self.documents])
-        self.shares = weights / weights.sum()
+        self.shares = folder.shares(self.documents)
+        self.studied = study
+        self.passages = [] if study is None else self._passages(study)
 
     def draw(self, step: int, part: int = 0) -> Sample:
         """The sample of a step (and of a part of it, under accumulation).
@@ -84,13 +95,16 @@ class Sampler:
         """A sample with as many windows as `times` steps have."""
         random = np.random.default_rng([self.recipe.seed, *seed])
         document = self.documents[int(random.choice(len(self.documents), p=self.shares))]
-        kind = random.random() if self.recipe.needles or self.recipe.questions else 1.0
-        if kind < self.recipe.needles:
+        needles, questions, study = self.recipe.needles, self.recipe.questions, self.recipe.study
+        kind = random.random() if needles or questions or study else 1.0
+        if kind < needles:
             return self.retrieval(document, random, times)
-        if kind < self.recipe.needles + self.recipe.questions:
+        if kind < needles + questions:
             sample = self.questions(document, random, times)
             if sample.windows:
                 return sample
+        elif kind < needles + questions + study and self.studied is not None:
+            return self.study(self.studied, random)
         if self.recipe.long_windows and random.random() < self.recipe.long_windows:
             return self.long_continuation(document, random)
         return self.continuation(document, random, times)
@@ -162,6 +176,41 @@ class Sampler:
             for i in sorted(order.tolist())
         ]
         return Sample("questions", context, windows, "query")
+
+    def study(self, study: Study, random: np.random.Generator) -> Sample:
+        """What the model asked itself about passages of this context; each is what a teacher is shown.
+
+        One passage is drawn and a context that holds it at any place; its neighbours there are asked about as well.
+        """
+        C, (low, high) = self.recipe.config.chunk_length, self.recipe.context_chunks
+        drawn = self.passages[int(random.integers(len(self.passages)))]
+        document, P = drawn.document, study.passage_tokens
+        chunks = int(random.integers(low, min(high, document.tokens // C) + 1))
+        first, last = max(0, drawn.start + P - chunks * C), min(drawn.start, document.tokens - chunks * C)
+        start = int(random.integers(first, last + 1))
+        context = np.asarray(self.folder.tokens(document)[start : start + chunks * C], dtype=np.int64)
+        there = range(start, start + chunks * C - P + 1)
+        asked = [(p, pair) for p in self.passages if p.document == document and p.start in there for pair in p.pairs]
+        windows = []
+        for i in sorted(random.permutation(len(asked))[: self.recipe.question_windows].tolist()):
+            passage, pair = asked[i]
+            answer = np.array(pair.answer_ids, dtype=np.int64)
+            window = self._asking(chunks, pair.question, answer)
+            text = torch.from_numpy(context[passage.start - start : passage.start - start + P])
+            shown = np.array(Prompt(self.tokenizer, pair.question).with_text(text), dtype=np.int64)
+            windows.append(replace(window, shown=np.concatenate([shown, answer])))
+        return Sample(STUDY, context, windows, "query")
+
+    def _passages(self, study: Study) -> list[Passage]:
+        """Passages with pairs, of documents that are long enough for the recipe's contexts."""
+        least = self.recipe.context_chunks[0] * self.recipe.config.chunk_length
+        passages = [p for p in study.passages if p.pairs and p.document.tokens >= least >= study.passage_tokens]
+        if not passages:
+            raise UsageError(
+                f"the study in {study.path} has no questions about passages of {study.passage_tokens} tokens in documents "
+                f"of {least} or more; choose other context_chunks, or write another study."
+            )
+        return passages
 
     def _asking(self, chunks: int, question: str, answer: np.ndarray, given: int = 0) -> Window:
         """A question and its answer [A], of which all but the first `given` tokens are predicted."""
