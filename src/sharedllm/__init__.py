@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from sharedllm.config import SharedConfig
     from sharedllm.context import Context
     from sharedllm.errors import SharedLLMError, UsageError, WorkError
+    from sharedllm.library import Library
     from sharedllm.model import SharedLLM
 
 __version__ = "0.1.0"
@@ -15,11 +16,21 @@ _HOMES = {
     "SharedLLM": "model",
     "SharedConfig": "config",
     "Context": "context",
+    "Library": "library",
     "SharedLLMError": "errors",
     "UsageError": "errors",
     "WorkError": "errors",
 }
-__all__ = ["Context", "SharedConfig", "SharedLLM", "SharedLLMError", "UsageError", "WorkError", "__version__"]
+__all__ = [
+    "Context",
+    "Library",
+    "SharedConfig",
+    "SharedLLM",
+    "SharedLLMError",
+    "UsageError",
+    "WorkError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,22 +7,21 @@ each), so that a text which fits the model's window need not be compressed at al
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sharedllm.config import SharedConfig
 from sharedllm.encoder import Encoded
 from sharedllm.errors import UsageError, WorkError
-from sharedllm.files import replaceable, replaced_folder
+from sharedllm.manifest import STORED_UNDER, VERSION_2_SLOTS, Document, Manifest, broken, read_about
 from sharedllm.memory import find
 from sharedllm.packing import GROUP
+from sharedllm.store import Writer, chunk_kind, chunk_name, read_documents, writing
 from sharedllm.tree import slot_tokens
 
 if TYPE_CHECKING:
@@ -30,10 +29,8 @@ if TYPE_CHECKING:
     from sharedllm.model import SharedLLM
     from sharedllm.reader import Reader
 
-FORMAT = "sharedllm-context"
-STORED_UNDER = ("injected_layers", "chunk_length", "tree_depth", "slots_per_leaf", "fine_chunks")
-VERSION = 2
-ABOUT_FILE, SLOTS_FILE = "context.json", "slots.safetensors"
+MERGED_CHUNKS = 32  # chunks a block holds, so that a question walks few blocks
+SEGMENT_BYTES = 64 * 2**20  # of a file in a saved context: what a reader that is stopped reads again
 Progress = Callable[[int, int], None]
 """Called with tokens read so far and tokens in all."""
 
@@ -115,65 +112,111 @@ class Context:
             if first < last:
                 part.blocks.append(block[first:last])
             before += size
-        skipped = start * self.shape["chunk_length"]
+        lengths = torch.cat([block.lengths for block in self.blocks]) if self.blocks else torch.empty(0)
+        skipped = int(lengths[:start].sum())
         part.ids = self.ids[skipped : skipped + part.encoded_tokens]
         return part
 
-    def save(self, folder: str | Path) -> None:
-        """Write `context.json` and `slots.safetensors` into `folder`, whole or not at all.
+    @classmethod
+    def compose(cls, contexts: Sequence[Context]) -> Context:
+        """One context of several, in the order given; nothing is read again, and their storage is shared.
+
+        A text that ends inside a chunk keeps that short chunk. Texts that fit the window together are read there.
 
         Raises:
-            UsageError: `folder` exists and is not a saved context.
-            WorkError: the disk is full or cannot be written; what was there before stays.
+            UsageError: none given, or they were made with different models or settings.
         """
-        folder = Path(folder)
-        check_target(folder)
-        tensors: dict[str, Tensor] = {"ids": self.ids}
-        for i, block in enumerate(self.blocks):
-            for name, tensor in vars(block).items():
-                tensors[f"{i:06d}.{name}"] = tensor.contiguous()
-        about = {
-            "format": FORMAT,
-            "version": VERSION,
-            "model": self.fingerprint,
-            "tokens": self.tokens,
-            "blocks": len(self.blocks),
-            **self.shape,
-        }
-        with replaced_folder(folder) as temporary:
-            save_file(tensors, temporary / "slots.safetensors")
-            (temporary / "context.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        if not contexts:
+            raise UsageError("there is nothing to compose; give at least one context.")
+        reader = next((c.reader for c in contexts if c.reader is not None), None)
+        if reader is not None:
+            contexts = [reader.bind(context) for context in contexts]
+        shapes = [context.shape for context in contexts]
+        shape = {name: min(s[name] for s in shapes) for name in STORED_UNDER}
+        for name in STORED_UNDER:
+            if name not in ("injected_layers", "fine_chunks") and any(s[name] != shape[name] for s in shapes):
+                raise UsageError(f"the contexts were made with different {name}; encode them with one adapter.")
+        if len({context.fingerprint for context in contexts}) > 1:
+            raise UsageError("the contexts were made with different models; encode them with one.")
+        whole = cls(reader, contexts[0].fingerprint, shape)
+        whole.ids = torch.cat([context.ids for context in contexts])
+        unread = [context for context in contexts if context.encoded_tokens < context.tokens]
+        if len(unread) == len(contexts) and (reader is None or whole.tokens <= reader.lower.parts.window):
+            return whole
+        if unread and reader is None:
+            raise UsageError("a context that was not encoded needs a model; load it with Context.load(folder, llm).")
+        for context in unread:
+            assert reader is not None
+            reader.encode(context)
+        devices = {block.lengths.device for context in contexts for block in context.blocks}
+        place = devices.pop() if len(devices) == 1 else torch.device("cpu")
+        layers = shape["injected_layers"]
+        whole.blocks = [block.lowest(layers).to(place) for context in contexts for block in context.blocks]
+        return whole
+
+    def save(self, folder: str | Path) -> None:
+        """Write the context into `folder`, as one document; chunks that are there are not written again.
+
+        Raises:
+            UsageError: `folder` is not a saved context, or holds several documents (see `Library`).
+            WorkError: the disk is full or cannot be written; what was there before stays, whole.
+        """
+        if self.blocks and self.encoded_tokens < self.tokens and self.reader is not None:
+            self.reader.encode(self)
+        with writing(Path(folder)) as store:
+            before = store.manifest
+            names = list(before.documents) if before is not None else []
+            if len(names) > 1:
+                raise UsageError(f"{folder} holds {len(names)} documents; choose another folder, or use Library.add.")
+            segments = {} if before is None else before.segments
+            store.manifest = Manifest(self.fingerprint, self.shape, segments=segments)
+            chunks = [chunk for ids, kept in self._stored_chunks() for chunk in self._put(store, ids, kept)]
+            store.manifest.documents[names[0] if names else "text"] = Document(self.tokens, chunks)
+            store.finish()
+
+    def _stored_chunks(self) -> Iterator[tuple[Tensor, Encoded | None]]:
+        """What makes one segment each: token ids [X, n] of chunks of one length, and what is kept of them."""
+        if not self.blocks and self.tokens:
+            yield self.ids[None], None
+        at = 0
+        for block in self.blocks:
+            X, n, most = len(block.lengths), int(block.lengths[0]), segment_chunks(block)
+            ids = self.ids[at : at + X * n].view(X, n)
+            at += X * n
+            for first in range(0, X, most):
+                yield ids[first : first + most], block[first : first + most]
+
+    def _put(self, store: Writer, ids: Tensor, kept: Encoded | None) -> list[str]:
+        """Write those of some chunks that `store` lacks; returns the names of all."""
+        kind = chunk_kind(kept, self.fingerprint, self.shape)
+        chunks = [chunk_name(kind, row) for row in ids]
+        new = {chunk: i for i, chunk in enumerate(chunks) if chunk not in store.stored}
+        if len(new) == len(chunks):
+            store.put(chunks, ids, kept)
+        elif new:
+            at = list(new.values())
+            store.put(list(new), ids[at], None if kept is None else Encoded.cat([kept[i : i + 1] for i in at]))
+        return chunks
 
     @classmethod
-    def load(cls, folder: str | Path, llm: SharedLLM | None = None) -> Context:
-        """Read a saved context; with `llm`, bound to it and moved to its device.
+    def load(cls, folder: str | Path, llm: SharedLLM | None = None, documents: Sequence[str] | None = None) -> Context:
+        """Open a saved context. Its slots stay on the disk; a question loads those that it takes in.
 
+        Args:
+            llm: the model to bind it to; without one it cannot be asked or appended to.
+            documents: names of those to take, in that order; None: all, in the order they were added.
         Raises:
-            UsageError: not a context, of another version, or made with another model.
+            UsageError: not a context, of another version, or made with another model; no such document.
             WorkError: the files are broken or cut short.
         """
         folder = Path(folder)
-        about = _read_about(folder)
-        try:
-            context = cls(None, str(about["model"]), {name: int(about[name]) for name in STORED_UNDER})
-            tokens, blocks = int(about["tokens"]), int(about["blocks"])
-            with safe_open(folder / "slots.safetensors", framework="pt") as stored:
-                context.ids = stored.get_tensor("ids")
-                for i in range(blocks):
-                    fields = {n: stored.get_tensor(f"{i:06d}.{n}") for n in Encoded.__dataclass_fields__}
-                    context.blocks.append(Encoded(**fields))
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise WorkError(f"the context in {folder} is broken ({error}); encode the text again.") from error
-        if context.tokens != tokens:
-            raise WorkError(
-                f"the context in {folder} holds {context.tokens} tokens, not {tokens}; encode the text again."
-            )
+        parts = _load_version_2(folder) if read_about(folder)["version"] == 2 else _load(folder, documents)
         if llm is not None:
             try:
-                llm.reader.bind(context)
+                parts = [llm.reader.bind(part) for part in parts]
             except WorkError as error:
                 raise WorkError(f"the context in {folder} is broken: {error}") from error
-        return context
+        return parts[0] if len(parts) == 1 else cls.compose(parts)
 
     def check(self, parts: Parts) -> None:
         """Raise `WorkError` when the stored shapes contradict each other, the settings or the model."""
@@ -191,31 +234,34 @@ class Context:
                 raise WorkError("the parts of the context do not fit together; encode the text again.")
 
 
-def check_target(folder: Path) -> None:
-    """Raise `UsageError` when saving to `folder` would overwrite something that is not a context."""
-    replaceable(folder, (ABOUT_FILE, SLOTS_FILE), "a saved context")
-    file = folder / ABOUT_FILE
-    try:
-        ours = not file.exists() or json.loads(file.read_text(encoding="utf-8"))["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise UsageError(f"{folder} holds another program's {ABOUT_FILE}; choose another folder.")
+def segment_chunks(kept: Encoded) -> int:
+    """How many chunks such as these a segment holds, so that few large files result."""
+    chunks = kept.lengths.shape[0]
+    return max(1, min(MERGED_CHUNKS, SEGMENT_BYTES * chunks // max(1, kept.nbytes)))
 
 
-def _read_about(folder: Path) -> dict[str, Any]:
-    file = folder / "context.json"
-    if not file.is_file():
-        raise UsageError(f"{folder} is not a saved context: it has no context.json.")
+def _load(folder: Path, names: Sequence[str] | None) -> list[Context]:
+    manifest, documents = read_documents(folder, names)
+    parts = []
+    for ids, blocks in documents:
+        part = Context(None, manifest.model, manifest.shape)
+        part.ids, part.blocks = ids, blocks
+        parts.append(part)
+    return parts
+
+
+def _load_version_2(folder: Path) -> list[Context]:
+    """A context of format version 2: one text, all of it in one file."""
+    about = read_about(folder)
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WorkError(f"{file} cannot be read ({error}); encode the text again.") from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise UsageError(f"{folder} is not a saved context: its context.json is of another kind.")
-    if about.get("version") != VERSION:
-        raise UsageError(
-            f"the context in {folder} has format version {about.get('version')}, this release reads {VERSION}; "
-            "encode the text again."
-        )
-    return about
+        context = Context(None, str(about["model"]), {name: int(about[name]) for name in STORED_UNDER})
+        with safe_open(folder / VERSION_2_SLOTS, framework="pt") as stored:
+            context.ids = stored.get_tensor("ids")
+            for i in range(int(about["blocks"])):
+                fields = {n: stored.get_tensor(f"{i:06d}.{n}") for n in Encoded.__dataclass_fields__}
+                context.blocks.append(Encoded(**fields))
+        if context.tokens != about["tokens"]:
+            raise ValueError(f"it holds {context.tokens} tokens, not {about['tokens']}")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise broken(folder, error) from error
+    return [context]

@@ -64,6 +64,9 @@ class Encoded:
     def __getitem__(self, chunks: slice) -> Encoded:
         return Encoded(**{n: t[:, chunks] if n in LAYERED else t[chunks] for n, t in vars(self).items()})
 
+    def to(self, device: torch.device) -> Encoded:
+        return Encoded(**{n: t.to(device) for n, t in vars(self).items()})
+
     def lowest(self, layers: int) -> Encoded:
         """The same with the keys and values of the lowest layers alone."""
         return Encoded(**{n: t[:layers] if n in LAYERED else t for n, t in vars(self).items()})
@@ -91,12 +94,10 @@ class Encoded:
             unpack(values, take(self.value_low, stored_S), take(self.value_step, stored_S), D),
         )
 
-    def values_of(self, layer: int) -> Tensor:
-        """Values of all stored tokens in one layer, [X, K, P, D]."""
-        values = self.values[layer]
-        if values.dtype != torch.uint8:
-            return values
-        return unpack(values, self.value_low[layer], self.value_step[layer], self.key_low.shape[-1])
+    def values_of(self, layer: int, device: torch.device | None = None) -> Tensor:
+        """Values of all stored tokens in one layer, [X, K, P, D], on `device` or where they are kept."""
+        values, low, step = (t[layer].to(device) for t in (self.values, self.value_low, self.value_step))
+        return values if values.dtype != torch.uint8 else unpack(values, low, step, self.key_low.shape[-1])
 
 
 class _Catch(DynamicCache):

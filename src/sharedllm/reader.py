@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sharedllm.config import SharedConfig
-from sharedllm.context import STORED_UNDER, Context, Progress
+from sharedllm.context import MERGED_CHUNKS, Context, Progress
 from sharedllm.encoder import Encoded, LowerModel
 from sharedllm.errors import UsageError
 from sharedllm.hardware import chunk_batch
+from sharedllm.manifest import STORED_UNDER
 from sharedllm.tree import candidate_tokens, tree_borders
 
-MERGED_CHUNKS = 32  # chunks a stored block holds, so that a question walks few blocks
+
+def chunk_rows(ids: Tensor, length: int) -> Iterator[Tensor]:
+    """Token ids [n] cut into chunks: all complete ones, [X, C], then the ragged last one, [1, n % C]."""
+    full = len(ids) // length
+    if full:
+        yield ids[: full * length].view(full, length)
+    if len(ids) % length:
+        yield ids[None, full * length :]
 
 
 class Reader:
@@ -39,7 +48,7 @@ class Reader:
             self.encode(context, progress)
 
     def bind(self, context: Context) -> Context:
-        """Check that a context was made with this model and these settings, and move it to the device.
+        """Check that a context was made with this model and these settings; its slots stay where they are kept.
 
         Raises:
             UsageError: it was not; the sentence says what differs.
@@ -61,12 +70,6 @@ class Reader:
                 "the context was made for search_by tokens, this adapter searches by last; encode the text again."
             )
         context.shape = {**context.shape, "fine_chunks": self.config.fine_chunks}
-        for i, block in enumerate(context.blocks):
-            moved = {
-                n: t.to(self.lower.device, self.lower.dtype if t.is_floating_point() else None)
-                for n, t in vars(block).items()
-            }
-            context.blocks[i] = Encoded(**moved)
         context.reader = self
         return context
 
@@ -84,40 +87,69 @@ class Reader:
             context.shape = {**context.shape, "injected_layers": M}
         if context.blocks and int(context.blocks[-1].lengths[-1]) < C:
             context.blocks.pop()
-        at, total = context.encoded_tokens, context.tokens
-        parts = self.lower.parts
-        kv = 2 * parts.kv_heads * parts.head_dim * M
-        batch = chunk_batch(self.lower.device, C * (kv + 12 * parts.hidden_size) * self.lower.dtype.itemsize)
-        fresh: list[Encoded] = []
-        while at < total:
-            full = min(batch, (total - at) // C)
-            taken = full * C if full else total - at
-            fresh.append(self._encode_chunks(context.ids[at : at + taken].view(max(full, 1), -1), every_token))
-            at += taken
-            if sum(f.lengths.shape[0] for f in fresh) >= MERGED_CHUNKS or at == total or (total - at) < C:
-                context.blocks.append(Encoded.cat(fresh))
-                fresh = []
-            if progress is not None:
-                progress(at, total)
+        done, total = context.encoded_tokens, context.tokens
 
-    def _encode_chunks(self, ids_XC: Tensor, every_token: bool) -> Encoded:
-        """Encode chunks of one length; packed, unless every token is wanted for training."""
-        X, n = ids_XC.shape
+        def told(tokens: int) -> None:
+            nonlocal done
+            done += tokens
+            if progress is not None:
+                progress(done, total)
+
+        place = context.blocks[0].lengths.device if context.blocks else self.lower.device
+        for rows in chunk_rows(context.ids[done:], C):
+            for some in rows.split(MERGED_CHUNKS):
+                context.blocks.append(self.encode_rows(some, told, every_token).to(place))
+
+    @torch.no_grad()
+    def encode_rows(
+        self, ids_XC: Tensor, told: Callable[[int], None] | None = None, every_token: bool = False
+    ) -> Encoded:
+        """Encode chunks of one length, as many side by side as memory holds; `told` hears how many tokens were read."""
+        parts, n = self.lower.parts, ids_XC.shape[1]
+        a_token = 2 * parts.kv_heads * parts.head_dim * self.config.injected_layers + 12 * parts.hidden_size
+        batch = chunk_batch(self.lower.device, n * a_token * self.lower.dtype.itemsize)
+        tokens, reps = self._kept(n, every_token)
+        done = []
+        for rows in ids_XC.split(batch):
+            lengths = torch.full((len(rows),), n, device=self.lower.device)
+            kept = (t.to(self.lower.device).expand(len(rows), -1).contiguous() for t in (tokens, reps))
+            encoded = self.lower.encode(rows.to(self.lower.device, torch.long), lengths, *kept)
+            done.append(encoded if every_token else encoded.packed(self.config.stored_bits))
+            if told is not None:
+                told(rows.numel())
+        return Encoded.cat(done)
+
+    def speed(self) -> float:
+        """Tokens read a second, timed on one chunk after another has warmed the machine up."""
+        chunk = torch.zeros(1, self.config.chunk_length, dtype=torch.int32)
+        self.encode_rows(chunk)
+        started = time.perf_counter()
+        self.encode_rows(chunk)
+        return chunk.numel() / (time.perf_counter() - started)
+
+    def layout(self, n: int) -> Encoded:
+        """What is kept of a chunk of `n` tokens, without its numbers: on torch's `meta` device."""
+        tokens, reps = self._kept(n)
+        parts = self.lower.parts
+        keys = torch.empty(self.config.injected_layers, 1, parts.kv_heads, len(tokens), parts.head_dim)
+        keys = keys.to("meta", self.lower.dtype)
+        none = keys.new_empty(*keys.shape[:2], 0)
+        whole = torch.empty(1, len(reps), parts.hidden_size, device="meta", dtype=self.lower.dtype)
+        lengths, tokens, reps = (t.to("meta")[None] for t in (torch.tensor(n), tokens, reps))
+        return Encoded(lengths, tokens, keys, keys, none, none, none, none, reps, whole).packed(self.config.stored_bits)
+
+    def _kept(self, n: int, every_token: bool = False) -> tuple[Tensor, Tensor]:
+        """Which tokens of a chunk of `n` are stored, and which have a representation."""
         depth = self.config.tree_depth
         if every_token or self.config.fine_chunks:
-            tokens = torch.arange(n)  # storage of its own, or safetensors refuses it
+            tokens = torch.arange(n)
         else:
             tokens = candidate_tokens(n, depth, self.config.slots_per_leaf)
         if self.config.search_by != "last":
-            reps = torch.arange(0)
-        elif every_token:
-            reps = torch.arange(n)
-        else:
-            reps = (tree_borders(torch.tensor([n]), depth)[0, 1:] - 1).clamp(min=0).unique()
-        lengths = torch.full((X,), n, device=self.lower.device)
-        tokens, reps = (t.to(self.lower.device).expand(X, -1).contiguous() for t in (tokens, reps))
-        encoded = self.lower.encode(ids_XC.to(self.lower.device, torch.long), lengths, tokens, reps)
-        return encoded if every_token else encoded.packed(self.config.stored_bits)
+            return tokens, torch.arange(0)
+        if every_token:
+            return tokens, torch.arange(n)
+        return tokens, (tree_borders(torch.tensor([n]), depth)[0, 1:] - 1).clamp(min=0).unique()
 
     def token_ids(self, text: str | Sequence[int] | Tensor) -> Tensor:
         """Token ids of a text, [n] int32, without special tokens; ids given are checked."""

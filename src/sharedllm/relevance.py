@@ -14,7 +14,7 @@ tree, R size of a representation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,24 +98,30 @@ def asked(
     return [rep[row] for rep, row in zip(reps, asking, strict=True)]
 
 
-def compare(blocks: Sequence[Encoded], config: SharedConfig, question_QR: Tensor) -> list[Nearness]:
-    """Compare a question with all blocks of a context."""
-    question = question_QR.float()
+def compare(blocks: Sequence[Encoded], config: SharedConfig, question_QR: Tensor) -> Iterator[Nearness]:
+    """Compare a question with all blocks of a context, one at a time: a block may be mapped from the disk.
+
+    It is computed where the question is, and given back where the block is.
+    """
+    question, device = question_QR.float(), question_QR.device
     if config.search_by == "last":
-        return [
-            Nearness(b.rep_tokens, F.cosine_similarity(b.reps.float()[:, :, None], question, dim=3), "last")
-            for b in blocks
-        ]
-    reps = [token_reps(block.values_of(search_layer(config))) for block in blocks]
+        for block in blocks:
+            cosines = F.cosine_similarity(block.reps.to(device).float()[:, :, None], question, dim=3)
+            yield Nearness(block.rep_tokens, cosines.to(block.reps.device), "last")
+        return
+
+    def reps(block: Encoded) -> Tensor:
+        return token_reps(block.values_of(search_layer(config), device))
+
     compared = [_compared(block, config) for block in blocks]
-    total = sum((rep * mask[:, :, None]).sum((0, 1)) for rep, mask in zip(reps, compared, strict=True))
+    total = sum(
+        (reps(block) * mask[:, :, None].to(device)).sum((0, 1)) for block, mask in zip(blocks, compared, strict=True)
+    )
     mean = total / sum(int(mask.sum()) for mask in compared)
     asked = F.normalize(question - mean, dim=1)
-    found = []
-    for block, rep, mask in zip(blocks, reps, compared, strict=True):
-        cosines = F.normalize(rep - mean, dim=2) @ asked.T
-        found.append(Nearness(block.tokens, cosines.masked_fill(~mask[:, :, None], -1.0), "tokens"))
-    return found
+    for block, mask in zip(blocks, compared, strict=True):
+        cosines = (F.normalize(reps(block) - mean, dim=2) @ asked.T).to(mask.device)
+        yield Nearness(block.tokens, cosines.masked_fill(~mask[:, :, None], -1.0), "tokens")
 
 
 def _compared(block: Encoded, config: SharedConfig) -> Tensor:

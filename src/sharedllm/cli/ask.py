@@ -20,7 +20,7 @@ def ask(
     seed: common.SeedOption = 0,
     as_json: common.JsonOption = False,
 ) -> None:
-    """Answer a question over files: text, Markdown, HTML, PDF, standard input, or a saved context."""
+    """Answer a question over files: text, Markdown, HTML, PDF, standard input, saved contexts."""
     from sharedllm.errors import UsageError
 
     if not question.strip():

@@ -24,13 +24,11 @@ DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, .
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; chosen when left out.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+_SOURCES = "Files (text, Markdown, HTML, PDF), folders, - for standard input"
 SourcesArgument = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="SOURCE...",
-        help="Files (text, Markdown, HTML, PDF), folders, - for standard input, or a saved context.",
-    ),
+    list[str], typer.Argument(metavar="SOURCE...", help=f"{_SOURCES}, or saved contexts, in any mix.")
 ]
+OptionalSourcesArgument = Annotated[list[str] | None, typer.Argument(metavar="SOURCE...", help=f"{_SOURCES}.")]
 
 
 def load(
@@ -52,19 +50,41 @@ def load(
 
 
 def read(llm: SharedLLM, sources: Sequence[str]) -> tuple[Context, float]:
-    """The context of some sources (or a saved one), and the seconds that reading took."""
+    """The context of some sources, saved contexts among them, and the seconds that reading took.
+
+    Texts that follow each other are read as one.
+    """
     import time
+    from itertools import groupby
 
     from sharedllm.context import Context
+
+    contexts, seconds = [], 0.0
+    for saved, group in groupby(sources, key=is_saved):
+        if saved:
+            contexts += [Context.load(folder, llm) for folder in group]
+            continue
+        text = text_of(list(group))
+        started = time.perf_counter()
+        with reading_bar() as progress:
+            contexts.append(llm.read(text, progress=progress))
+        seconds += time.perf_counter() - started
+    return contexts[0] if len(contexts) == 1 else Context.compose(contexts), seconds
+
+
+def is_saved(source: str) -> bool:
+    """Whether a source is a saved context."""
+    return (Path(source) / "context.json").is_file()
+
+
+def text_of(sources: Sequence[str]) -> str:
+    """The text of some sources, a blank line between files."""
+    from sharedllm.errors import UsageError
     from sharedllm.sources import read_sources
 
-    if len(sources) == 1 and (Path(sources[0]) / "context.json").is_file():
-        return Context.load(sources[0], llm), 0.0
-    text = "\n\n".join(document.text for document in read_sources(list(sources)))
-    started = time.perf_counter()
-    with reading_bar() as progress:
-        context = llm.read(text, progress=progress)
-    return context, time.perf_counter() - started
+    if saved := [source for source in sources if is_saved(source)]:
+        raise UsageError(f"{saved[0]} is a saved context, and a text is expected here; name the files it was made of.")
+    return "\n\n".join(document.text for document in read_sources(list(sources)))
 
 
 @contextmanager

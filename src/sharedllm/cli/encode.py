@@ -2,41 +2,81 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sharedllm.cli import common
 
+if TYPE_CHECKING:
+    from sharedllm.library import Library
+
 
 def encode(
-    sources: common.SourcesArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to keep the context in.")],
+    sources: common.OptionalSourcesArgument = None,
+    append: Annotated[bool, typer.Option("--append", help="Keep what the folder holds and add to it.")] = False,
+    remove: Annotated[list[str] | None, typer.Option("--remove", metavar="SOURCE", help="Forget a source.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
     model: common.ModelOption = None,
     adapter: common.AdapterOption = "default",
     device: common.DeviceOption = None,
     dtype: common.DtypeOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
-    """Read files once and keep the context in a folder, for any number of later questions."""
-    from sharedllm.context import check_target
+    """Read files once and keep the context in a folder, for any number of later questions.
 
+    Each SOURCE is kept as a document of its own. What was read is on the disk: stopped, the same command goes on.
+    """
+    from sharedllm.errors import UsageError
+    from sharedllm.manifest import check_target
+
+    if bool(sources) == bool(remove):
+        raise UsageError("give either sources to read or --remove SOURCE.")
     check_target(output)
+    if remove:
+        from sharedllm.library import Library
+
+        library = Library(output)
+        library.remove(*remove)
+        _tell({"removed": len(remove), **_kept(library)}, "{removed} removed; {context_tokens:,} tokens left", as_json)
+        return
     llm = common.load(model, adapter, device, dtype)
     from sharedllm.evaluate.row import machine
+    from sharedllm.library import Library
 
-    context, seconds = common.read(llm, sources)
-    context.save(output)
-    figures = {
-        "context": str(output),
-        "context_tokens": context.tokens,
-        "chunks": context.chunks,
-        "bytes": context.nbytes,
-        "encode_seconds": round(seconds, 3),
-        **machine(llm),
+    library = Library(output, llm)
+    texts = {source: common.text_of([source]) for source in sources or []}
+    if dry_run:
+        plan = library.plan(texts)
+        seconds = plan.new_tokens / llm.reader.speed() if plan.new_tokens else 0.0
+        figures = {**_kept(library), "context_tokens": plan.tokens, "new_tokens": plan.new_tokens, "bytes": plan.bytes}
+        line = (
+            "{new_tokens:,} of {context_tokens:,} tokens to read, {megabytes:,.1f} MB to write, about {seconds:,.0f} s"
+        )
+        _tell({**figures, "encode_seconds": round(seconds, 1)}, line, as_json)
+        return
+    started = time.perf_counter()
+    with common.reading_bar() as progress:
+        library.update(texts, only=not append, progress=progress)
+    seconds = round(time.perf_counter() - started, 3)
+    line = "{context_tokens:,} tokens kept in {context} ({megabytes:,.1f} MB), read in {seconds:,.1f} s"
+    _tell({**_kept(library), "encode_seconds": seconds, **machine(llm)}, line, as_json)
+
+
+def _kept(library: Library) -> dict[str, Any]:
+    return {
+        "context": str(library.folder),
+        "documents": library.documents,
+        "context_tokens": sum(library.documents.values()),
+        "bytes": library.nbytes,
     }
+
+
+def _tell(figures: dict[str, Any], line: str, as_json: bool) -> None:
     if as_json:
         common.print_json(figures)
     else:
-        print(f"{context.tokens:,} tokens kept in {output} ({context.nbytes / 1e6:,.1f} MB), read in {seconds:.1f} s")
+        print(line.format(**figures, megabytes=figures["bytes"] / 1e6, seconds=figures.get("encode_seconds", 0)))

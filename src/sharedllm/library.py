@@ -1,0 +1,182 @@
+"""A library: documents kept in one folder, read once, added and removed one by one.
+
+    library = Library("manuals.context", llm)
+    library.add("grep", text)                      # on disk as it is read; stopped, the same call goes on
+    llm.ask(library.context(), "Which option ...?")
+
+Equal chunks are kept once, whichever documents they are in.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sharedllm.context import Context, Progress, segment_chunks
+from sharedllm.errors import UsageError, WorkError
+from sharedllm.manifest import LOCK, MANIFEST, Document, Manifest, find_document, read_manifest
+from sharedllm.model import SharedLLM
+from sharedllm.reader import chunk_rows
+from sharedllm.store import chunk_kind, chunk_name, writing
+
+Text = str | Sequence[int] | Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What reading some documents will take."""
+
+    tokens: int
+    """Of all of them."""
+    new_tokens: int
+    """Of the chunks that the library lacks, which alone are read."""
+    bytes: int
+    """That those will take on the disk."""
+
+
+class Library:
+    """Documents in a folder; made with the first one that is added.
+
+    Raises:
+        UsageError: the folder holds something else, or was made with another model or other settings.
+    """
+
+    def __init__(self, folder: str | Path, llm: SharedLLM | None = None) -> None:
+        """Without `llm` documents can be listed and removed, not added."""
+        self.folder, self.llm = Path(folder), llm
+        self._check(self._manifest())
+
+    @property
+    def documents(self) -> dict[str, int]:
+        """Tokens of each document, in the order they were added."""
+        manifest = self._manifest()
+        return {} if manifest is None else {name: d.tokens for name, d in manifest.documents.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the disk."""
+        return sum(f.stat().st_size for f in self.folder.iterdir() if f.name != LOCK) if self.folder.exists() else 0
+
+    def context(self, documents: Sequence[str] | None = None) -> Context:
+        """Some documents as one context, in that order; None: all. Nothing is read or loaded."""
+        return Context.load(self.folder, self.llm, documents)
+
+    def add(self, name: str, text: Text, progress: Progress | None = None) -> None:
+        """Read a document and keep it; one of the same name is replaced. See `update`."""
+        self.update({name: text}, progress=progress)
+
+    def update(self, documents: Mapping[str, Text], only: bool = False, progress: Progress | None = None) -> None:
+        """Read documents and keep them; those that ask see all of them at once, when all are read.
+
+        What is read is on the disk within a segment; stopped in any way, the same call goes on from there.
+
+        Args:
+            only: drop all other documents then.
+            progress: called with tokens read and tokens to read, those of chunks that were there left out.
+        Raises:
+            UsageError: another process is writing, or the library was made with another model.
+            WorkError: the disk is full or will be, or cannot be written; what was there stays.
+        """
+        texts = self._tokenised(documents)
+        self._check(self._manifest())
+        with writing(self.folder) as store:
+            reader = self._llm.reader
+            if store.manifest is None:
+                context = reader.new_context()
+                store.manifest = Manifest(context.fingerprint, context.shape)
+            self._check(store.manifest)
+            plan = self._plan(texts, store.stored)
+            if plan.bytes > (free := shutil.disk_usage(self.folder).free):
+                raise WorkError(
+                    f"the context takes {plan.bytes / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free."
+                )
+            done = 0
+
+            def told(tokens: int) -> None:
+                nonlocal done
+                done += tokens
+                if progress is not None:
+                    progress(done, plan.new_tokens)
+
+            for chunks, ids in self._missing(texts, store.stored):
+                store.put(chunks, ids, reader.encode_rows(ids, told))
+                store.commit()
+            new = {name: Document(len(ids), [c for c, _ in self._chunks(ids)]) for name, ids in texts.items()}
+            store.manifest.documents = {**({} if only else store.manifest.documents), **new}
+            store.finish()
+
+    def remove(self, *documents: str) -> None:
+        """Forget documents, and what no other document needs of them.
+
+        Raises:
+            UsageError: there is no such document, or another process is writing.
+        """
+        read_manifest(self.folder)
+        with writing(self.folder) as store:
+            assert store.manifest is not None
+            for name in documents:
+                del store.manifest.documents[find_document(self.folder, store.manifest, name)]
+            store.finish()
+
+    def plan(self, documents: Mapping[str, Text]) -> Plan:
+        """What `update` would read and write, without doing it."""
+        manifest = self._manifest()
+        return self._plan(self._tokenised(documents), set() if manifest is None else set(manifest.places()))
+
+    @property
+    def _llm(self) -> SharedLLM:
+        if self.llm is None:
+            raise UsageError("this library has no model to read with; open it with Library(folder, llm).")
+        return self.llm
+
+    def _manifest(self) -> Manifest | None:
+        return read_manifest(self.folder) if (self.folder / MANIFEST).exists() else None
+
+    def _check(self, manifest: Manifest | None) -> None:
+        """Raise `UsageError` where this model's chunks would not fit those that are there."""
+        if manifest is None or self.llm is None:
+            return
+        here = self.llm.reader.new_context()
+        if manifest.model != here.fingerprint:
+            raise UsageError(f"the context in {self.folder} was made with another model; choose another folder.")
+        for name, stored in manifest.shape.items():
+            same = bool(stored) == bool(here.shape[name]) if name == "fine_chunks" else stored == here.shape[name]
+            if not same:
+                raise UsageError(
+                    f"the context in {self.folder} was made with {name} {stored}, this adapter has "
+                    f"{here.shape[name]}; choose another folder."
+                )
+
+    def _tokenised(self, documents: Mapping[str, Text]) -> dict[str, Tensor]:
+        return {name: self._llm.reader.token_ids(text) for name, text in documents.items()}
+
+    def _chunks(self, ids: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Name and token ids [n] of each chunk of a document."""
+        reader = self._llm.reader
+        here = reader.new_context()
+        for rows in chunk_rows(ids, reader.config.chunk_length):
+            kind = chunk_kind(reader.layout(rows.shape[1]), here.fingerprint, here.shape)
+            yield from ((chunk_name(kind, row), row) for row in rows)
+
+    def _missing(self, texts: Mapping[str, Tensor], stored: set[str]) -> Iterator[tuple[list[str], Tensor]]:
+        """Names and token ids [X, n] of the chunks that go into one segment: of one document and of one length."""
+        reader, known = self._llm.reader, set(stored)
+        C = reader.config.chunk_length
+        most = segment_chunks(reader.layout(C))
+        for ids in texts.values():
+            new = {chunk: row for chunk, row in self._chunks(ids) if chunk not in known}
+            known.update(new)
+            whole = [chunk for chunk, row in new.items() if len(row) == C]
+            groups = [whole[i : i + most] for i in range(0, len(whole), most)]
+            for chunks in [*groups, *([chunk] for chunk, row in new.items() if len(row) < C)]:
+                yield chunks, torch.stack([new[chunk] for chunk in chunks])
+
+    def _plan(self, texts: Mapping[str, Tensor], stored: set[str]) -> Plan:
+        groups = [ids for _, ids in self._missing(texts, stored)]
+        size = sum(len(ids) * (self._llm.reader.layout(ids.shape[1]).nbytes + 4 * ids.shape[1]) for ids in groups)
+        return Plan(sum(map(len, texts.values())), sum(ids.numel() for ids in groups), size)

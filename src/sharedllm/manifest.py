@@ -1,0 +1,136 @@
+"""The manifest of a folder of contexts: which documents there are, and where their chunks lie.
+
+One small JSON file, `context.json`. What it says is one whole state; `store` writes and reads the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sharedllm.errors import UsageError, WorkError
+from sharedllm.files import replaceable
+
+FORMAT = "sharedllm-context"
+VERSION = 3
+MANIFEST, LOCK, UNFINISHED = "context.json", ".lock", ".unfinished"
+VERSION_2_SLOTS = "slots.safetensors"
+STORED_UNDER = ("injected_layers", "chunk_length", "tree_depth", "slots_per_leaf", "fine_chunks")
+
+
+@dataclass
+class Document:
+    """A text in the store."""
+
+    tokens: int
+    chunks: list[str]
+    """Names of its chunks, in order."""
+
+
+@dataclass
+class Segment:
+    """A file of chunks of one length."""
+
+    bytes: int
+    chunks: list[str]
+
+
+@dataclass
+class Manifest:
+    """One whole state of a store."""
+
+    model: str
+    """Fingerprint of the model that read."""
+    shape: dict[str, int]
+    """Settings that say which slots are stored, by the names in `STORED_UNDER`."""
+    documents: dict[str, Document] = field(default_factory=dict)
+    segments: dict[str, Segment] = field(default_factory=dict)
+
+    def places(self) -> dict[str, tuple[str, int]]:
+        """Where each chunk is: its segment, and its number there."""
+        return {chunk: (name, i) for name, segment in self.segments.items() for i, chunk in enumerate(segment.chunks)}
+
+    def to_json(self) -> str:
+        about = {"format": FORMAT, "version": VERSION, "model": self.model, **self.shape}
+        documents, segments = ({n: asdict(x) for n, x in part.items()} for part in (self.documents, self.segments))
+        return json.dumps({**about, "documents": documents, "segments": segments}, indent=1) + "\n"
+
+    @classmethod
+    def from_dict(cls, about: dict[str, Any]) -> Manifest:
+        return cls(
+            str(about["model"]),
+            {name: int(about[name]) for name in STORED_UNDER},
+            {n: Document(int(d["tokens"]), list(d["chunks"])) for n, d in about["documents"].items()},
+            {n: Segment(int(s["bytes"]), list(s["chunks"])) for n, s in about["segments"].items()},
+        )
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `context.json` says, of any version that can be read.
+
+    Raises:
+        UsageError: not a saved context, or of another version.
+        WorkError: the file is broken.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise UsageError(f"{folder} is not a saved context: it has no {MANIFEST}.")
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkError(f"{file} cannot be read ({error}); encode the text again.") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UsageError(f"{folder} is not a saved context: its {MANIFEST} is of another kind.")
+    if about.get("version") not in (2, VERSION):
+        raise UsageError(
+            f"the context in {folder} has format version {about.get('version')}, this release reads 2 and {VERSION}; "
+            "encode the text again."
+        )
+    return about
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The state of a store.
+
+    Raises:
+        UsageError: not a store of this version.
+        WorkError: the manifest is broken.
+    """
+    about = read_about(folder)
+    if about["version"] != VERSION:
+        raise UsageError(
+            f"the context in {folder} was saved by an earlier release as one text; "
+            "load it and save it to another folder, or encode the text again."
+        )
+    try:
+        return Manifest.from_dict(about)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise broken(folder, error) from error
+
+
+def find_document(folder: Path, manifest: Manifest, name: str) -> str:
+    """The same name; `UsageError` with the known ones where there is no such document."""
+    if name in manifest.documents:
+        return name
+    known = ", ".join(list(manifest.documents)[:5]) or "none"
+    raise UsageError(f"{folder} holds no document {name!r}; it has: {known}.")
+
+
+def broken(folder: Path, error: Exception) -> WorkError:
+    return WorkError(f"the context in {folder} is broken ({error}); encode the text again.")
+
+
+def check_target(folder: Path) -> None:
+    """Raise `UsageError` when writing to `folder` would overwrite something that is not a context."""
+    file = folder / MANIFEST
+    present = [f.name for f in folder.iterdir()] if folder.is_dir() else []
+    ours = [n for n in present if n in (MANIFEST, LOCK, VERSION_2_SLOTS) or n.startswith("segment-")]
+    replaceable(folder, [*ours, MANIFEST + UNFINISHED], "a saved context")
+    try:
+        known = not file.exists() or json.loads(file.read_text(encoding="utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise UsageError(f"{folder} holds another program's {MANIFEST}; choose another folder.")

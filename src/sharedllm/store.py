@@ -1,0 +1,237 @@
+"""A folder that keeps contexts: segments of encoded chunks that never change, and one manifest.
+
+    context.json                the manifest: model, settings, documents, and which chunks each segment holds
+    segment-<hash>.safetensors  chunks of one length: their token ids, and what is kept of them
+    .lock                       held by the one process that writes
+
+A chunk is named by a hash of all that its slots follow from (token ids, model, settings), so equal chunks are kept
+once and what is stored is never read again. The manifest is replaced in one step: whoever reads sees one whole
+state, and a writer that is killed loses the segment it was at. Segments are mapped into memory, not loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sharedllm.encoder import Encoded
+from sharedllm.errors import UsageError, WorkError
+from sharedllm.manifest import (
+    LOCK,
+    MANIFEST,
+    UNFINISHED,
+    VERSION,
+    VERSION_2_SLOTS,
+    Manifest,
+    Segment,
+    broken,
+    check_target,
+    find_document,
+    read_manifest,
+)
+
+
+def chunk_kind(kept: Encoded | None, model: str, shape: dict[str, int]) -> str:
+    """What of a chunk's slots does not follow from its token ids; None where the ids alone are kept."""
+    if kept is None:
+        return f"{model} ids"
+    layers, _, _, stored, width = kept.keys.shape
+    numbers = kept.keys if kept.keys.is_floating_point() else kept.key_low
+    facts = (layers, shape["tree_depth"], shape["slots_per_leaf"], stored, kept.reps.shape[1], width, numbers.dtype)
+    return " ".join(map(str, (model, *facts)))
+
+
+def chunk_name(kind: str, ids: Tensor) -> str:
+    """The name of a chunk with token ids [n], int32."""
+    return hashlib.sha256(kind.encode() + b"\0" + ids.contiguous().numpy().tobytes()).hexdigest()[:32]
+
+
+def read_documents(
+    folder: Path, names: Sequence[str] | None = None
+) -> tuple[Manifest, list[tuple[Tensor, list[Encoded]]]]:
+    """Token ids and encoded chunks of each document, mapped into memory; None: of all, in the order they were added.
+
+    Raises:
+        UsageError: there is no such document, or none at all.
+        WorkError: a segment is missing, cut short or of another content.
+    """
+    while True:
+        manifest = read_manifest(folder)
+        if not manifest.documents:
+            raise UsageError(f"{folder} holds no text that was read to its end; run `sharedllm encode` again to go on.")
+        chosen = list(manifest.documents) if names is None else [find_document(folder, manifest, n) for n in names]
+        try:
+            return manifest, _documents(folder, manifest, chosen)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            if read_manifest(folder) == manifest:  # else a writer removed what this state needs: there is a newer one
+                raise broken(folder, error) from error
+
+
+def _documents(folder: Path, manifest: Manifest, names: Sequence[str]) -> list[tuple[Tensor, list[Encoded]]]:
+    places = manifest.places()
+    opened: dict[str, tuple[Tensor, Encoded | None]] = {}
+    found = []
+    for name in names:
+        document = manifest.documents[name]
+        runs: list[list[Any]] = []  # segment, first, last: chunks that follow each other in the file too
+        for chunk in document.chunks:
+            if chunk not in places:
+                raise ValueError(f"chunk {chunk} of {name} is in no segment")
+            segment, at = places[chunk]
+            if runs and runs[-1][0] == segment and runs[-1][2] == at:
+                runs[-1][2] += 1
+            else:
+                runs.append([segment, at, at + 1])
+        ids, blocks = [torch.empty(0, dtype=torch.int32)], []
+        for segment, first, last in runs:
+            if segment not in opened:
+                opened[segment] = _open_segment(folder / segment, manifest.segments[segment])
+            segment_ids, kept = opened[segment]
+            ids.append(segment_ids[first:last].flatten())
+            if kept is not None:
+                blocks.append(kept[first:last])
+        whole = torch.cat(ids)
+        if len(whole) != document.tokens:
+            raise ValueError(f"{name} has {len(whole)} tokens, not {document.tokens}")
+        found.append((whole, blocks))
+    return found
+
+
+def _open_segment(file: Path, listed: Segment) -> tuple[Tensor, Encoded | None]:
+    """Token ids [X, n] of a segment's chunks, and what is kept of them: views of the file, which load when used."""
+    if file.stat().st_size != listed.bytes:
+        raise ValueError(f"{file.name} has {file.stat().st_size} bytes, not {listed.bytes}")
+    with safe_open(file, framework="pt") as stored:
+        ids = stored.get_tensor("ids")
+        names = Encoded.__dataclass_fields__
+        kept = Encoded(**{n: stored.get_tensor(n) for n in names}) if "lengths" in stored.keys() else None
+    if len(ids) != len(listed.chunks) or (kept is not None and kept.lengths.shape != ids.shape[:1]):
+        raise ValueError(f"{file.name} does not hold {len(listed.chunks)} chunks")
+    return ids, kept
+
+
+class Writer:
+    """A store that this process alone may write to; `writing` gives it.
+
+    Attributes:
+        manifest: the state to come; None in a new folder.
+        stored: names of the chunks that are there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: Manifest | None = None
+        self.stored: set[str] = set()
+        if _version(folder) == VERSION:
+            self.manifest = read_manifest(folder)
+            whole = {n: s for n, s in self.manifest.segments.items() if _size(folder / n) == s.bytes}
+            self.manifest.segments = whole
+            self.stored = set(self.manifest.places())
+
+    def put(self, chunks: Sequence[str], ids: Tensor, kept: Encoded | None) -> None:
+        """Write one segment: chunks named so, with token ids [X, n]. It counts from the next `commit` on."""
+        assert self.manifest is not None
+        name = f"segment-{hashlib.sha256(' '.join(chunks).encode()).hexdigest()[:32]}.safetensors"
+        tensors = {"ids": ids, **({} if kept is None else vars(kept))}
+        unfinished = self.folder / (name + UNFINISHED)
+        save_file({n: t.contiguous() for n, t in tensors.items()}, unfinished)
+        size = _take_name(unfinished, self.folder / name)
+        self.manifest.segments[name] = Segment(size, list(chunks))
+        self.stored.update(chunks)
+
+    def commit(self) -> None:
+        """Make the state of `manifest` the one that readers see."""
+        assert self.manifest is not None
+        unfinished = self.folder / (MANIFEST + UNFINISHED)
+        unfinished.write_text(self.manifest.to_json(), encoding="utf-8")
+        _take_name(unfinished, self.folder / MANIFEST)
+
+    def finish(self) -> None:
+        """Commit without the segments that no document uses."""
+        assert self.manifest is not None
+        used = {chunk for document in self.manifest.documents.values() for chunk in document.chunks}
+        segments = self.manifest.segments.items()
+        self.manifest.segments = {n: s for n, s in segments if not used.isdisjoint(s.chunks)}
+        self.commit()
+
+    def sweep(self) -> None:
+        """Remove what the committed state does not name: segments out of use, and what a killed writer left."""
+        current = _version(self.folder) == VERSION
+        keep = {MANIFEST, LOCK, *(read_manifest(self.folder).segments if current else [VERSION_2_SLOTS])}
+        for file in self.folder.iterdir():
+            if file.name not in keep:
+                file.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[Writer]:
+    """Open a store to write, alone; a folder that is not there is made.
+
+    Raises:
+        UsageError: the folder holds something else, or another process is writing to it.
+        WorkError: it cannot be written; what was committed stays, and nothing unfinished is left.
+    """
+    check_target(folder)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UsageError(
+            f"another process is writing to {folder}; wait until it ends, or choose another folder."
+        ) from error
+    except OSError as error:
+        raise WorkError(f"cannot write to {folder}: {error.strerror or error}.") from error
+    try:
+        store = Writer(folder)
+        store.sweep()
+        try:
+            yield store
+        finally:
+            store.sweep()
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"writing {folder} failed ({error}); it is as it last was, whole.") from error
+    finally:
+        if not (folder / MANIFEST).exists():
+            (folder / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+        lock.release()
+
+
+def _version(folder: Path) -> object:
+    """Format version of what a folder holds; None where it holds nothing."""
+    file = folder / MANIFEST
+    return json.loads(file.read_text(encoding="utf-8")).get("version") if file.exists() else None
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1
+
+
+def _take_name(unfinished: Path, file: Path) -> int:
+    """Give a file its name once it is on the disk; returns its size in bytes."""
+    with unfinished.open("rb") as handle:
+        os.fsync(handle.fileno())
+    size = unfinished.stat().st_size
+    unfinished.replace(file)
+    handle_of_folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle_of_folder)
+    finally:
+        os.close(handle_of_folder)
+    return size

@@ -1,0 +1,104 @@
+"""A library whose writer is killed, and one that is read while another process writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import sharedllm.context
+from sharedllm import Context, Library, UsageError
+from tests.conftest import tokens
+from tests.contexts import assert_same_chunks, encoded, files
+from tests.test_generate import counted
+
+OLD, TEXT = tokens(16 * 5 + 3, 1), tokens(16 * 40 + 7, 2)
+SLOW_WRITER = """
+import sys, time
+import sharedllm.context
+from sharedllm import Library, SharedLLM
+from tests.conftest import CONFIG, byte_tokenizer, tiny_model
+from tests.test_library_killed import TEXT
+
+llm = SharedLLM.from_pretrained(tiny_model(), adapter="none", config=CONFIG, tokenizer=byte_tokenizer())
+sharedllm.context.SEGMENT_BYTES = 3 * llm.reader.layout(16).nbytes
+real = llm.lower.encode
+llm.lower.encode = lambda *args: (time.sleep(0.05), real(*args))[1]
+Library(sys.argv[1], llm).add("text", TEXT)
+"""
+
+
+def segments_listed(folder: Path) -> int:
+    return len(json.loads((folder / "context.json").read_text())["segments"])
+
+
+def test_a_killed_reading_goes_on_and_ends_byte_for_byte_the_same(make, tmp_path, monkeypatch):
+    llm = make()
+    monkeypatch.setattr(sharedllm.context, "SEGMENT_BYTES", 3 * llm.reader.layout(16).nbytes)
+    killed, whole = Library(tmp_path / "killed", llm), Library(tmp_path / "whole", llm)
+    for library in (killed, whole):
+        library.add("old", OLD)
+    before = segments_listed(killed.folder)
+    whole.add("text", TEXT)
+    writer = subprocess.Popen([sys.executable, "-c", SLOW_WRITER, str(killed.folder)])
+    try:
+        while segments_listed(killed.folder) < before + 3:
+            assert writer.poll() is None
+            time.sleep(0.01)
+        with pytest.raises(UsageError, match="another process is writing"):
+            killed.remove("old")
+        assert killed.context().tokens == len(OLD), "the state before, while the next one is being written"
+    finally:
+        writer.kill()
+        writer.wait()
+    assert killed.documents == {"old": len(OLD)}
+    calls, done = counted(monkeypatch, llm.lower, "encode"), segments_listed(killed.folder) - before
+    killed.add("text", TEXT)
+    assert 3 <= done < 14 and len(calls) == 41 - 3 * done, "what is on the disk is not read again"
+    assert files(killed.folder) == files(whole.folder)
+    assert_same_chunks(killed.context(["text"]), encoded(llm, TEXT))
+
+
+def test_a_folder_that_was_never_read_to_its_end_says_so(make, tmp_path, monkeypatch):
+    llm = make()
+    monkeypatch.setattr(sharedllm.context, "SEGMENT_BYTES", 1)
+
+    def stopped(done, total):
+        if done == 32:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Library(tmp_path / "c", llm).add("text", TEXT, stopped)
+    with pytest.raises(UsageError, match="run `sharedllm encode` again to go on"):
+        Context.load(tmp_path / "c", llm)
+
+
+def test_who_asks_while_another_writes_sees_whole_states(make, tmp_path):
+    reading, writing = make(), make()
+    library = Library(tmp_path / "c", writing)
+    library.add("old", OLD)
+    states = {len(OLD): OLD, len(OLD) + len(TEXT): torch.cat([OLD, TEXT])}
+    ended = threading.Event()
+
+    def write():
+        for _ in range(6):
+            library.add("text", TEXT)
+            library.remove("text")  # its segments go, while the other may be about to open them
+        ended.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = 0
+    while not ended.is_set() or seen < 5:
+        context = Context.load(tmp_path / "c", reading)
+        assert torch.equal(context.ids, states[context.tokens].int())
+        assert context.encoded_tokens == context.tokens
+        assert reading(tokens(6, 1)[None], context=context).logits.isfinite().all()
+        seen += 1
+    writer.join()

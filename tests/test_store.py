@@ -1,0 +1,208 @@
+"""A saved context: round trips, what a full disk leaves behind."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import sharedllm.store
+from sharedllm import Context, SharedLLM, UsageError, WorkError
+from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model, tokens
+from tests.contexts import assert_one_sentence, assert_same_chunks, encoded, files, segments
+
+WINDOW = tokens(6, 1)[None]
+
+
+@pytest.fixture
+def llm(make):
+    return make()
+
+
+@pytest.mark.parametrize("length", [0, 40, 87, 16 * 40])
+def test_a_round_trip_gives_the_same_logits_and_answers(llm, tmp_path, length):
+    context = llm.read(tokens(length, 2))
+    context.save(tmp_path / "c")
+    loaded = Context.load(tmp_path / "c", llm)
+    assert (loaded.tokens, loaded.chunks, loaded.slots, loaded.nbytes) == (
+        context.tokens,
+        context.chunks,
+        context.slots,
+        context.nbytes,
+    )
+    assert torch.equal(loaded.ids, context.ids)
+    assert_same_chunks(loaded, context)
+    assert llm.ask(loaded, "who?", max_new_tokens=6) == llm.ask(context, "who?", max_new_tokens=6)
+    assert torch.equal(llm(WINDOW, context=loaded).logits, llm(WINDOW, context=context).logits)
+
+
+def test_a_loaded_context_reads_on(llm, tmp_path):
+    text = tokens(120, 2)
+    llm.read(text[:87]).save(tmp_path / "c")
+    loaded = Context.load(tmp_path / "c", llm)
+    loaded.append(text[87:])
+    assert_same_chunks(loaded, llm.read(text))
+
+
+def test_a_fresh_process_model_reads_the_context(llm, tmp_path):
+    llm.read(tokens(87)).save(tmp_path / "c")
+    again = randomize(SharedLLM.from_pretrained(tiny_model(), "none", CONFIG, tokenizer=byte_tokenizer()))
+    context = Context.load(tmp_path / "c", again)
+    assert torch.equal(again(WINDOW, context=context).logits, llm(WINDOW, context=llm.read(tokens(87))).logits)
+
+
+def test_a_context_saved_in_bfloat16_serves_a_float32_model(tmp_path):
+    half = SharedLLM.from_pretrained(tiny_model().bfloat16(), "none", CONFIG, tokenizer=byte_tokenizer())
+    context = half.read(tokens(87))
+    context.save(tmp_path / "c")
+    full_model = tiny_model()
+    full_model.load_state_dict({n: p.float() for n, p in half.model.state_dict().items()})
+    full = randomize(SharedLLM.from_pretrained(full_model, "none", CONFIG, tokenizer=byte_tokenizer()))
+    loaded = Context.load(tmp_path / "c", full)
+    for kept, block in zip(context.blocks, loaded.blocks, strict=True):
+        for name in ("keys", "values"):
+            assert torch.equal(getattr(block, name), getattr(kept, name))
+    fresh = full(WINDOW, context=full.read(tokens(87)), search="later").logits
+    near = full(WINDOW, context=loaded, search="later").logits
+    assert (near - fresh).norm() < 0.1 * (fresh - full(WINDOW).logits).norm()
+
+
+def test_a_context_is_json_and_safetensors_only(llm, tmp_path):
+    llm.read(tokens(87)).save(tmp_path / "c")
+    whole, ragged = segments(tmp_path / "c")
+    assert sorted(files(tmp_path / "c")) == sorted([".lock", "context.json", whole.name, ragged.name])
+    about = json.loads((tmp_path / "c" / "context.json").read_text())
+    assert (about["model"], about["chunk_length"]) == (llm.fingerprint, 16)
+    assert about["documents"]["text"]["tokens"] == 87
+    assert torch.equal(load_file(whole)["ids"].flatten(), tokens(87)[:80].int())
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_context_of_the_version_before_loads(llm, tmp_path):
+    context = llm.read(tokens(16 * 40 + 7))
+    tensors = {f"{i:06d}.{n}": t.contiguous() for i, b in enumerate(context.blocks) for n, t in vars(b).items()}
+    save_file({"ids": context.ids, **tensors}, tmp_path / "slots.safetensors")
+    about = {"format": "sharedllm-context", "version": 2, "model": llm.fingerprint, "tokens": context.tokens}
+    about |= {"blocks": len(context.blocks), **context.shape}
+    (tmp_path / "context.json").write_text(json.dumps(about))
+    loaded = Context.load(tmp_path, llm)
+    assert_same_chunks(loaded, context)
+    assert torch.equal(loaded.ids, context.ids)
+    loaded.save(tmp_path)
+    assert_same_chunks(Context.load(tmp_path, llm), context)
+    assert not (tmp_path / "slots.safetensors").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "context.json").write_text(json.dumps({**about, "tokens": 3}))
+    save_file({"ids": context.ids, **tensors}, tmp_path / "old" / "slots.safetensors")
+    with pytest.raises(WorkError, match="holds 647 tokens, not 3"):
+        Context.load(tmp_path / "old", llm)
+
+
+def test_saving_again_writes_only_what_is_new(llm, tmp_path):
+    context = llm.read(tokens(16 * 40 + 7))
+    context.save(tmp_path / "c")
+    before = {f: f.stat().st_mtime_ns for f in segments(tmp_path / "c")}
+    loaded = Context.load(tmp_path / "c", llm)
+    loaded.append(tokens(20, 2))
+    loaded.save(tmp_path / "c")
+    kept = [f for f in segments(tmp_path / "c") if before.get(f) == f.stat().st_mtime_ns]
+    assert len(kept) == 2 and len(segments(tmp_path / "c")) == 4, "all but the ragged end stays"
+    assert_same_chunks(Context.load(tmp_path / "c", llm), llm.read(torch.cat([tokens(647), tokens(20, 2)])))
+
+
+def test_parts_of_a_context_can_be_saved(llm, tmp_path):
+    context = llm.read(tokens(16 * 40 + 7))
+    context.first(33).save(tmp_path / "c")
+    assert_same_chunks(Context.load(tmp_path / "c", llm), context.first(33))
+
+
+def test_a_context_that_keeps_every_token_can_be_saved(llm, tmp_path):
+    context = encoded(llm, tokens(16 + 5), every_token=True)
+    context.save(tmp_path / "c")
+    assert_same_chunks(Context.load(tmp_path / "c", llm), context)
+
+
+def test_saving_over_a_context_replaces_it(llm, tmp_path):
+    llm.read(tokens(400)).save(tmp_path / "c")
+    llm.read(tokens(70, 2)).save(tmp_path / "c")
+    loaded = Context.load(tmp_path / "c", llm)
+    assert torch.equal(loaded.ids, tokens(70, 2).int()) and loaded.chunks == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_saving_into_an_empty_or_a_new_deep_folder_works(llm, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "a" / "b" / "c", str(tmp_path / "d")):
+        llm.read(tokens(70)).save(folder)
+        assert Context.load(folder, llm).tokens == 70
+
+
+FOREIGN = {
+    "notes": {"notes.txt": "mine"},
+    "notes beside a context": {"context.json": '{"format": "sharedllm-context"}', "notes.txt": "mine"},
+    "another program's context.json": {"context.json": '{"build": "docker"}'},
+    "a folder": {"src/main.py": "mine"},
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_saving_into_a_folder_with_foreign_files_is_refused(llm, tmp_path, name):
+    folder = tmp_path / "c"
+    for file, text in FOREIGN[name].items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(text)
+    before = files(tmp_path)
+    with pytest.raises(UsageError, match="choose another folder") as error:
+        llm.read(tokens(70)).save(folder)
+    assert_one_sentence(error)
+    assert files(tmp_path) == before
+
+
+def test_saving_onto_a_file_is_refused(llm, tmp_path):
+    (tmp_path / "c").write_text("mine")
+    with pytest.raises(UsageError, match="choose another"):
+        llm.read(tokens(70)).save(tmp_path / "c")
+    assert files(tmp_path) == {"c": b"mine"}
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_full_disk_leaves_the_old_context_and_no_temporary(llm, tmp_path, monkeypatch, exists):
+    if exists:
+        llm.read(tokens(70)).save(tmp_path / "c")
+    before = files(tmp_path)
+
+    def full(tensors, path):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sharedllm.store, "save_file", full)
+    with pytest.raises(WorkError, match="No space left on device") as error:
+        llm.read(tokens(90, 2)).save(tmp_path / "c")
+    assert_one_sentence(error)
+    assert files(tmp_path) == before
+    assert [p.name for p in tmp_path.iterdir()] == (["c"] if exists else [])
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()], ids=["disk", "interrupt"])
+def test_a_failure_while_taking_the_place_leaves_the_old_context(llm, tmp_path, monkeypatch, error):
+    llm.read(tokens(70)).save(tmp_path / "c")
+    before = files(tmp_path)
+    real = type(tmp_path).replace
+
+    def fail(path, target):
+        if target.name == "context.json":
+            raise error
+        return real(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", fail)
+    with pytest.raises((WorkError, KeyboardInterrupt)):
+        llm.read(tokens(90, 2)).save(tmp_path / "c")
+    assert files(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(llm):
+    with pytest.raises(WorkError, match="cannot write to /proc/here/c") as error:
+        llm.read(tokens(90, 2)).save("/proc/here/c")
+    assert_one_sentence(error)

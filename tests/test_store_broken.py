@@ -1,0 +1,138 @@
+"""A saved context that is broken, cut short or of another kind is refused with one sentence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.torch import load, save_file
+
+from sharedllm import Context, UsageError, WorkError
+from tests.conftest import tokens
+from tests.contexts import assert_one_sentence, files, segments
+
+
+@pytest.fixture
+def llm(make):
+    return make()
+
+
+def edit(**changes):
+    def change(folder):
+        about = json.loads((folder / "context.json").read_text())
+        about.update(changes)
+        (folder / "context.json").write_text(json.dumps({k: v for k, v in about.items() if v is not None}))
+
+    return change
+
+
+def edit_part(part, **changes):
+    """Change what `context.json` says of its first document or segment."""
+
+    def change(folder):
+        about = json.loads((folder / "context.json").read_text())
+        next(iter(about[part].values())).update(changes)
+        (folder / "context.json").write_text(json.dumps(about))
+
+    return change
+
+
+def cut(share):
+    def change(folder):
+        file = folder / "context.json"
+        file.write_bytes(file.read_bytes()[: int(len(file.read_bytes()) * share)])
+
+    return change
+
+
+def replaced(write, listed=True):
+    """Write the largest segment anew, and its size into `context.json`."""
+
+    def change(folder):
+        file = segments(folder)[0]
+        whole = file.read_bytes()
+        file.unlink()
+        write(file, whole)
+        if listed:
+            about = json.loads((folder / "context.json").read_text())
+            about["segments"][file.name]["bytes"] = file.stat().st_size
+            (folder / "context.json").write_text(json.dumps(about))
+
+    return change
+
+
+def tensors(**changes):
+    """Change tensors of the largest segment; None takes one out."""
+
+    def write(file, whole):
+        stored = load(whole)
+        for name, change in changes.items():
+            tensor = stored.pop(name)
+            if change is not None:
+                stored[name] = change(tensor).contiguous()
+        save_file(stored, file)
+
+    return replaced(write)
+
+
+def first_half(file, whole):
+    file.write_bytes(whole[: len(whole) // 2])
+
+
+BROKEN = {
+    "no context.json": (UsageError, lambda f: (f / "context.json").unlink()),
+    "context.json is half": (WorkError, cut(0.5)),
+    "context.json is empty": (WorkError, cut(0)),
+    "context.json is binary": (WorkError, lambda f: (f / "context.json").write_bytes(b"\xff\xfe\x00\x01")),
+    "context.json is a list": (UsageError, lambda f: (f / "context.json").write_text("[1]")),
+    "another format": (UsageError, edit(format="other")),
+    "an older version": (UsageError, edit(version=1)),
+    "a newer version": (UsageError, edit(version=4)),
+    "no version": (UsageError, edit(version=None)),
+    "no model": (WorkError, edit(model=None)),
+    "no chunk_length": (WorkError, edit(chunk_length=None)),
+    "chunk_length is a word": (WorkError, edit(chunk_length="long")),
+    "no documents": (UsageError, edit(documents={})),
+    "documents are a list": (WorkError, edit(documents=["text"])),
+    "tokens do not agree": (WorkError, edit_part("documents", tokens=88)),
+    "a chunk that is nowhere": (WorkError, edit_part("documents", chunks=["ab"])),
+    "fewer chunks listed": (WorkError, edit_part("segments", chunks=["ab"])),
+    "no segment": (WorkError, lambda f: segments(f)[0].unlink()),
+    "a segment is half": (WorkError, replaced(first_half, listed=False)),
+    "a segment is half, and listed so": (WorkError, replaced(first_half)),
+    "a segment lacks its end": (WorkError, replaced(lambda f, whole: f.write_bytes(whole[:-1]), listed=False)),
+    "a segment is empty": (WorkError, replaced(lambda f, _: f.write_bytes(b""))),
+    "a segment is text": (WorkError, replaced(lambda f, _: f.write_text("hello " * 99))),
+    "a tensor is missing": (WorkError, tensors(values=None)),
+    "ids are missing": (WorkError, tensors(ids=None)),
+    "ids of fewer chunks": (WorkError, tensors(ids=lambda t: t[1:])),
+    "keys of fewer chunks": (WorkError, tensors(keys=lambda t: t[:, 1:])),
+    "keys of fewer tokens": (WorkError, tensors(keys=lambda t: t[:, :, :, 1:])),
+    "tokens of fewer chunks": (WorkError, tensors(tokens=lambda t: t[1:])),
+    "representations of another size": (WorkError, tensors(reps=lambda t: t[..., 1:])),
+    "scales of nothing packed": (WorkError, tensors(key_low=lambda t: t.new_zeros(3, 6, 2))),
+    "keys and values of fewer layers": (WorkError, tensors(keys=lambda t: t[1:], values=lambda t: t[1:])),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_context_is_refused_with_one_sentence(llm, tmp_path, name):
+    kind, change = BROKEN[name]
+    folder = tmp_path / "kept-context"
+    llm.read(tokens(87)).save(folder)
+    change(folder)
+    before = files(folder)
+    with pytest.raises(kind) as error:
+        Context.load(folder, llm)
+    assert type(error.value) is kind
+    assert_one_sentence(error)
+    assert "kept-context" in str(error.value)
+    assert files(folder) == before
+
+
+def test_what_is_no_folder_is_refused(llm, tmp_path):
+    (tmp_path / "file").write_text("hello")
+    for path in (tmp_path / "missing", tmp_path / "file", tmp_path):
+        with pytest.raises(UsageError, match="not a saved context") as error:
+            Context.load(path, llm)
+        assert_one_sentence(error)
