@@ -111,7 +111,7 @@ def test_a_removed_document_is_gone_and_so_are_its_bytes(llm, library, tmp_path)
     fresh.update({"a": A, "d": B})
     assert {f.name for f in segments(library.folder)} == {f.name for f in segments(fresh.folder)}
     assert torch.equal(logits(llm, library.context()), logits(llm, fresh.context()))
-    with pytest.raises(UsageError, match="no document 'b'; it has: a, d") as error:
+    with pytest.raises(UsageError, match="no document 'b'; it has: d") as error:
         library.remove("a", "b")
     assert_one_sentence(error)
     assert library.documents == {"a": 80, "d": 48}

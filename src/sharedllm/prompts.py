@@ -83,10 +83,18 @@ class Prompt:
 
     def question_mask(self) -> Tensor:
         """Which tokens of `alone` ask, rather than being the template's or general instructions, [1, T]."""
-        whole, instructions = self.alone(), self._instructions()
+        instructions = self._instructions()
         at = instructions.rindex(self.asks)
         around = instructions[:at] + PLACE + instructions[at + len(self.asks) :]
-        before, after = (self._ids(part) for part in self._render(around).split(PLACE, 1))
+        return self._mask(self.alone(), self._render(around))
+
+    def following(self) -> tuple[list[int], Tensor]:
+        """Token ids of the question behind an answer, and which of them are its own, [1, T]."""
+        ids = self._ids(self._render_following(self.question))
+        return ids, self._mask(ids, self._render_following(PLACE))
+
+    def _mask(self, whole: list[int], around: str) -> Tensor:
+        before, after = (self._ids(part) for part in around.split(PLACE, 1))
         start = _common(whole, before)
         end = len(whole) - _common(whole[start:][::-1], after[::-1])
         mask = torch.zeros(1, len(whole), dtype=torch.bool)
@@ -117,6 +125,14 @@ class Prompt:
         messages = [{"role": "user", "content": content}]
         rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return f"{rendered}{self.answer_prefix}"
+
+    def _render_following(self, content: str) -> str:
+        if not self.chat:
+            return f"\n\n{content}\n\nAnswer:"
+        turns = (("user", "?"), ("assistant", PLACE), ("user", content))
+        messages = [{"role": role, "content": said} for role, said in turns]
+        whole = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return whole.split(PLACE, 1)[1]
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

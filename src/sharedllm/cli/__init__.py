@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from sharedllm.cli import ask, data, demo, doctor, encode, evaluate, plot, train
+from sharedllm.cli import ask, chat, data, demo, doctor, encode, evaluate, plot, train
 from sharedllm.errors import SharedLLMError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("ask")(ask.ask)
 app.command("encode")(encode.encode)
+app.command("chat")(chat.chat)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("plot")(plot.plot)

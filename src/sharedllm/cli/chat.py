@@ -1,0 +1,56 @@
+"""`sharedllm chat`: questions and answers that follow each other, over files or none."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from sharedllm.cli import common
+
+
+def chat(
+    sources: common.OptionalSourcesArgument = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 256,
+    window: Annotated[
+        int | None, typer.Option("--window", help="Tokens the model sees itself; else all it can.")
+    ] = None,
+    model: common.ModelOption = None,
+    adapter: common.AdapterOption = "default",
+    device: common.DeviceOption = None,
+    dtype: common.DtypeOption = None,
+    seed: common.SeedOption = 0,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Talk about files, turn by turn; what no longer fits the window is folded into the context.
+
+    One line of standard input is one turn.
+    """
+    from sharedllm.errors import UsageError
+
+    common.positive("--max-new-tokens", max_new_tokens)
+    if "-" in (sources or []):
+        raise UsageError("'-' cannot be a source here: standard input holds the questions.")
+    llm = common.load(model, adapter, device, dtype, seed)
+    from sharedllm.session import Session
+
+    session = Session(llm, common.read(llm, sources)[0] if sources else None, window)
+    while question := _next_question():
+        with common.status("answering"):
+            answer = session.ask(question, max_new_tokens)
+        if as_json:
+            folded = {"slots": answer.slots, "folded_tokens": session.said.tokens}
+            common.print_json({"answer": answer.text, "generated_tokens": answer.generated_tokens, **folded})
+        else:
+            print(answer.text, flush=True)
+
+
+def _next_question() -> str:
+    """The next line that is not blank; empty at the end of the input."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if line.strip() or not line:
+            return line.strip()

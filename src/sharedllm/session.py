@@ -1,0 +1,133 @@
+"""A session: a conversation that has no length limit.
+
+    session = Session(llm, context)
+    print(session.ask("Who sends the letter?").text)
+
+Turns stay in the window as they are. Where the window is full, in the middle of an answer too, its oldest whole
+chunks are read into a context of the conversation, which is searched from then on beside that of the texts.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from sharedllm.context import Context
+from sharedllm.errors import UsageError
+from sharedllm.inject import Memory
+from sharedllm.model import SharedLLM
+from sharedllm.prompts import Answer, Prompt
+
+
+class Session:
+    """Questions and answers that follow each other.
+
+    Attributes:
+        ids: token ids of the window: what was said and is not folded.
+        said: the context of the conversation: complete chunks that left the window.
+
+    Raises:
+        UsageError: `window` holds less than four chunks, or is more than the model has.
+    """
+
+    def __init__(self, llm: SharedLLM, context: Context | None = None, window: int | None = None) -> None:
+        """
+        Args:
+            context: what the conversation is about; if it fits half the window, the model reads it there.
+            window: tokens the model sees itself at most, the answer included; None: all its positions.
+        """
+        self.llm, self.context = llm, context
+        self.window = llm.window if window is None else window
+        self.chunk = llm.config.chunk_length
+        if not 4 * self.chunk <= self.window <= llm.window:
+            raise UsageError(
+                f"the window of a session is {self.window} tokens; it must hold four chunks, {4 * self.chunk} tokens, "
+                f"and be at most the model's {llm.window}."
+            )
+        self.ids: list[int] = []
+        self.said = llm.reader.new_context()
+        self._asked = range(0)  # where in the window the last question stands
+
+    def ask(self, question: str, max_new_tokens: int = 256, **kwargs: Any) -> Answer:
+        """Answer one turn, greedily unless `kwargs` (of Hugging Face's `generate`) say otherwise.
+
+        Raises:
+            UsageError: an empty question or one that is too long, no tokenizer, or `max_new_tokens` below 1.
+        """
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+        prompt = Prompt(self.llm.tokenizer, question)
+        self._take_in(prompt)
+        new: list[int] = []
+        search_seconds, slots, started, ended = 0.0, 0, time.perf_counter(), False
+        while len(new) < max_new_tokens and not ended:
+            self._fold()
+            before = time.perf_counter()
+            memory = self._search()
+            search_seconds += time.perf_counter() - before
+            slots = 0 if memory is None else memory.mask.shape[1] - 1
+            room = min(max_new_tokens - len(new), self.window - len(self.ids))
+            part, ended = self._generate(memory, room, {"pad_token_id": prompt.pad_id, **kwargs})
+            new += part
+            self.ids += part
+        return Answer(
+            text=self.llm.tokenizer.decode(new, skip_special_tokens=True).strip(),
+            compressed=slots > 0,
+            slots=slots,
+            search_seconds=search_seconds,
+            generate_seconds=time.perf_counter() - started - search_seconds,
+            generated_tokens=len(new),
+        )
+
+    def _take_in(self, prompt: Prompt) -> None:
+        """Put a question behind what was said; before the first one goes a text that is short enough."""
+        first = not self.ids
+        turn, asking = (prompt.alone(), prompt.question_mask()) if first else prompt.following()
+        # Folding leaves more than half a window less a chunk: the question stays whole.
+        if len(turn) > (most := self.window // 2 - self.chunk):
+            raise UsageError(f"the question has {len(turn)} tokens, a session takes {most}; ask a shorter one.")
+        if first and self.context is not None:
+            whole = prompt.with_text(self.context.ids)
+            if len(whole) <= self.window // 2:
+                self.ids, self.context = whole, None
+                return
+            self.llm.reader.encode(self.llm.reader.bind(self.context))
+        at = asking[0].nonzero().flatten() + len(self.ids)
+        self._asked = range(int(at[0]), int(at[-1]) + 1)
+        self.ids += turn
+
+    def _fold(self) -> None:
+        """Once the window is full, read its oldest whole chunks into `said`, until half of it is free."""
+        if len(self.ids) < self.window:
+            return
+        leaving = -(-(len(self.ids) - self.window // 2) // self.chunk) * self.chunk
+        self.said.append(self.ids[:leaving])
+        self.llm.reader.encode(self.said)
+        del self.ids[:leaving]
+        self._asked = range(max(0, self._asked.start - leaving), max(0, self._asked.stop - leaving))
+
+    def _search(self) -> Memory | None:
+        """What the window attends to: slots for the last question; for the newest tokens once it has left."""
+        contexts = [c for c in (self.context, self.said) if c is not None and c.tokens]
+        if not contexts:
+            return None
+        asking = torch.zeros(1, len(self.ids), dtype=torch.bool)
+        asking[0, self._asked.start : self._asked.stop] = True
+        ids = torch.tensor([self.ids], device=self.llm.device)
+        return self.llm.recall(Context.compose(contexts), ids, question_mask=asking if asking.any() else None)
+
+    @torch.no_grad()
+    def _generate(self, memory: Memory | None, most: int, kwargs: dict[str, Any]) -> tuple[list[int], bool]:
+        """The next tokens, without the one that ends an answer, and whether it came."""
+        ids = torch.tensor([self.ids], device=self.llm.device)
+        with self.llm.injection.reading(memory):
+            out = self.llm.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, **{"do_sample": False, **kwargs}
+            )
+        new = getattr(out, "sequences", out)[0, len(self.ids) :].tolist()
+        ends = kwargs.get("eos_token_id", self.llm.model.generation_config.eos_token_id)
+        if new[-1] in (ends if isinstance(ends, list) else [ends]):
+            return new[:-1], True
+        return new, len(new) < most  # shorter: a stopping criterion of the caller's

@@ -1,0 +1,108 @@
+"""A session: nothing said is lost, and every answer is what a fresh model gives for the same window and context."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import torch
+
+from sharedllm import Context, UsageError
+from sharedllm.prompts import Prompt
+from sharedllm.session import Session
+from tests.cli.test_cli import MODEL, home, run  # noqa: F401
+from tests.conftest import tokens
+from tests.contexts import assert_one_sentence, assert_same_chunks, encoded
+
+ENDLESS = {"suppress_tokens": [257]}  # the tiny model would end its answer anywhere
+
+
+@pytest.fixture
+def llm(make):
+    return make()
+
+
+def transcript(session) -> list[int]:
+    return [*session.said.ids.tolist(), *session.ids]
+
+
+def test_an_answer_is_what_a_fresh_model_gives_for_the_same_split(llm, make):
+    text = tokens(16 * 6 + 3, 1)
+    session, fresh = Session(llm, llm.read(text)), make()
+    folded = 0
+    for turn, question in enumerate(["a?", "bc?", "d?", "ef?", "g?"]):
+        prompt = Prompt(llm.tokenizer, question)
+        before = transcript(session)
+        asked, mask = prompt.following() if turn else (prompt.alone(), prompt.question_mask())
+        answer = session.ask(question, 7, **ENDLESS)
+        assert answer.generated_tokens == 7 and answer.slots > 0
+        whole = [*before, *asked]
+        assert transcript(session)[:-7] == whole, "nothing that was said is lost"
+        folded = session.said.tokens
+        parts = [encoded(fresh, text)] + ([encoded(fresh, torch.tensor(whole[:folded]))] if folded else [])
+        window = torch.tensor([whole[folded:]])
+        asking = torch.cat([torch.zeros(1, window.shape[1] - len(asked), dtype=torch.bool), mask], dim=1)
+        arguments = dict(context=Context.compose(parts), question_mask=asking, max_new_tokens=7, pad_token_id=258)
+        out = fresh.generate(window, do_sample=False, **arguments, **ENDLESS)
+        assert out[0, window.shape[1] :].tolist() == transcript(session)[-7:]
+    assert folded > 0 and folded % 16 == 0
+    assert_same_chunks(session.said, encoded(fresh, torch.tensor(transcript(session)[:folded])))
+
+
+def test_an_answer_may_be_longer_than_the_window(llm, make):
+    session, fresh = Session(llm), make()
+    answer = session.ask("a?", 150, **ENDLESS)
+    assert answer.generated_tokens == 150
+    said = transcript(session)
+    assert len(said) == len(Prompt(llm.tokenizer, "a?").alone()) + 150
+    assert len(session.ids) <= session.window == 64
+    # Folded at 64, 96 and 128 tokens, each time down to 32: every stretch follows from its own split.
+    for start, end in ((64, 96), (96, 128), (128, len(said))):
+        context = encoded(fresh, torch.tensor(said[: start - 32]))
+        window = torch.tensor([said[start - 32 : start]])
+        out = fresh.generate(
+            window, context=context, max_new_tokens=end - start, do_sample=False, pad_token_id=258, **ENDLESS
+        )
+        assert out[0].tolist() == said[start - 32 : end]
+
+
+def test_a_text_that_fits_is_read_in_the_window(llm):
+    text = llm.read("The sky.")
+    session = Session(llm, text)
+    answer = session.ask("a?", 5)
+    assert not answer.compressed
+    assert answer.text == llm.ask(text, "a?", max_new_tokens=5)
+    assert session.ids[:8] == list(b"The sky.")
+
+
+def test_an_answer_ends_where_the_model_ends_it(llm, monkeypatch):
+    session = Session(llm)
+    monkeypatch.setattr(llm.model, "generate", lambda ids, **_: torch.cat([ids, torch.tensor([[65, 66, 257]])], dim=1))
+    assert session.ask("a?", 9).text == "AB"
+    assert session.ids[-2:] == [65, 66]
+
+
+def test_mistakes_are_one_sentence(llm):
+    session = Session(llm)
+    for use in (
+        lambda: session.ask(" "),
+        lambda: session.ask("why" * 20),
+        lambda: session.ask("a?", 0),
+        lambda: Session(llm, window=63),
+        lambda: Session(llm, window=65),
+    ):
+        with pytest.raises(UsageError) as error:
+            use()
+        assert_one_sentence(error)
+    assert transcript(session) == []
+
+
+def test_chat_answers_line_by_line(run, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("sys.stdin", io.StringIO("a?\n\n bc?\nd?\n"))
+    code, out, err = run("chat", "long.txt", *MODEL, "--max-new-tokens", "30", "--json")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(answers) == 3, err
+    assert all(answer["slots"] > 0 for answer in answers) and answers[-1]["folded_tokens"] > 0
+    code, out, err = run("chat", "-", *MODEL)
+    assert code == 2 and "'-' cannot be a source" in err
