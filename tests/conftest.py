@@ -60,6 +60,12 @@ def randomize(llm: SharedLLM) -> SharedLLM:
     return llm
 
 
+def hooks(model: torch.nn.Module) -> list[Any]:
+    """Every hook on every module of a model."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [h for m in model.modules() for kind in kinds for h in getattr(m, kind).values()]
+
+
 @pytest.fixture
 def make() -> Callable[..., SharedLLM]:
     """`make(random=True, model_changes..., config=...)`: a tiny SharedLLM with a random adapter."""

@@ -9,8 +9,7 @@ import torch
 
 from sharedllm import SharedLLM, UsageError, hardware
 from sharedllm.hardware import choose_device, choose_dtype, choose_threads, chunk_batch
-from tests.conftest import CONFIG, tiny_model
-from tests.test_inject import hooks
+from tests.conftest import CONFIG, hooks, tiny_model
 
 
 @pytest.mark.parametrize(

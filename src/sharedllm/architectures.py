@@ -1,12 +1,17 @@
-"""Where each model family keeps the parts this library touches.
+"""The parts of an actual model, read through its family's entry in `families.py`.
 
-One `Family` an entry; adding a family is adding an entry (and a row to the tests). `Parts` reads an
-actual model through its entry and is all that the rest of the library knows about it.
+`Parts` is all that the rest of the library knows about a model. Keys and queries of families whose rotary
+pairs are neighbours are put in half-split order on both sides, which leaves every product of the two as it
+was: so there is one `rotate` for all.
+
+Shapes: H query heads, K key/value heads, D head dimension, E hidden size, R rotated dimensions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -14,95 +19,156 @@ import torch
 from torch import Tensor, nn
 
 from sharedllm.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Family:
-    """Attribute names of a family, relative to the decoder (`base`), a layer, or its attention."""
-
-    base: str = "model"
-    embedding: str = "embed_tokens"
-    layers: str = "layers"
-    rotary: str = "rotary_emb"
-    final_norm: str = "norm"
-    attention: str = "self_attn"
-    after: str = "self_attn"
-    """The layer's module whose output is added to the residual: the branch is added to it."""
-    norm: str = "input_layernorm"
-    """The layer's norm that the branch's own norm starts as a copy of."""
-    query: str = "q_proj"
-    output: str = "o_proj"
-    query_norm: str | None = None
-
-
-LLAMA = Family()
-FAMILIES: dict[str, Family] = {
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "qwen2": LLAMA,
-    "qwen3": Family(query_norm="q_norm"),
-}
+from sharedllm.families import FAMILIES, Family, guesses
 
 
 class Parts:
     """The parts of one loaded decoder model.
 
+    Args:
+        family: how to read it; None for the entry of `families.py`, or the likeliest guess.
     Raises:
-        UsageError: the family is unknown, or the model has no rotary positions.
+        UsageError: a part is missing, or the model has no rotary positions.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, family: Family | None = None) -> None:
+        model = without_peft(model)
         config: Any = model.config
+        self.config = config
         self.model_type: str = config.model_type
-        if self.model_type not in FAMILIES:
+        self.known = self.model_type in FAMILIES
+        self.family = family = family or FAMILIES.get(self.model_type) or guesses(model)[0]
+        if family.unless and getattr(config, family.unless, False):
             raise UsageError(
-                f"models of the family {self.model_type!r} cannot be attached: it has no entry, or no rotary "
-                f"positions; known are {', '.join(sorted(FAMILIES))} (see architectures.py to add one)."
+                f"this {self.model_type} model has no rotary positions ({family.unless} is set); use another."
             )
-        self.family = family = FAMILIES[self.model_type]
         self.base: Any = attrgetter(family.base)(model)
         self.layers: nn.ModuleList = attrgetter(family.layers)(self.base)
         self.rotary: nn.Module = attrgetter(family.rotary)(self.base)
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = config.vocab_size
         self.heads: int = config.num_attention_heads
-        self.kv_heads: int = getattr(config, "num_key_value_heads", None) or self.heads
+        grouped = family.kv_heads(config) if family.kv_heads else getattr(config, "num_key_value_heads", None)
+        self.kv_heads: int = grouped or self.heads
         self.head_dim: int = getattr(config, "head_dim", None) or self.hidden_size // self.heads
         self.window: int = config.max_position_embeddings
+        self.embedding: Any = without_peft(self.base.get_input_embeddings())
+        self.dtype: torch.dtype = self.embedding.weight.dtype
+        self.device: torch.device = device_of(self.embedding)
 
     def attention(self, layer: int) -> nn.Module:
+        """The module whose output the branch is added to, before a post-norm or a multiplier."""
         return getattr(self.layers[layer], self.family.attention)
 
     def norm(self, layer: int) -> nn.Module:
-        return getattr(self.layers[layer], self.family.norm)
+        for name in self.family.norms:
+            if hasattr(self.layers[layer], name):
+                return getattr(self.layers[layer], name)
+        return nn.Identity()
 
-    def after(self, layer: int) -> nn.Module:
-        return getattr(self.layers[layer], self.family.after)
+    def joined(self, layer: int, residual: Tensor, attended: Tensor) -> Tensor:
+        """The hidden state after attention's output has joined the residual, where attention is."""
+        family, module = self.family, self.layers[layer]
+        residual = residual.to(attended.device)
+        if family.post_norm:
+            attended = getattr(module, family.post_norm)(attended)
+        if family.multiplier:
+            attended = attended * getattr(module, family.multiplier)
+        return residual + attended
+
+    def device_of(self, layer: int) -> torch.device:
+        """Where a layer computes."""
+        return device_of(getattr(self.attention(layer), self.family.output))
 
     def query_norm(self, layer: int) -> nn.Module | None:
         name = self.family.query_norm
-        return getattr(self.attention(layer), name) if name else None
+        return getattr(self.attention(layer), name, None) if name else None
+
+    def query_heads(self, query: Tensor, norm: nn.Module | None) -> Tensor:
+        """Projected queries [B, T, H * D] as heads [B, T, H, D], normed as the family does, in half-split order."""
+        dtype, over = query.dtype, self.family.query_norm_over
+        if norm is not None and over == "projection":
+            query = norm(query)
+        query = query.unflatten(-1, (self.heads, self.head_dim))
+        if norm is not None and over == "heads first":
+            query = norm(query.transpose(1, 2)).transpose(1, 2)
+        elif norm is not None and over == "head":
+            query = norm(query)
+        return self.half_split(query.to(dtype))
 
     def scaling(self, layer: int) -> float:
         """What the layer's attention multiplies its logits by."""
         return float(getattr(self.attention(layer), "scaling", self.head_dim**-0.5))
 
+    def softcap(self, layer: int) -> float | None:
+        """The cap c of the layer's logits, c * tanh(logits / c), or None."""
+        name = self.family.softcap
+        return getattr(self.attention(layer), name, None) if name else None
+
     def query_weights(self, layer: int) -> tuple[Tensor, Tensor | None]:
         """Weight [H * D, E] and bias of the layer's query projection."""
-        projection = getattr(self.attention(layer), self.family.query)
-        return projection.weight, projection.bias
+        weight, bias = self._linear(layer, self.family.query, self.hidden_size)
+        if self.family.query_groups is None:
+            return weight, bias
+        groups, rows = self.family.query_groups(self.config), self.heads * self.head_dim
+
+        def lead(x: Tensor) -> Tensor:
+            return x.unflatten(0, (groups, -1))[:, : rows // groups].flatten(0, 1)
+
+        return lead(weight), None if bias is None else lead(bias)
 
     def output_weights(self, layer: int) -> Tensor:
-        """Weight [E, H * D] of the layer's output projection."""
-        return getattr(self.attention(layer), self.family.output).weight
+        """Weight [E, H * D] of the layer's output projection; its bias is no part of the branch."""
+        return self._linear(layer, self.family.output, self.heads * self.head_dim)[0]
 
-    def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The model's own rotary tables in fp32 for positions of any shape: [..., R], R rotated dimensions."""
+    def _linear(self, layer: int, name: str, width: int) -> tuple[Tensor, Tensor | None]:
+        module = getattr(self.attention(layer), name)
+        try:
+            return linear_weights(module, width, self.dtype)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UsageError(
+                f"the weights of {name} in layer {layer} ({type(module).__name__}) cannot be read here ({first[:200]}); "
+                "put the model on the device its quantisation is made for, or load it without."
+            ) from error
+
+    def cos_sin(self, positions: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
+        """The layer's rotary tables in fp32, half-split, for positions of any shape: [..., R]; R is 0 without rotation."""
+        kind = self.rotary_kind(layer)
+        if kind is None:
+            return (torch.empty(*positions.shape, 0, device=positions.device),) * 2
         flat = positions.reshape(1, -1)
         with torch.autocast(device_type=positions.device.type, enabled=False):
-            cos, sin = self.rotary(torch.empty(0, dtype=torch.float32, device=positions.device), flat)
-        shape = (*positions.shape, cos.shape[-1])
-        return cos.reshape(shape).float(), sin.reshape(shape).float()
+            like = torch.empty(0, dtype=torch.float32, device=positions.device)
+            tables = self.rotary(like, flat, kind) if kind else self.rotary(like, flat)
+        cos, sin = (t.reshape(*positions.shape, -1).float().to(positions.device) for t in tables)
+        if self.family.interleaved and torch.equal(
+            cos[..., ::2], cos[..., 1::2]
+        ):  # some tables come half-split already
+            cos, sin = self.half_split(cos), self.half_split(sin)
+        return cos, sin
+
+    def tables(self, positions: Tensor, layers: int) -> list[tuple[Tensor, Tensor]]:
+        """`cos_sin` of each of the lowest layers; layers of a kind share their tables."""
+        kinds: dict[str | None, tuple[Tensor, Tensor]] = {}
+        for layer in range(layers):
+            if (kind := self.rotary_kind(layer)) not in kinds:
+                kinds[kind] = self.cos_sin(positions, layer)
+        return [kinds[self.rotary_kind(layer)] for layer in range(layers)]
+
+    def rotary_kind(self, layer: int) -> str | None:
+        """Which tables a layer uses: None for none, a layer type, or empty where all use the same."""
+        if self.family.rotates and not getattr(self.attention(layer), self.family.rotates):
+            return None
+        return self.config.layer_types[layer] if self.family.rotary_by_type else ""
+
+    def half_split(self, x: Tensor) -> Tensor:
+        """Heads [..., D] with the rotated dimensions in half-split order: what the model has at even places first."""
+        if not self.family.interleaved:
+            return x
+        rotated = 2 * self.rotary.inv_freq.shape[0]  # type: ignore[union-attr,index]
+        head, rest = x[..., :rotated], x[..., rotated:]
+        return torch.cat([head[..., ::2], head[..., 1::2], rest], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -113,6 +179,76 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     rotated = cos.shape[-1]
     head, rest = x[..., :rotated].float(), x[..., rotated:]
-    first, second = head.chunk(2, dim=-1)
+    first, second = head[..., : rotated // 2], head[..., rotated // 2 :]
     turned = head * cos + torch.cat([-second, first], dim=-1) * sin
     return torch.cat([turned.to(x.dtype), rest], dim=-1)
+
+
+def without_peft(model: Any) -> Any:
+    """The model or module inside a wrapper of the peft library.
+
+    A branch starts from the weights below a LoRA, not from their sum: so both adapters may be put on in either order.
+    """
+    for name in ("get_base_model", "get_base_layer"):
+        if hasattr(model, name):
+            return without_peft(getattr(model, name)())
+    return model
+
+
+@contextmanager
+def present(module: nn.Module) -> Iterator[None]:
+    """Within this block the module's weights are where it computes, also those that accelerate keeps elsewhere."""
+    from accelerate.utils import align_module_device
+
+    with ExitStack() as stack:
+        for part in module.modules():
+            stack.enter_context(align_module_device(part))
+        yield
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes."""
+    module = without_peft(module)
+    with present(module):
+        return next(module.parameters()).device
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is numbers as they are, not codes of a quantisation."""
+    return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
+
+
+@torch.no_grad()
+def linear_weights(module: nn.Module, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Weight [out, width] and bias of a linear map: its own, or a copy where it is quantised or offloaded.
+
+    A quantised map is read by what it does to the rows of the identity, so that no kind needs code of its own.
+    """
+    module = without_peft(module)
+    weight: Any = module.weight
+    offloaded = weight.device.type == "meta"
+    with present(module):
+        bias: Any = module.bias
+        if isinstance(module, nn.Linear) and is_plain(module.weight):
+            if offloaded:
+                return module.weight.detach().clone(), None if bias is None else bias.detach().clone()
+            return weight, bias
+        module.bias = None  # a large bias would round the weights away
+        try:
+            rows = module(torch.eye(width, dtype=dtype, device=module.weight.device))
+        finally:
+            module.bias = bias
+        return rows.T.contiguous(), None if bias is None else bias.detach().clone()
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy of a small module with weights of its own, without hooks, wherever its weights are kept."""
+    with present(module):
+        hooks: dict[int, Any] = {id(part._hf_hook): None for part in module.modules() if hasattr(part, "_hf_hook")}
+        fresh = copy.deepcopy(module, hooks)
+    for part in fresh.modules():
+        for name in ("_hf_hook", "_old_forward", "forward"):
+            vars(part).pop(name, None)
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    return fresh

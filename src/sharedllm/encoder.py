@@ -35,7 +35,7 @@ class Encoded:
     tokens: Tensor
     """[X, P], which tokens of the chunk are stored, ascending; past the end of a chunk: C."""
     keys: Tensor
-    """[M, X, K, P, D], before rotation; packed: codes [M, X, K, P, D * bits / 8] in uint8."""
+    """[M, X, K, P, D], before rotation, in half-split order (see `architectures`); packed: codes [M, X, K, P, D * bits / 8] in uint8."""
     values: Tensor
     """[M, X, K, P, D], or codes."""
     key_low: Tensor
@@ -103,17 +103,19 @@ class Encoded:
 class _Catch(DynamicCache):
     """A cache that keeps the wanted tokens' keys and values of each layer and lets the rest go."""
 
-    def __init__(self, tokens: Tensor, parts: Parts) -> None:
+    def __init__(self, tokens: Tensor, parts: Parts, layers: int) -> None:
         super().__init__()
-        self.tokens = tokens
-        self.cos, self.sin = parts.cos_sin(tokens)
-        self.scale = 1.0 / (self.cos.square() + self.sin.square())[..., None, :, :]
+        self.tokens, self.parts = tokens, parts
+        self.tables = parts.tables(tokens, layers)
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        keys, values = (gather_tokens(states, self.tokens) for states in (key_states, value_states))
-        self.keys.append(rotate(keys, self.cos[:, None] * self.scale, -self.sin[:, None] * self.scale))
+        at = self.tokens.to(key_states.device)
+        keys, values = (gather_tokens(states, at).to(self.tokens.device) for states in (key_states, value_states))
+        cos, sin = (table[:, None] for table in self.tables[len(self.keys)])
+        scale = 1.0 / (cos.square() + sin.square())
+        self.keys.append(rotate(self.parts.half_split(keys), cos * scale, -sin * scale))
         self.values.append(values)
         return key_states, value_states
 
@@ -141,11 +143,11 @@ class LowerModel:
 
     @property
     def device(self) -> torch.device:
-        return self.module.get_input_embeddings().weight.device
+        return self.parts.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.module.get_input_embeddings().weight.dtype
+        return self.parts.dtype
 
     def first_layer(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Normed hidden state after the first layer, [B, T, E]."""
@@ -157,13 +159,14 @@ class LowerModel:
     def values(self, input_ids: Tensor, attention_mask: Tensor | None, layer: int) -> Tensor:
         """Values of one layer (from 0), [B, K, T, D]."""
         short = LowerModel(self.parts, layer + 1).module
-        caught = _Catch(torch.arange(input_ids.shape[1], device=self.device).expand(len(input_ids), -1), self.parts)
+        tokens = torch.arange(input_ids.shape[1], device=self.device).expand(len(input_ids), -1)
+        caught = _Catch(tokens, self.parts, layer + 1)
         with self.apart():
             short(input_ids=input_ids, attention_mask=attention_mask, past_key_values=caught, use_cache=True)
         return caught.values[layer]
 
     def _norm_first(self, hidden: Tensor) -> Tensor:
-        return self.parts.norm(1)(hidden)
+        return self.parts.norm(1)(hidden).to(self.device)
 
     def encode(self, input_ids_XC: Tensor, lengths_X: Tensor, tokens_XP: Tensor, rep_tokens_XR: Tensor) -> Encoded:
         """Read chunks once and keep what is named.
@@ -173,12 +176,12 @@ class LowerModel:
             lengths_X: tokens of each chunk.
             tokens_XP, rep_tokens_XR: tokens to keep, ascending, past a chunk's end filled with C or more.
         """
-        caught = _Catch(tokens_XP, self.parts)
+        caught = _Catch(tokens_XP, self.parts, len(getattr(self.module, self.parts.family.layers)))
         first: list[Tensor] = []
 
         def note(_module: nn.Module, _args: object, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
-            first.append(gather_tokens(hidden[:, None], rep_tokens_XR)[:, 0])
+            first.append(gather_tokens(hidden[:, None], rep_tokens_XR.to(hidden.device))[:, 0])
 
         layers = getattr(self.module, self.parts.family.layers)
         handle = layers[0].register_forward_hook(note)

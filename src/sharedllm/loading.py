@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sharedllm.architectures import Parts
+from sharedllm.architectures import Parts, is_plain
 from sharedllm.errors import UsageError, WorkError
 
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
@@ -62,7 +62,7 @@ def load_model(name: str | Path | None, device: str, dtype: torch.dtype, tokeniz
         with quiet:
             model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **extra)
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(place, **arguments)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:  # the last: a quantisation's package
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind: type[Exception] = WorkError if os.path.exists(place) else UsageError
         raise kind(
@@ -109,10 +109,14 @@ def fingerprint(model: Any, parts: Parts) -> str:
     """
     sizes = (parts.model_type, parts.hidden_size, parts.heads, parts.kv_heads, parts.head_dim, len(parts.layers))
     rotary = getattr(model.config, "rope_parameters", None)  # stored keys were computed under it
+    from accelerate.utils import align_module_device
+
     digest = hashlib.sha256(json.dumps([sizes, rotary], sort_keys=True, default=str).encode())
-    embedding = model.get_input_embeddings().weight
-    for weight in (embedding, *parts.layers[:2].parameters()):
-        flat = weight.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)].to("cpu", torch.bfloat16)
-        digest.update(sample.view(torch.int16).numpy().tobytes())
+    for module in (parts.embedding, *parts.layers[:2].modules()):
+        with align_module_device(module):
+            for weight in module.parameters(recurse=False):
+                coded = weight.is_floating_point() and not is_plain(weight)
+                flat = (weight.dequantize() if coded else weight).detach().flatten()
+                sample = flat[:: max(1, flat.numel() // 1024)].to("cpu", torch.bfloat16)
+                digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -137,8 +137,8 @@ def build_memory(rows: Sequence[Slots | None], parts: Parts, config: SharedConfi
     device = like.device
     mask = torch.zeros(B, width, dtype=torch.bool, device=device)
     query_at = torch.zeros(B, dtype=torch.long, device=device)
-    keys_M, values_M = [], []
-    rotated: list[tuple[Tensor, Tensor] | None] = []
+    keys_M, values_M, places = [], [], [parts.device_of(layer) for layer in range(M)]
+    rotated: list[list[tuple[Tensor, Tensor]] | None] = []
     for b, row in enumerate(rows):
         mask[b, 1 : 1 + lengths[b]] = True
         # A row with nothing to attend to keeps its null slot, whose value is zero: the branch adds zero.
@@ -147,19 +147,18 @@ def build_memory(rows: Sequence[Slots | None], parts: Parts, config: SharedConfi
             rotated.append(None)
             continue
         positions, query_at[b] = slot_positions(row, config)
-        cos, sin = parts.cos_sin(positions.to(device))
-        rotated.append((cos, sin))
+        rotated.append(parts.tables(positions.to(device), M))
     for layer in range(M):
         keys, values = [], []
-        for row, table, length in zip(rows, rotated, lengths, strict=True):
-            if row is None or table is None:
+        for row, tables, length in zip(rows, rotated, lengths, strict=True):
+            if row is None or tables is None:
                 keys.append(like.new_zeros(K, width, D + WIDER))
                 values.append(like.new_zeros(K, width, D + WIDER))
                 continue
             pad = (0, WIDER, 1, width - 1 - length)
-            keys.append(F.pad(rotate(row.keys[layer].to(like), *table), pad))
+            keys.append(F.pad(rotate(row.keys[layer].to(like), *tables[layer]), pad))
             values.append(F.pad(row.values[layer].to(like), pad))
-        keys_M.append(torch.stack(keys))
+        keys_M.append(torch.stack(keys).to(places[layer]))
         keys_M[-1][:, :, 0, D] = 1
-        values_M.append(torch.stack(values))
+        values_M.append(torch.stack(values).to(places[layer]))
     return Memory(keys_M, values_M, mask, query_at)

@@ -28,6 +28,7 @@ from sharedllm.memory import Slots, build_memory, select_slots
 from sharedllm.prompts import Answer, Prompt
 from sharedllm.reader import Reader
 from sharedllm.relevance import asked
+from sharedllm.selfcheck import checked_parts
 
 SEARCHES = ("query", "later")
 Contexts = Context | Sequence[Context | None] | None
@@ -45,7 +46,7 @@ class SharedLLM:
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: SharedConfig, name: str = "") -> None:
-        self.parts = Parts(model)
+        self.parts = checked_parts(model, config.injected_layers)
         layers = len(self.parts.layers)
         if not 2 <= layers or config.injected_layers > layers:
             raise UsageError(
@@ -92,6 +93,10 @@ class SharedLLM:
             place = str(model.device) if device is None else choose_device(device).value
             kind = None if dtype is None else DTYPES[choose_dtype(place, dtype).value]
             if device is not None or kind is not None:
+                if getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
+                    raise UsageError(
+                        "the model was put in place by its device map or its quantisation; leave out device and dtype."
+                    )
                 model = model.to(place, kind)
             name = str(getattr(model, "name_or_path", "") or type(model).__name__)
         else:
@@ -202,7 +207,8 @@ class SharedLLM:
             slots.append(
                 None if context is None else select_slots(context.blocks, self.config, query, noise, generator)
             )
-        return build_memory(slots, self.parts, self.config, self.model.get_input_embeddings().weight)
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        return build_memory(slots, self.parts, self.config, like)
 
     def __call__(
         self,

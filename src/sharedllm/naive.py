@@ -1,7 +1,7 @@
 """The whole mechanism said plainly: one row, one chunk, one head at a time, no batches, no hooks.
 
 The fast path is tested against this file, outputs and gradients. It is written to be read next to
-arXiv 2603.04759, for Llama-like models (pre-norm, half-split rotary pairs), and is far too slow to use.
+arXiv 2603.04759, and is far too slow to use. What a layer of each model family computes is in `naive_layers.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,19 @@ import torch
 from torch import Tensor
 
 from sharedllm.config import SharedConfig
+from sharedllm.naive_layers import (
+    embed,
+    head_dim,
+    key_heads,
+    layers,
+    logits_of,
+    mix,
+    norm_before,
+    norm_heads,
+    run_layer,
+    score,
+    turn,
+)
 
 Span = tuple[int, int]
 
@@ -134,17 +147,15 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 def first_layer(llm: Any, ids: Sequence[int]) -> list[Tensor]:
     """Normed hidden state of each token after the first layer."""
-    layer, hidden = llm.parts.layers[0], embed(llm, ids)
-    hidden = feed_forward(layer, self_attention(llm, 0, hidden)[0])
-    return [llm.parts.layers[1].input_layernorm(h) for h in hidden]
+    hidden, _, _ = run_layer(llm.model, 0, embed(llm.model, ids))
+    return [norm_before(llm.model, 1, h) for h in hidden]
 
 
 def read_chunk(llm: Any, ids: Sequence[int]) -> tuple[list[Any], list[Any]]:
     """Unrotated keys and values of a chunk read on its own: [layer][head][token] -> [D]."""
-    hidden, keys, values = embed(llm, ids), [], []
+    hidden, keys, values = embed(llm.model, ids), [], []
     for j in range(llm.config.injected_layers):
-        hidden, k, v = self_attention(llm, j, hidden)
-        hidden = feed_forward(llm.parts.layers[j], hidden)
+        hidden, k, v = run_layer(llm.model, j, hidden)
         keys.append(k)
         values.append(v)
     return keys, values
@@ -152,44 +163,37 @@ def read_chunk(llm: Any, ids: Sequence[int]) -> tuple[list[Any], list[Any]]:
 
 def decode(llm: Any, ids: Sequence[int], slots: list[Slot], chunks: int) -> Tensor:
     """The whole model over the window, with a branch in each of the lowest layers."""
-    hidden = embed(llm, ids)
-    for j, layer in enumerate(llm.parts.layers):
-        hidden, _, _ = self_attention(llm, j, hidden)
-        if j < llm.config.injected_layers and slots:
-            hidden = [h + branch(llm, j, h, t, slots, chunks) for t, h in enumerate(hidden)]
-        hidden = feed_forward(layer, hidden)
-    return llm.model.lm_head(torch.stack([llm.parts.base.norm(h) for h in hidden]))
+    hidden = embed(llm.model, ids)
+    for j in range(len(layers(llm.model))):
+        injected = j < llm.config.injected_layers and bool(slots)
+        add = partial(branch, llm, j, slots=slots, chunks=chunks) if injected else None
+        hidden, _, _ = run_layer(llm.model, j, hidden, add)
+    return logits_of(llm.model, hidden)
 
 
 def branch(llm: Any, j: int, hidden: Tensor, t: int, slots: list[Slot], chunks: int) -> Tensor:
     """What the injection adds to the hidden state of the window's token t in layer j."""
-    weights, D = llm.injection.branches[j], llm.parts.head_dim
-    group = llm.parts.heads // llm.parts.kv_heads
+    weights, model = llm.injection.branches[j], llm.model
+    group = model.config.num_attention_heads // key_heads(model.config)
     query = weights.query.matrix() @ weights.norm(hidden)
     if weights.query_bias is not None:
         query = query + weights.query_bias
     heads = []
-    for h in range(llm.parts.heads):
-        q = query[h * D : (h + 1) * D]
-        q = q if weights.query_norm is None else weights.query_norm(q)
-        q = turn(llm, q, position_of_query(llm.config, t, slots, chunks))
+    for h, q in enumerate(norm_heads(model.config, weights.query_norm, query)):
+        q = turn(model, j, q, position_of_query(llm.config, t, slots, chunks))
         logits, values = [], []
         for rank, slot in enumerate(slots):
-            key = turn(llm, slot.keys[j][h // group], position_of_slot(llm.config, slot, rank))
-            logits.append(q @ key / math.sqrt(D))
+            key = turn(model, j, slot.keys[j][h // group], position_of_slot(llm.config, slot, rank))
+            logits.append(score(model.config, q, key))
             values.append(slot.values[j][h // group])
         if weights.null_logit is not None:
             rate = 0 if weights.null_growth is None else weights.null_growth[h]
             logits.append(weights.null_logit[h] + rate * math.log(1 + t / llm.config.chunk_length))
-            values.append(torch.zeros(D))
+            values.append(torch.zeros(head_dim(model.config)))
         shares = torch.stack(logits).softmax(dim=0)
         attended = mix(shares, values)
         heads.append(attended if weights.gate is None else weights.gate[h] * attended)
     return weights.output.matrix() @ torch.cat(heads)
-
-
-def mix(shares: Tensor, values: list[Tensor]) -> Tensor:
-    return sum((s * v for s, v in zip(shares, values, strict=True)), torch.zeros_like(values[0]))
 
 
 def position_of_slot(config: SharedConfig, slot: Slot, rank: int) -> int:
@@ -201,44 +205,3 @@ def position_of_query(config: SharedConfig, t: int, slots: list[Slot], chunks: i
     behind = chunks + 1 + config.chunk_length
     first = {"chunk": chunks + 1, "chunk+inner": behind, "sequence": len(slots), "none": 0}[config.positions]
     return first + (t / config.chunk_length if config.moving_query else 0)
-
-
-def embed(llm: Any, ids: Sequence[int]) -> list[Tensor]:
-    return [llm.model.get_input_embeddings().weight[i] for i in ids]
-
-
-def self_attention(llm: Any, j: int, hidden: list[Tensor]) -> tuple[list[Tensor], list[Any], list[Any]]:
-    """Layer j's causal self-attention with its residual; also its unrotated keys and values, [head][token]."""
-    layer, D = llm.parts.layers[j], llm.parts.head_dim
-    attention, group = layer.self_attn, llm.parts.heads // llm.parts.kv_heads
-    normed = [layer.input_layernorm(h) for h in hidden]
-
-    def heads(projection: Any, count: int) -> list[list[Tensor]]:
-        return [[projection(x)[h * D : (h + 1) * D] for x in normed] for h in range(count)]
-
-    queries = heads(attention.q_proj, llm.parts.heads)
-    keys, values = (heads(p, llm.parts.kv_heads) for p in (attention.k_proj, attention.v_proj))
-    if hasattr(attention, "q_norm"):
-        queries = [[attention.q_norm(x) for x in head] for head in queries]
-        keys = [[attention.k_norm(x) for x in head] for head in keys]
-    out = []
-    for t, h_in in enumerate(hidden):
-        mixed = []
-        for h in range(llm.parts.heads):
-            q, past = turn(llm, queries[h][t], t), range(t + 1)
-            logits = torch.stack([q @ turn(llm, keys[h // group][s], s) / math.sqrt(D) for s in past])
-            mixed.append(mix(logits.softmax(0), [values[h // group][s] for s in past]))
-        out.append(h_in + attention.o_proj(torch.cat(mixed)))
-    return out, keys, values
-
-
-def feed_forward(layer: Any, hidden: list[Tensor]) -> list[Tensor]:
-    return [h + layer.mlp(layer.post_attention_layernorm(h)) for h in hidden]
-
-
-def turn(llm: Any, x: Tensor, position: float) -> Tensor:
-    """Rotary embedding of one head's vector: pairs (i, i + D/2) turn by position times frequency i."""
-    half = x.shape[0] // 2
-    angles = position * llm.parts.rotary.inv_freq
-    a, b = x[:half], x[half:]
-    return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()])

@@ -1,0 +1,128 @@
+"""Whether a model's parts are what its family's entry, or a guess, takes them for.
+
+A few tokens run through the lowest layers. For each, the parts must say what the layer did: its norm gives what
+attention was given; queries made by `Parts`, against the keys the layer cached, give what attention gave; and the
+joined state is what the rest of the layer goes on with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from sharedllm.architectures import Parts, rotate
+from sharedllm.errors import UsageError
+from sharedllm.families import guesses
+
+TOKENS = 4  # fewer than any sliding window
+
+
+def checked_parts(model: Any, layers: int) -> Parts:
+    """The parts of a model; of a family without an entry, by the first guess that its lowest layers confirm.
+
+    Raises:
+        UsageError: no guess is right; the sentence says what differs.
+    """
+    parts = Parts(model)
+    if parts.known:
+        return parts
+    wrong = ""
+    for family in guesses(model):
+        parts = Parts(model, family)
+        found = difference(parts, min(layers, len(parts.layers)))
+        if found is None:
+            return parts
+        wrong = wrong or found
+    raise UsageError(
+        f"models of the family {parts.model_type!r} have no entry in sharedllm/families.py, and this one is not like most: "
+        f"{wrong}; CONTRIBUTING.md says how to add a family."
+    )
+
+
+@torch.no_grad()
+def difference(parts: Parts, layers: int) -> str | None:
+    """What in the lowest layers is not as `parts` says, in a few words; None where all is."""
+    seen = [_Seen(parts, layer) for layer in range(layers)]
+    cache = DynamicCache()
+    try:
+        ids = torch.arange(TOKENS, device=parts.device)[None] % parts.vocab_size
+        parts.base(input_ids=ids, past_key_values=cache, use_cache=True)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return f"its forward pass does not take the usual cache ({type(error).__name__}: {error})"
+    finally:
+        for layer in seen:
+            layer.remove()
+    for number, layer in enumerate(seen):
+        try:
+            wrong = layer.difference(cache)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            wrong = f"its parts do not fit together ({type(error).__name__}: {error})"
+        if wrong:
+            return f"in layer {number} {wrong}"
+    return None
+
+
+class _Seen:
+    """What went into and came out of a layer, its attention and its other children."""
+
+    def __init__(self, parts: Parts, number: int) -> None:
+        self.parts, self.number = parts, number
+        self.given: dict[nn.Module, Tensor] = {}
+        self.gave: dict[nn.Module, Tensor] = {}
+        self.layer = parts.layers[number]
+        self.handles = [
+            module.register_forward_hook(self._note, with_kwargs=True)
+            for module in (self.layer, *self.layer.children())
+        ]
+
+    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        given = args[0] if args else kwargs.get("hidden_states")
+        gave = output[0] if isinstance(output, tuple) else output
+        if isinstance(given, Tensor) and isinstance(gave, Tensor):
+            self.given[module], self.gave[module] = given.clone(), gave.clone()  # some layers add in place
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def difference(self, cache: Any) -> str | None:
+        parts, number = self.parts, self.number
+        attention = parts.attention(number)
+        residual, given, gave = self.given[self.layer], self.given[attention], self.gave[attention]
+        if not near(parts.norm(number)(residual), given):
+            return f"attention is not given what {' or '.join(parts.family.norms) or 'the layer'} gives"
+        keys, values = cache.layers[number].keys, cache.layers[number].values
+        expected = (1, parts.kv_heads, TOKENS, parts.head_dim)
+        if tuple(keys.shape) != expected or tuple(values.shape) != expected:
+            return f"cached keys and values are {list(keys.shape)} and {list(values.shape)}, not {list(expected)}"
+        if not near(self._attended(given, keys, values), gave):
+            return "attention over the cached keys does not give what the layer's own attention gave"
+        joined = parts.joined(number, residual, gave)
+        others = [child for child in self.layer.children() if child in self.given]
+        after = any(near(joined, self.given[child]) for child in others)
+        beside = any(near(joined + self.gave[child], self.gave[self.layer]) for child in others)
+        return None if after or beside else "attention's output joins the residual in another way"
+
+    def _attended(self, given: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """The layer's self-attention as the branch would compute it, from its input and cached keys and values."""
+        parts, number = self.parts, self.number
+        weight, bias = parts.query_weights(number)
+        query = nn.functional.linear(given, weight.to(given), None if bias is None else bias.to(given))
+        cos, sin = parts.cos_sin(torch.arange(TOKENS, device=given.device), number)
+        query = rotate(parts.query_heads(query, parts.query_norm(number)).transpose(1, 2), cos, sin).float()
+        keys, values = (x.float().repeat_interleave(parts.heads // parts.kv_heads, dim=1) for x in (keys, values))
+        logits = query @ parts.half_split(keys).transpose(2, 3) * parts.scaling(number)
+        if cap := parts.softcap(number):
+            logits = cap * torch.tanh(logits / cap)
+        future = torch.ones(TOKENS, TOKENS, dtype=torch.bool, device=given.device).triu(1)
+        mixed = logits.masked_fill(future, -torch.inf).softmax(dim=3) @ values
+        return getattr(parts.attention(number), parts.family.output)(mixed.transpose(1, 2).flatten(2).to(given))
+
+
+def near(a: Tensor, b: Tensor) -> bool:
+    """Equal up to the rounding of their dtype, against the largest number of `b`."""
+    rounding = 100 * torch.finfo(b.dtype).eps
+    return a.shape == b.shape and bool((a - b.to(a.device)).abs().max() <= rounding * b.abs().max())
