@@ -53,8 +53,15 @@ class Parts:
         self.head_dim: int = getattr(config, "head_dim", None) or self.hidden_size // self.heads
         self.window: int = config.max_position_embeddings
         self.embedding: Any = without_peft(self.base.get_input_embeddings())
-        self.dtype: torch.dtype = self.embedding.weight.dtype
-        self.device: torch.device = device_of(self.embedding)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return device_of(self.embedding)
 
     def attention(self, layer: int) -> nn.Module:
         """The module whose output the branch is added to, before a post-norm or a multiplier."""
@@ -207,10 +214,11 @@ def present(module: nn.Module) -> Iterator[None]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes."""
+    """Where a module computes, which for an offloaded one is not where its weights are."""
     module = without_peft(module)
-    with present(module):
-        return next(module.parameters()).device
+    device = next(module.parameters()).device
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return torch.device(place) if device.type == "meta" and place is not None else device
 
 
 def is_plain(weight: Tensor) -> bool:

@@ -35,7 +35,8 @@ class Encoded:
     tokens: Tensor
     """[X, P], which tokens of the chunk are stored, ascending; past the end of a chunk: C."""
     keys: Tensor
-    """[M, X, K, P, D], before rotation, in half-split order (see `architectures`); packed: codes [M, X, K, P, D * bits / 8] in uint8."""
+    """[M, X, K, P, D], before rotation, in half-split order (see `architectures`); packed: codes in uint8,
+    [M, X, K, P, D * bits / 8]."""
     values: Tensor
     """[M, X, K, P, D], or codes."""
     key_low: Tensor

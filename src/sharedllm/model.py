@@ -23,7 +23,7 @@ from sharedllm.encoder import LowerModel
 from sharedllm.errors import UsageError
 from sharedllm.hardware import DTYPES, choose_device, choose_dtype
 from sharedllm.inject import Injection, Memory
-from sharedllm.loading import fingerprint, load_model
+from sharedllm.loading import fingerprint, load_model, moved
 from sharedllm.memory import Slots, build_memory, select_slots
 from sharedllm.prompts import Answer, Prompt
 from sharedllm.reader import Reader
@@ -90,14 +90,7 @@ class SharedLLM:
         if isinstance(dtype, torch.dtype):
             dtype = str(dtype).removeprefix("torch.")
         if isinstance(model, nn.Module):
-            place = str(model.device) if device is None else choose_device(device).value
-            kind = None if dtype is None else DTYPES[choose_dtype(place, dtype).value]
-            if device is not None or kind is not None:
-                if getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
-                    raise UsageError(
-                        "the model was put in place by its device map or its quantisation; leave out device and dtype."
-                    )
-                model = model.to(place, kind)
+            model = moved(model, device, dtype)
             name = str(getattr(model, "name_or_path", "") or type(model).__name__)
         else:
             place = choose_device(device).value
