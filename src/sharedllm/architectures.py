@@ -44,7 +44,7 @@ class Parts:
             )
         self.base: Any = attrgetter(family.base)(model)
         self.layers: nn.ModuleList = attrgetter(family.layers)(self.base)
-        self.rotary: nn.Module = attrgetter(family.rotary)(self.base)
+        self.rotary: Any = attrgetter(family.rotary)(self.base)
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = config.vocab_size
         self.heads: int = config.num_attention_heads
@@ -173,7 +173,7 @@ class Parts:
         """Heads [..., D] with the rotated dimensions in half-split order: what the model has at even places first."""
         if not self.family.interleaved:
             return x
-        rotated = 2 * self.rotary.inv_freq.shape[0]  # type: ignore[union-attr,index]
+        rotated = 2 * self.rotary.inv_freq.shape[0]
         head, rest = x[..., :rotated], x[..., rotated:]
         return torch.cat([head[..., ::2], head[..., 1::2], rest], dim=-1)
 
@@ -227,7 +227,7 @@ def is_plain(weight: Tensor) -> bool:
 
 
 @torch.no_grad()
-def linear_weights(module: nn.Module, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def linear_weights(module: Any, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Weight [out, width] and bias of a linear map: its own, or a copy where it is quantised or offloaded.
 
     A quantised map is read by what it does to the rows of the identity, so that no kind needs code of its own.
