@@ -238,9 +238,9 @@ class Injection(nn.Module):
             query_at = query_at + window_BT.to(query_at.device)
         self._memory = None  # the tables come from the module that called
         tables = self._parts.tables(query_at, self._config.injected_layers)
+        places = [keys.device for keys in memory.keys]
         on_layer = [
-            tuple(table[:, :, None].to(keys.device) for table in pair)
-            for pair, keys in zip(tables, memory.keys, strict=True)
+            (cos[:, :, None].to(at), sin[:, :, None].to(at)) for (cos, sin), at in zip(tables, places, strict=True)
         ]
         self._place, self._memory = Place(window_BT.log1p(), on_layer), memory
 

@@ -141,7 +141,8 @@ def write_place(author: Writes, places: Places, place: int) -> list[Passage]:
     cut = [torch.from_numpy(np.asarray(tokens[start : start + length], dtype=np.int64)) for start in starts]
     passages = []
     for start, ids, pairs in zip(starts, cut, author.write(torch.stack(cut), kinds, seed), strict=True):
-        text, kept, left_out = author.tokenizer.decode(ids.tolist()), [], Counter[str]()
+        text, left_out = author.tokenizer.decode(ids.tolist()), Counter[str]()
+        kept: list[Pair] = []
         for pair in pairs:
             why = fault(pair.question, pair.answer, text)
             if why is None and pair.question in [other.question for other in kept]:

@@ -140,12 +140,13 @@ class CrossAttentions(nn.Module):
 
         def add(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
             attended = output[0] if isinstance(output, tuple) else output
-            crossed = self.layers[j](residual.pop() + attended, past.keys[j], past.values[j], past.mask)
+            hidden = parts.joined(j, residual.pop(), attended)
+            crossed = self.layers[j](hidden, past.keys[j], past.values[j], past.mask)
             return (attended + crossed, *output[1:]) if isinstance(output, tuple) else attended + crossed
 
         return [
             parts.layers[j].register_forward_pre_hook(note, with_kwargs=True),
-            parts.after(j).register_forward_hook(add),
+            parts.attention(j).register_forward_hook(add),
         ]
 
 
