@@ -1,0 +1,179 @@
+"""The harness' model: short requests equal its own `hf` model, longer ones a plain definition. Run with lm_eval 0.4.13."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("lm_eval")
+
+from lm_eval.models.huggingface import HFLM
+
+from sharedllm import SharedLLM, UsageError
+from sharedllm.cli import main
+from sharedllm.evaluate.lm_eval import HarnessModel
+from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model
+
+W = 20
+LONG = "".join(f"Item {i} is blue. " for i in range(12))  # 200 bytes, as many tokens; the window is 64
+SHORT = "The sky is"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
+)
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{text}}}}"
+"""
+CHOICES = 'doc_to_choice: ["blue", "red"]\ndoc_to_target: label\nmetric_list: [{metric: acc}]\n'
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a tiny model and an adapter."""
+    folder = tmp_path_factory.mktemp("harness")
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    llm = randomize(SharedLLM.from_pretrained(model, adapter="none", config=CONFIG, tokenizer=tokenizer))
+    llm.save_adapter(folder / "adapter")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(home):
+    return HarnessModel(
+        pretrained=str(home / "model"),
+        adapter=str(home / "adapter"),
+        window=W,
+        device="cpu",
+        dtype="float32",
+        batch_size=2,
+    )
+
+
+def asked(*requests):
+    """Requests as the harness makes them."""
+    return [SimpleNamespace(args=request, task_name="tiny") for request in requests]
+
+
+def ids_of(text):
+    return torch.tensor(byte_tokenizer().encode(text))
+
+
+def plain(llm, text, scored, seen, search="query"):
+    """Nats of the last `scored` tokens of a text whose tokens before `scored` are compressed but for `seen`."""
+    ids = ids_of(text)
+    end = len(ids) - scored
+    context = llm.reader.new_context()
+    context.ids = ids[: end - seen].int()
+    window = ids[None, end - seen : end]
+    memory = llm.recall(context, window, search=search)
+    with llm.injection.reading(memory), torch.no_grad():
+        logits = llm.model(ids[None, end - seen : -1]).logits[0, seen - 1 :].log_softmax(-1)
+    return logits.gather(1, ids[end:, None]).sum().item()
+
+
+def test_requests_that_fit_are_scored_and_answered_as_by_the_harness_own_model(home, ours):
+    theirs = HFLM(pretrained=str(home / "model"), device="cpu", dtype="float32", batch_size=2)
+    pairs = asked((SHORT, " blue"), (SHORT, " red"), ("", "Green"), ("It is ", "a"))
+    assert ours.loglikelihood(pairs, disable_tqdm=True) == theirs.loglikelihood(pairs, disable_tqdm=True)
+    texts = asked((SHORT,), ("A",))
+    assert ours.loglikelihood_rolling(texts, disable_tqdm=True) == theirs.loglikelihood_rolling(
+        texts, disable_tqdm=True
+    )
+    prompts = asked((SHORT, {"until": ["\n"], "max_gen_toks": 5}), ("A", {"until": [], "max_gen_toks": 5}))
+    assert ours.generate_until(prompts, disable_tqdm=True) == theirs.generate_until(prompts, disable_tqdm=True)
+
+
+def test_a_longer_context_is_compressed_and_every_continuation_searched_by_the_context_alone(ours):
+    pairs = [
+        (LONG + "So it", " is blue."),
+        (SHORT, " blue"),
+        (LONG + "So it", " is"),
+        (LONG, " Thus"),
+        (LONG + "So it", " was red"),
+    ]
+    given = [nats for nats, _ in ours.loglikelihood(asked(*pairs), disable_tqdm=True)]
+    for i in (0, 2, 3, 4):
+        context, continuation = pairs[i]
+        if context.endswith(" "):  # the harness moves it, so that words stay whole
+            context, continuation = context[:-1], " " + continuation
+        assert given[i] == pytest.approx(plain(ours.llm, context + continuation, len(continuation), W), abs=1e-3)
+
+
+def test_a_continuation_gets_the_room_it_needs_and_a_longer_one_is_refused(ours):
+    continuation = " it is" + " so" * 17  # 57 tokens of 64 positions
+    ((nats, _),) = ours.loglikelihood(asked((LONG + "Yes", continuation)), disable_tqdm=True)
+    assert nats == pytest.approx(plain(ours.llm, LONG + "Yes" + continuation, 57, 64 + 1 - 57), abs=1e-3)
+    with pytest.raises(UsageError, match="leaves no room for its context"):
+        ours.loglikelihood(asked((LONG, "x" * 65)), disable_tqdm=True)
+
+
+def test_rolling_predicts_every_token_once_with_all_before_it(ours):
+    (given,) = ours.loglikelihood_rolling(asked((LONG,)), disable_tqdm=True)
+    ids, window = ids_of(LONG), ours.llm.window
+    with torch.no_grad():
+        first = ours.llm.model(torch.cat([torch.tensor([256]), ids[: window - 1]])[None]).logits[0].log_softmax(-1)
+    expected = first.gather(1, ids[:window, None]).sum().item()
+    for start in range(window, len(ids), W):
+        end = min(start + W, len(ids))
+        expected += plain(ours.llm, LONG[:end], end - start, 1, search="later")
+    assert given == pytest.approx(expected, abs=1e-2)
+
+
+def test_a_longer_prompt_is_continued_with_its_past_compressed(ours):
+    prompt = LONG + "Which colour?"
+    stop = {"until": ["\n\n"], "max_gen_toks": 6}
+    (given,) = ours.generate_until(asked((prompt, stop)), disable_tqdm=True)
+    ids = ids_of(prompt)
+    context = ours.llm.read(ids[:-W])
+    out = ours.llm.generate(ids[None, -W:], context=context, max_new_tokens=6, do_sample=False, pad_token_id=258)
+    assert given == ours.tok_decode(out[0, W:].tolist()).split("\n\n")[0]
+
+
+def test_texts_that_begin_alike_are_read_once(ours, monkeypatch):
+    read, encode = [], ours.llm.reader._encode_chunks
+    monkeypatch.setattr(
+        ours.llm.reader, "_encode_chunks", lambda ids, every: (read.append(ids.numel()), encode(ids, every))[1]
+    )
+    document = "Z" + LONG
+    questions = [(document + f"Question {i}?", {"until": [], "max_gen_toks": 2}) for i in range(4)]
+    ours.generate_until(asked(*questions), disable_tqdm=True)
+    assert sum(read) < len(document) + 4 * 2 * CONFIG.chunk_length
+
+
+def test_mistakes_in_model_args_are_named(home):
+    where = {"model": str(home / "model"), "adapter": str(home / "adapter"), "device": "cpu"}
+    with pytest.raises(UsageError, match="Did you mean window"):
+        HarnessModel(**where, wndow=8)
+    with pytest.raises(UsageError, match="window is 65"):
+        HarnessModel(**where, window=65)
+
+
+@pytest.mark.parametrize("template", [(), ("--apply_chat_template",)])
+def test_a_task_runs_from_the_command_line(home, tmp_path, monkeypatch, template):
+    rows = [{"text": LONG + "Item 3 is", "label": 0}, {"text": SHORT, "label": 1}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TASK.format(name="tiny_choice", file=tmp_path / "rows.jsonl", kind="multiple_choice") + CHOICES
+    (tmp_path / "tiny.yaml").write_text(task)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    settings = f"model={home / 'model'},adapter={home / 'adapter'},window={W},dtype=float32"
+    places = ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["lm-eval", "--model", "sharedllm", "--model_args", settings, "--tasks", "tiny_choice", *places, *template]
+        )
+    assert not ended.value.code
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    found = json.loads(results.read_text())
+    assert found["results"]["tiny_choice"]["acc,none"] in (0.0, 0.5, 1.0)
+    assert found["config"]["sharedllm"]["window"] == W
+    assert bool(found["chat_template"]) == bool(template)
