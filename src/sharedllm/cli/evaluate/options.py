@@ -47,3 +47,7 @@ Ceiling = Annotated[
     ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Compute everything, also what the results file has already.")]
+WriteSamples = Annotated[
+    Path | None,
+    typer.Option("--write-samples", help="perplexity, needle: also write what is asked, for other systems."),
+]

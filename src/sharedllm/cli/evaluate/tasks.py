@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from sharedllm.evaluate.examples import Dataset
     from sharedllm.evaluate.examples import Task as BenchmarkTask
+    from sharedllm.evaluate.needle import Haystack
     from sharedllm.evaluate.results import Results
     from sharedllm.evaluate.suite import Averages
     from sharedllm.methods import Method
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sharedllm.sources import Document
 
 Rows = Iterator[dict[str, Any]]
+Samples = Iterator[dict[str, Any]]
 NEW_TOKENS = 32  # of an answer, in the benchmarks of one's own texts
 
 
@@ -56,12 +58,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark: its rows for a request, whether it needs `--text` or `--data`, and the names that `--tasks` may have."""
+    """A benchmark: its rows for a request, whether it needs `--text` or `--data`, the names that `--tasks` may have, and its
+    samples for other systems, where `--write-samples` can write them."""
 
     rows: Callable[[Request], Rows]
     needs_text: bool = False
     needs_data: bool = False
     subtasks: Callable[[], list[str]] = list
+    samples: Callable[[Request], Samples] | None = None
 
 
 def _perplexity(asked: Request) -> Rows:
@@ -73,16 +77,40 @@ def _perplexity(asked: Request) -> Rows:
     return run(asked.methods, passages, asked.lengths, asked.targets, asked.seed, common.say, asked.results, asked.free)
 
 
-def _needle(asked: Request) -> Rows:
-    """Rows of all lengths; every length is checked before the first is run."""
-    from sharedllm.evaluate.needle import build_haystacks, run
+def _passages(asked: Request) -> Samples:
+    from sharedllm.evaluate.perplexity import cut_passages
+    from sharedllm.evaluate.samples import passage_samples
+
+    passages = cut_passages(asked.texts, max(asked.lengths), asked.samples)
+    window = next((m.window for m in asked.methods if m.name == "shared"), asked.methods[0].window)
+    return passage_samples(asked.llm, passages, asked.lengths, window, asked.targets)
+
+
+def _haystacks(asked: Request) -> list[list[Haystack]]:
+    """Those of every length; every length is checked before the first is run."""
+    from sharedllm.evaluate.needle import build_haystacks
 
     def encode(statement: str) -> Tensor:
         return asked.llm.reader.token_ids(statement).long()
 
-    per_length = [
-        build_haystacks(asked.texts, n, asked.samples, asked.per_text, asked.seed, encode) for n in asked.lengths
-    ]
+    return [build_haystacks(asked.texts, n, asked.samples, asked.per_text, asked.seed, encode) for n in asked.lengths]
+
+
+def _needle_samples(asked: Request) -> Samples:
+    from sharedllm.evaluate.needle import as_text
+    from sharedllm.evaluate.samples import question_samples
+
+    haystacks = chain.from_iterable(_haystacks(asked))
+    new = asked.max_new_tokens or NEW_TOKENS
+    texts = [as_text(haystack, asked.llm.tokenizer, new) for haystack in haystacks]
+    return question_samples(asked.llm, "needle", "found", texts)
+
+
+def _needle(asked: Request) -> Rows:
+    """Rows of all lengths."""
+    from sharedllm.evaluate.needle import run
+
+    per_length = _haystacks(asked)
     return chain.from_iterable(
         run(
             asked.llm, asked.methods, haystacks, asked.max_new_tokens or NEW_TOKENS, asked.seed, common.say,
@@ -169,8 +197,8 @@ def _infinitebench_tasks() -> list[str]:
 
 
 TASKS = {
-    "perplexity": Task(_perplexity, needs_text=True),
-    "needle": Task(_needle, needs_text=True),
+    "perplexity": Task(_perplexity, needs_text=True, samples=_passages),
+    "needle": Task(_needle, needs_text=True, samples=_needle_samples),
     "questions": Task(_questions, needs_text=True),
     "ruler": Task(_ruler, subtasks=_ruler_tasks),
     "longbench": Task(_longbench, needs_data=True, subtasks=_longbench_tasks),

@@ -1,0 +1,90 @@
+"""Samples in a file, for other systems: what a benchmark gives its methods, as token ids, and what `shared` keeps of it.
+
+A line is one question in kvpress's common row (context, question, answer_prefix, answer, max_new_tokens), or one
+passage whose last tokens are scored. Both have the token ids, so that no other tokenizer or template comes between,
+and the bytes that another method may keep of the same past: `stored_bytes` of the context that answers any question,
+`attended_bytes` of the slots that one question selects. `peers/kvpress_rows.py` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sharedllm.evaluate.asking import Text
+from sharedllm.evaluate.perplexity import Passage
+from sharedllm.evaluate.results import append_row
+from sharedllm.methods.shared import Shared
+from sharedllm.model import SharedLLM
+
+
+def write_samples(file: Path, samples: Iterable[dict[str, Any]]) -> int:
+    """Write samples in place of what `file` held; returns how many.
+
+    Raises:
+        WorkError: the file cannot be written.
+    """
+    count = 0
+    for count, sample in enumerate(samples, 1):
+        if count == 1:
+            file.unlink(missing_ok=True)
+        append_row(file, sample)
+    return count
+
+
+def question_samples(llm: SharedLLM, task: str, metric: str, texts: Sequence[Text]) -> Iterator[dict[str, Any]]:
+    """A sample for every question; those on one text follow each other and have the same `context_ids`.
+
+    The whole prompt is `before_ids`, `context_ids`, `after_ids`; the last holds the question.
+    """
+    for text in texts:
+        about = {**_about(llm, task, metric, len(text.ids), text.source), **bytes_kept(llm, text.ids)}
+        context = llm.tokenizer.decode(text.ids.tolist())
+        for question in text.questions:
+            before, after = question.prompt.around_text()
+            yield {
+                **about,
+                "context": context,
+                "question": question.prompt.question,
+                "answer_prefix": question.prompt.answer_prefix,
+                "answer": list(question.expected),
+                "max_new_tokens": question.max_new_tokens,
+                "before_ids": before,
+                "context_ids": text.ids.tolist(),
+                "after_ids": after,
+            }
+
+
+def passage_samples(
+    llm: SharedLLM, passages: Sequence[Passage], lengths: Sequence[int], window: int, targets: int
+) -> Iterator[dict[str, Any]]:
+    """A sample for every passage and length: `past_ids`, and `window_ids` of which the last `targets` are scored."""
+    for length in lengths:
+        seen = min(length, max(window, targets + 1))
+        for passage in passages:
+            ids = passage.ids[len(passage.ids) - length :]
+            yield {
+                **_about(llm, "perplexity", "nll", length, passage.source),
+                **bytes_kept(llm, ids[: length - seen]),
+                "start": passage.start,
+                "targets": min(targets, length - 1),
+                "past_ids": ids[: length - seen].tolist(),
+                "window_ids": ids[length - seen :].tolist(),
+            }
+
+
+def bytes_kept(llm: SharedLLM, past: Tensor) -> dict[str, int]:
+    """What `shared` keeps of a past [P]: of the whole context, and of the slots one question attends to in all layers."""
+    context = Shared(llm, 1).prepare(past)
+    if context is None:
+        return {"stored_bytes": 0, "attended_bytes": 0}
+    numbers = 2 * llm.parts.kv_heads * llm.parts.head_dim * llm.config.injected_layers
+    return {"stored_bytes": context.nbytes, "attended_bytes": context.slots * numbers * llm.dtype.itemsize}
+
+
+def _about(llm: SharedLLM, task: str, metric: str, length: int, source: str) -> dict[str, Any]:
+    dtype = str(llm.dtype).removeprefix("torch.")
+    return {"task": task, "metric": metric, "length": length, "source": source, "model": llm.name, "dtype": dtype}

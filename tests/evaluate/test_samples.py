@@ -1,0 +1,68 @@
+"""Samples for other systems: the very tokens the benchmarks give their methods, and the bytes `shared` keeps."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from sharedllm.cli import main
+from sharedllm.evaluate.asking import Question, Text
+from sharedllm.evaluate.needle import is_found
+from sharedllm.evaluate.perplexity import cut_passages
+from sharedllm.evaluate.samples import passage_samples, question_samples, write_samples
+from sharedllm.methods import create
+from sharedllm.prompts import Prompt
+from tests.conftest import tokens
+
+
+def asked_of(llm, *questions):
+    ids = llm.reader.token_ids("It was 4821 here. " * 12).long()
+    return Text("a.txt", ids, [Question(Prompt(llm.tokenizer, q), len, 5, ("4821",)) for q in questions])
+
+
+def test_questions_come_back_from_the_file_with_the_tokens_that_full_is_shown(make, tmp_path):
+    llm = make()
+    text = asked_of(llm, "Which number?", "What was it?")
+    file = tmp_path / "samples.jsonl"
+    file.write_text("of an earlier run\n")
+    assert write_samples(file, question_samples(llm, "needle", "found", [text])) == 2
+    samples = [json.loads(line) for line in file.read_text().splitlines()]
+    full = create("full", llm, 64)
+    for sample, question in zip(samples, text.questions, strict=True):
+        whole = sample["before_ids"] + sample["context_ids"] + sample["after_ids"]
+        assert whole == full.shown(text.ids, question.prompt, 5)
+        assert sample["context"] == llm.tokenizer.decode(text.ids.tolist())
+        assert (sample["question"], sample["answer"]) == (question.prompt.question, ["4821"])
+        assert (sample["max_new_tokens"], sample["length"], sample["dtype"]) == (5, len(text.ids), "float32")
+        assert is_found(sample["answer"][0], sample["context"])
+
+
+def test_the_bytes_are_those_of_the_context_and_of_what_a_question_attends_to(make):
+    llm = make()
+    text = asked_of(llm, "Which number?")
+    (sample,) = question_samples(llm, "needle", "found", [text])
+    context = llm.read(text.ids)
+    assert sample["stored_bytes"] == context.nbytes
+    memory = llm.recall(context, torch.tensor([[1, 2, 3]]))
+    attended = sum(x[:, :, 1:].numel() * x.element_size() for x in (*memory.keys, *memory.values))
+    assert sample["attended_bytes"] == attended
+
+
+def test_passages_are_cut_where_shared_cuts_them(make):
+    llm = make()
+    passages = cut_passages([("a.txt", tokens(200, 1))], 120, 2)
+    samples = list(passage_samples(llm, passages, [120, 60, 7], window=8, targets=9))
+    assert len(samples) == 6
+    for sample, passage in zip(samples, passages * 3, strict=True):
+        assert sample["past_ids"] + sample["window_ids"] == passage.ids[-sample["length"] :].tolist()
+        assert len(sample["window_ids"]) == min(10, sample["length"])  # one token before the first target
+        assert (sample["targets"], sample["start"]) == (min(9, sample["length"] - 1), passage.start)
+    assert samples[-1]["stored_bytes"] == samples[-1]["attended_bytes"] == 0  # no past
+
+
+def test_a_task_without_samples_says_which_have_some(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "ruler", "-o", str(tmp_path / "r"), "--write-samples", str(tmp_path / "s")])
+    assert "--write-samples is for perplexity, needle" in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""What of the peers' script needs no peer: arithmetic of bytes, scoring, grouping, the rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from sharedllm.evaluate.needle import is_found
+from sharedllm.evaluate.statistics import bootstrap
+from tests.cli.test_cli import ROW_FIELDS
+
+
+@pytest.fixture(scope="module")
+def peers():
+    spec = importlib.util.spec_from_file_location("kvpress_rows", Path(__file__).parents[1] / "peers/kvpress_rows.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sample(past, value="4821", metric="found"):
+    asked = {
+        "before_ids": past[:1],
+        "context_ids": past[1:],
+        "after_ids": [7, 8],
+        "max_new_tokens": 3,
+        "answer": [value],
+    }
+    scored = {"past_ids": past, "window_ids": [5, 6, 7], "targets": 2}
+    return {
+        "task": "needle" if metric == "found" else "perplexity",
+        "metric": metric, "length": len(past), "source": "a.txt", "model": "tiny", "dtype": "float32",
+        "stored_bytes": 100, "attended_bytes": 40, **(asked if metric == "found" else scored),
+    }  # fmt: skip
+
+
+class FakePeer:
+    """Keeps what it is given to read and answers the same to everything."""
+
+    def __init__(self):
+        self.reads = []
+
+    def read(self, past, press, budget):
+        self.reads.append((past, press, budget))
+        return "cache", {"compression_ratio": 0.5, "bytes_kept": budget, "read_seconds": 2.0}
+
+    def answer(self, cache, past, question, new):
+        return "It is 4821."
+
+    def nll(self, cache, past, window, targets):
+        return 1.5
+
+
+def test_the_ratio_keeps_as_many_tokens_as_the_bytes_hold(peers):
+    for tokens in (1, 7, 1000, 8191):
+        for budget in range(10, tokens * 10 + 20, 37):
+            ratio = peers.keep_ratio(budget, 10, tokens)
+            assert int(tokens * (1 - ratio)) == min(budget // 10, tokens)  # kvpress' own rule
+    with pytest.raises(ValueError, match="none of 5 tokens"):
+        peers.keep_ratio(9, 10, 5)
+
+
+def test_answers_are_scored_as_by_the_needle_benchmark(peers):
+    for value, answer in [("12", "12."), ("12", "3.12"), ("Oslo", "in  OSLO"), ("Oslo", "Oslos"), ("a b", "A\nb")]:
+        assert peers.is_found(value, answer) == is_found(value, answer)
+
+
+def test_a_past_is_read_once_for_the_questions_that_follow_each_other_on_it(peers):
+    peer = FakePeer()
+    samples = [sample([1, 2, 3]), sample([1, 2, 3], value="99"), sample([1, 2, 4])]
+    outcomes = list(peers.outcomes_of(peer, "snapkv", "attended", samples))
+    assert peer.reads == [([1, 2, 3], "snapkv", 40), ([1, 2, 4], "snapkv", 40)]
+    assert [outcome["value"] for outcome in outcomes] == [1.0, 0.0, 1.0]
+    assert [outcome["read_seconds"] for outcome in outcomes] == [2.0, 0.0, 2.0]
+    assert outcomes[0]["positions"] == 3 + 2 + 3
+
+
+def test_rows_have_the_fields_of_ours(peers, tmp_path):
+    file = tmp_path / "samples.jsonl"
+    file.write_text("".join(json.dumps(sample(p, metric="nll")) + "\n" for p in ([1, 2], [3, 4])))
+    samples = peers.read_samples(file)
+    outcomes = list(peers.outcomes_of(FakePeer(), "snapkv", "stored", samples))
+    about = {
+        "method": "kvpress-snapkv", "budget": "stored_bytes", "device": "cpu", "dtype": "float32", "seed": 0, "threads": 1,
+        "window": 4, "peak_memory_bytes": 1,
+    }  # fmt: skip
+    row = peers.result_row(samples, outcomes, about)
+    assert ROW_FIELDS | {"compression_ratio", "bytes_kept"} <= set(row)
+    assert (row["value"], row["method"], row["adapter"], row["bytes_kept"]) == (1.5, "kvpress-snapkv", None, 100)
+    assert row["beyond_window"] and row["positions"] == 5
+    values = [0.2, 0.9, 0.4]
+    assert peers.bootstrap(values, 3) == bootstrap(values, 3)
+
+
+def test_an_unknown_metric_is_refused(peers, tmp_path):
+    file = tmp_path / "samples.jsonl"
+    file.write_text(json.dumps({**sample([1]), "metric": "f1"}))
+    with pytest.raises(SystemExit, match="no rule to score 'f1'"):
+        peers.read_samples(file)
