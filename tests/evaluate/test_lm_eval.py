@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,10 @@ import torch
 
 pytest.importorskip("lm_eval")
 
+from lm_eval import simple_evaluate
+from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from sharedllm import SharedLLM, UsageError
 from sharedllm.cli import main
@@ -24,14 +28,16 @@ TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
 )
 TASK = """
-task: {name}
+task: tiny_choice
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {file}}}}}
 test_split: test
-output_type: {kind}
+output_type: multiple_choice
 doc_to_text: "{{{{text}}}}"
+doc_to_choice: ["blue", "red"]
+doc_to_target: label
+metric_list: [{{metric: acc}}]
 """
-CHOICES = 'doc_to_choice: ["blue", "red"]\ndoc_to_target: label\nmetric_list: [{metric: acc}]\n'
 
 
 @pytest.fixture(scope="module")
@@ -158,22 +164,32 @@ def test_mistakes_in_model_args_are_named(home):
         HarnessModel(**where, window=65)
 
 
-@pytest.mark.parametrize("template", [(), ("--apply_chat_template",)])
-def test_a_task_runs_from_the_command_line(home, tmp_path, monkeypatch, template):
+@pytest.mark.parametrize("template", [False, True])
+def test_the_harness_runs_a_task_by_the_models_name(home, tmp_path, monkeypatch, template):
     rows = [{"text": LONG + "Item 3 is", "label": 0}, {"text": SHORT, "label": 1}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = TASK.format(name="tiny_choice", file=tmp_path / "rows.jsonl", kind="multiple_choice") + CHOICES
-    (tmp_path / "tiny.yaml").write_text(task)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    settings = f"model={home / 'model'},adapter={home / 'adapter'},window={W},dtype=float32"
-    places = ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
-    with pytest.raises(SystemExit) as ended:
-        main(
-            ["lm-eval", "--model", "sharedllm", "--model_args", settings, "--tasks", "tiny_choice", *places, *template]
-        )
-    assert not ended.value.code
-    (results,) = (tmp_path / "out").rglob("results_*.json")
-    found = json.loads(results.read_text())
+    (tmp_path / "tiny.yaml").write_text(TASK.format(file=tmp_path / "rows.jsonl"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    found = simple_evaluate(
+        model="sharedllm",
+        model_args=f"model={home / 'model'},adapter={home / 'adapter'},window={W},dtype=float32",
+        device="cpu",
+        tasks=["tiny_choice"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        apply_chat_template=template,
+        bootstrap_iters=0,
+    )
     assert found["results"]["tiny_choice"]["acc,none"] in (0.0, 0.5, 1.0)
     assert found["config"]["sharedllm"]["window"] == W
-    assert bool(found["chat_template"]) == bool(template)
+    first = found["samples"]["tiny_choice"][0]["arguments"]
+    assert ("<user>" in str(first)) == template
+
+
+def test_the_command_hands_its_arguments_to_the_harness_which_knows_the_model(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["sharedllm"])
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: seen.append((sys.argv, get_model("sharedllm"))))
+    with pytest.raises(SystemExit) as ended:
+        main(["lm-eval", "--model", "sharedllm", "--tasks", "ruler", "--help"])
+    assert not ended.value.code
+    assert seen == [(["lm_eval", "--model", "sharedllm", "--tasks", "ruler", "--help"], HarnessModel)]

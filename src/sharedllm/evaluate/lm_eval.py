@@ -26,7 +26,8 @@ from sharedllm.model import SharedLLM
 
 PASSED_ON = ("max_batch_size", "add_bos_token", "prefix_token_id", "chat_template_args")
 SETTINGS = ("model", "pretrained", "adapter", "window", "max_length", "device", "dtype", "batch_size", *PASSED_ON)
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Scored = tuple[float, bool]
 """Nats of a continuation (negative or zero), and whether greedy decoding would give it."""
 Request = tuple[Any, list[int], list[int]]
