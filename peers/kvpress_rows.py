@@ -124,7 +124,9 @@ class Peer:
     def __init__(self, file: Path, device: str, dtype: str) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         where: dict[str, Any] = {"gguf_file": file.name} if file.suffix == ".gguf" else {}
         place = str(file.parent if where else file)
         kind = getattr(torch, dtype)
