@@ -12,8 +12,8 @@ from sharedllm.adapter import CONFIG_FILE, read_adapter_config
 from sharedllm.methods.base import target_nll
 from sharedllm.methods.encoder_decoder import CrossConfig, EncoderDecoder
 from sharedllm.prompts import Prompt
-from tests.conftest import CONFIG, byte_tokenizer, tokens
-from tests.test_inject import family_model, hooks
+from tests.conftest import CONFIG, byte_tokenizer, hooks, tokens
+from tests.test_families import family_model
 
 
 def method_on(model, random=True, **arguments) -> EncoderDecoder:

@@ -14,7 +14,7 @@ from sharedllm.methods import streaming
 from sharedllm.methods.streaming import Streaming
 from sharedllm.prompts import Prompt
 from tests.conftest import CONFIG, byte_tokenizer, tokens
-from tests.test_inject import family_model
+from tests.test_families import family_model
 
 
 def plain_logits(llm: SharedLLM, ids: torch.Tensor, sinks: int, window: int) -> torch.Tensor:

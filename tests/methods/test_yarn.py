@@ -13,7 +13,7 @@ from sharedllm.methods import create
 from sharedllm.methods.base import target_nll
 from sharedllm.prompts import Prompt
 from tests.conftest import CONFIG, byte_tokenizer, tiny_model, tokens
-from tests.test_inject import family_model
+from tests.test_families import family_model
 
 SCALED = {
     "yarn": lambda n: {"rope_type": "yarn", "factor": n / 64, "original_max_position_embeddings": 64},
