@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import sharedllm.adapter
 from sharedllm import SharedConfig, SharedLLM, UsageError, WorkError
 from tests.conftest import CONFIG, byte_tokenizer, hooks, randomize, tiny_model, tokens
-from tests.test_context import assert_one_sentence, files
+from tests.contexts import assert_one_sentence, files
 from tests.test_families import family_model
 
 WINDOW = tokens(6, 1)[None]
