@@ -83,7 +83,7 @@ peers: texts $(PEERS)/.done
 # Make a run's adapter the one that ships: make ship RUN=runs/default, then make measure demo.
 ship:
 	cp $(RUN)/adapter/adapter_config.json $(RUN)/adapter/adapter_model.safetensors src/sharedllm/adapters/smollm2-135m-instruct/
-	cp $(RUN)/metrics.jsonl docs/results/$(notdir $(RUN))-metrics.jsonl
+	[ ! -f $(RUN)/metrics.jsonl ] || cp $(RUN)/metrics.jsonl docs/results/$(notdir $(RUN))-metrics.jsonl
 
 demo: setup
 	$(BIN)/sharedllm demo -o $(RESULTS)

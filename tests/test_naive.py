@@ -77,7 +77,7 @@ def test_outputs_and_gradients(make, name, search):
     for n, slow in grads[0].items():
         assert slow.abs().sum() > 0, f"{n} gets no gradient; the comparison would be empty"
         scale = slow.abs().max()
-        close = torch.allclose(grads[1][n] / scale, slow / scale, atol=1e-5, rtol=1e-5)
+        close = torch.allclose(grads[1][n] / scale, slow / scale, atol=5e-5, rtol=1e-5)
         assert close, f"{n}: off by {((grads[1][n] - slow) / scale).abs().max():.1e} of its largest gradient"
 
 

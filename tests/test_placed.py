@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sharedllm import SharedLLM, UsageError
 from sharedllm.architectures import linear_weights
+from sharedllm.inject import Place
 from tests.conftest import CONFIG, byte_tokenizer, hooks, randomize, tiny_model, tokens
 
 IDS = tokens(6, 1)[None]
@@ -159,7 +160,8 @@ def test_a_branch_and_its_slots_are_where_their_layer_is():
     assert [k.device.type for k in memory.keys] == ["cpu", "cpu", "meta"]
     assert {p.device.type for p in llm.injection.branches[2].parameters()} == {"meta"}
     hidden = torch.empty(1, 6, 32, device="meta")
-    assert llm.injection.branches[2](hidden, memory, 2).device.type == "meta"
+    tables = [tuple(x[:, :, None].to("meta") for x in llm.parts.cos_sin(torch.zeros(1, 1)))] * 3
+    assert llm.injection.branches[2](hidden, memory, 2, Place(torch.zeros(1, 6), tables)).device.type == "meta"
     assert llm.parts.joined(2, hidden.new_zeros(1, 6, 32, device="cpu"), hidden).device.type == "meta"
 
 

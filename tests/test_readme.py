@@ -24,7 +24,7 @@ def test_commands_and_links_exist():
     from sharedllm.cli import app
 
     known = {c.name for c in app.registered_commands} | {g.name for g in app.registered_groups}
-    used = set(re.findall(r"^sharedllm (\w+)", README, flags=re.MULTILINE))
+    used = set(re.findall(r"^sharedllm ([\w-]+)", README, flags=re.MULTILINE))
     assert used and used <= known
     targets = set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

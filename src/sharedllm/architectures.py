@@ -147,8 +147,9 @@ class Parts:
         flat = positions.reshape(1, -1)
         with torch.autocast(device_type=positions.device.type, enabled=False):
             like = torch.empty(0, dtype=torch.float32, device=positions.device)
-            tables = self.rotary(like, flat, kind) if kind else self.rotary(like, flat)
-        cos, sin = (t.reshape(*positions.shape, -1).float().to(positions.device) for t in tables)
+            # By `forward`, so that the hook that waits for the model's own calls does not hear of it.
+            tables = self.rotary.forward(like, flat, kind) if kind else self.rotary.forward(like, flat)
+        cos, sin = (t.reshape(*positions.shape, t.shape[-1]).float().to(positions.device) for t in tables)
         if self.family.interleaved and torch.equal(
             cos[..., ::2], cos[..., 1::2]
         ):  # some tables come half-split already

@@ -55,7 +55,7 @@ class SharedConfig:
     null_slot: bool = True
     """A learned logit with zero value a head, so that a head may attend to nothing."""
     null_growth: bool = False
-    """That logit grows with log(1 + t / C) of a token t of the window, at a learned rate a head: the
+    """That logit grows with log(1 + (t / C)^2) of a token t of the window, at a learned rate a head: the
     share of the context falls as the window grows, as it would in one softmax over both. Needs the null slot."""
     moving_query: bool = False
     """Queries move on by 1 / C a token of the window, instead of all standing behind the last chunk."""
@@ -106,9 +106,16 @@ class SharedConfig:
         """What measured best (docs/LOG.md), for a model of so many layers.
 
         Four fifths of the layers are injected, because heads that copy sit that deep; one chunk keeps every
-        token and eight are read; projections are changed at rank 64, numbers stored at 4 bits.
+        token and eight are read; projections are changed at rank 64, numbers stored at 4 bits; the null logit grows.
         """
-        return cls(injected_layers=max(1, layers * 4 // 5), fine_chunks=1, read_chunks=8, rank=64, stored_bits=4)
+        return cls(
+            injected_layers=max(1, layers * 4 // 5),
+            fine_chunks=1,
+            read_chunks=8,
+            rank=64,
+            stored_bits=4,
+            null_growth=True,
+        )
 
     @property
     def slots_per_chunk(self) -> int:

@@ -188,7 +188,7 @@ def branch(llm: Any, j: int, hidden: Tensor, t: int, slots: list[Slot], chunks: 
             values.append(slot.values[j][h // group])
         if weights.null_logit is not None:
             rate = 0 if weights.null_growth is None else weights.null_growth[h]
-            logits.append(weights.null_logit[h] + rate * math.log(1 + t / llm.config.chunk_length))
+            logits.append(weights.null_logit[h] + rate * math.log(1 + (t / llm.config.chunk_length) ** 2))
             values.append(torch.zeros(head_dim(model.config)))
         shares = torch.stack(logits).softmax(dim=0)
         attended = mix(shares, values)

@@ -79,7 +79,7 @@ def test_tasks_without_what_they_are_made_of_are_left_out(command, home, monkeyp
 def test_what_does_not_fit_into_memory_is_said_and_asked_once_it_fits(command, home, monkeypatch):
     (home / "rows.jsonl").unlink(missing_ok=True)
     monkeypatch.setattr("sharedllm.methods.truncate.Truncate.peak_bytes", lambda self, tokens, scored=0: tokens)
-    wanted = ("ruler", "--tasks", "fwe", "--lengths", "700,1000", "--samples", "1", "--methods", "truncate")
+    wanted = ("ruler", "--tasks", "fwe", "--lengths", "900,1200", "--samples", "1", "--methods", "truncate")
     names = ["ruler_fwe", "ruler_mean"] * 2 + ["ruler_effective_length"]
 
     def values_with(free: int) -> list:
@@ -95,11 +95,11 @@ def test_what_does_not_fit_into_memory_is_said_and_asked_once_it_fits(command, h
     none = values_with(0)
     assert [row["metric"] for row in none] == names and not any("run" in row for row in none)
     assert none[1]["reason"].startswith("ruler_fwe: it would take") and none[4]["reason"] == none[3]["reason"]
-    some = values_with(1000)
+    some = values_with(1300)
     assert [row["value"] is None for row in some] == [False, False, True, True, False]
-    assert some[4]["length"] == 700 and some[4]["means"] == {"700": some[1]["value"], "1000": None}
+    assert some[4]["length"] == 900 and some[4]["means"] == {"900": some[1]["value"], "1200": None}
     more = values_with(10**9)
-    assert [row["metric"] for row in more] == names[2:] and more[2]["length"] == 1000, "the rest was known"
+    assert [row["metric"] for row in more] == names[2:] and more[2]["length"] == 1200, "the rest was known"
     assert values_with(0) == [], "what was measured needs no memory"
 
 

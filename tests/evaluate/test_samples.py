@@ -46,7 +46,7 @@ def test_the_bytes_are_those_of_the_context_and_of_what_a_question_attends_to(ma
     context = llm.read(text.ids)
     assert sample["stored_bytes"] == context.nbytes
     memory = llm.recall(context, torch.tensor([[1, 2, 3]]))
-    attended = sum(x[:, :, 1:].numel() * x.element_size() for x in (*memory.keys, *memory.values))
+    attended = sum(x[:, :, 1:, : llm.parts.head_dim].numel() * x.element_size() for x in (*memory.keys, *memory.values))
     assert sample["attended_bytes"] == attended
 
 

@@ -237,7 +237,7 @@ def test_training_starts_from_an_adapter_that_lacks_a_setting(data, tmp_path):
     now = weights(again)
     for name, weight in weights(first).items():
         assert torch.equal(now.pop(name), weight.bfloat16().float()), name
-    assert now and all(name.endswith("null_growth") and bool((w == 6).all()) for name, w in now.items())
+    assert now and all(name.endswith("null_growth") and bool((w == 3.5).all()) for name, w in now.items())
 
 
 @pytest.mark.parametrize("settings", [{}, {"long_windows": 1.0, "long_window_tokens": 40}])

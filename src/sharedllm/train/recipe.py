@@ -32,6 +32,7 @@ class Recipe:
     start: str | None = None
     """Adapter folder whose weights training starts from; none starts from the model's own."""
     steps: int = 400
+    """0: only write the adapter of `start` with this recipe's settings."""
     seed: int = 0
     learning_rate: float = 1e-3
     """Of norms and projections, at the top of the cosine."""
@@ -88,9 +89,11 @@ class Recipe:
     config: SharedConfig = field(default_factory=SharedConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "reuse", "windows", "window_tokens", "checkpoint_every"):
+        for name in ("accumulate", "reuse", "windows", "window_tokens", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.steps < (0 if self.start else 1):
+            raise UsageError(f"steps is {self.steps}; it must be at least 1, or 0 with an adapter to start from.")
         for name in ("learning_rate", "gate_learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0.")
