@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.test_cli import MODEL, TEXT, home, run  # noqa: F401
 
-OTHER = " ".join(f"The weight of item {i} is {i} grams." for i in range(30))
+OTHER = " ".join(str(7919 * i**3) for i in range(100))  # no 16 bytes of it twice, so no chunk is saved
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_sources_are_added_removed_and_asked_in_any_mix(run, texts):  # noqa: F8
     assert plan["encode_seconds"] > 0 and plan["documents"] == {"long.txt": len(TEXT)}
     both, said = encode("other.txt", "--append")
     assert both["documents"] == {"long.txt": len(TEXT), "other.txt": len(OTHER)}
-    assert plan["bytes"] < both["bytes"] - first["bytes"] < plan["bytes"] + 8000
+    assert plan["bytes"] < both["bytes"] - first["bytes"] < plan["bytes"] + 20_000  # headers, and names of chunks
     again, said = encode("long.txt", "other.txt")
     assert again["bytes"] == both["bytes"] and "reading" not in said
     left, _ = encode("--remove", "long.txt")
