@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from sharedllm.cli import ask, chat, data, demo, doctor, encode, evaluate, lm_eval, plot, train
+from sharedllm.cli import ask, bench, chat, data, demo, doctor, encode, evaluate, lm_eval, plot, train
 from sharedllm.errors import SharedLLMError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("encode")(encode.encode)
 app.command("chat")(chat.chat)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("bench")(bench.bench)
 app.command("lm-eval", context_settings=lm_eval.CONTEXT)(lm_eval.lm_eval)
 app.command("plot")(plot.plot)
 app.command("doctor")(doctor.doctor)

@@ -161,3 +161,37 @@ def positive_numbers(option: str, text: str) -> list[int]:
     if not numbers:
         raise UsageError(f"{option} is empty; give whole numbers separated by commas, such as 4096,8192.")
     return [positive(option, n) for n in numbers]
+
+
+def method_names(text: str) -> list[str]:
+    """Names of methods, separated by commas; `UsageError` for one that is unknown, or without any."""
+    from sharedllm.config import check_choice
+    from sharedllm.errors import UsageError
+    from sharedllm.methods import METHODS
+
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        check_choice("method", name, METHODS)
+    if not names:
+        raise UsageError(f"--methods is {text!r}; name at least one of {', '.join(METHODS)}.")
+    return names
+
+
+def windows(text: str, methods: Sequence[str]) -> dict[str, int]:
+    """The window of every method: one number for all, or some named and the rest 1,024."""
+    from sharedllm.errors import UsageError
+
+    if "=" not in text:
+        (number, *more) = positive_numbers("--window", text)
+        if more:
+            raise UsageError(
+                f"--window is {text!r}; give one number, or a number by method: shared=4096,truncate=8192."
+            )
+        return dict.fromkeys(methods, number)
+    found = dict.fromkeys(methods, 1024)
+    for part in text.split(","):
+        name, _, number_text = part.partition("=")
+        if name.strip() not in found:
+            raise UsageError(f"--window names {name.strip()!r}, which is not among the methods {', '.join(methods)}.")
+        (found[name.strip()],) = positive_numbers("--window", number_text)
+    return found

@@ -13,12 +13,13 @@ from sharedllm.cli import common
 
 def plot(
     results: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS...", help="Results files of eval, or metrics of a training run.")
+        list[Path],
+        typer.Argument(metavar="RESULTS...", help="Results files of eval or bench, or metrics of a training run."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The figure: a .png, .svg or .pdf file.")],
     as_json: common.JsonOption = False,
 ) -> None:
-    """Draw results: perplexity against length, needles found by depth, losses and gains of training."""
+    """Draw results: perplexity, time and memory against length, needles found by depth, losses and gains of training."""
     from sharedllm.plot.figure import plot as draw
 
     planned = draw(results, output)

@@ -47,10 +47,15 @@ def refusal(method: Method, tokens: int, scored: int, free: float) -> str | None
         scored: tokens whose likelihood is computed; 0: answers are generated.
         free: memory that can be taken, in bytes.
     """
+    return too_large(method, tokens, scored, free) or method.quality_reason()
+
+
+def too_large(method: Method, tokens: int, scored: int, free: float) -> str | None:
+    """Why a method does not fit memory, or None: it does; arguments as of `refusal`."""
     needed = MARGIN * method.peak_bytes(tokens, scored)
-    if needed > free:
-        return f"it would take about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free"
-    return method.quality_reason()
+    if needed <= free:
+        return None
+    return f"it would take about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free"
 
 
 def refused(llm: SharedLLM, task: str, metric: str, method: str, length: int, reason: str, seed: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sharedllm.errors import UsageError
 from sharedllm.methods.estimate import cache_bytes, forward_bytes
@@ -81,6 +81,18 @@ class Method(ABC):
         """
         seen = self.positions(tokens)
         return forward_bytes(self.llm, seen, scored) + (0 if scored else cache_bytes(self.llm, seen))
+
+    def added(self) -> list[nn.Module]:
+        """The modules whose weights the method adds to the model's."""
+        return []
+
+    def kept_bytes(self, past: Any) -> int:
+        """Bytes that are kept of a text for any question on it: here its token ids."""
+        return int(past.nbytes)
+
+    def attended_bytes(self, past: Any, prompt: Prompt, max_new_tokens: int) -> int:
+        """Bytes of keys and values of the text that one question attends to, in all layers."""
+        return cache_bytes(self.llm, len(self.shown(past, prompt, max_new_tokens)) - len(prompt.alone()))
 
     def quality_reason(self) -> str | None:
         """Why scores and answers of this method would say nothing, or None: they do."""

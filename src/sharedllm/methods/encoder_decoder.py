@@ -220,6 +220,15 @@ class EncoderDecoder(Method):
         states = tokens * llm.parts.hidden_size * llm.dtype.itemsize
         return cache_bytes(llm, tokens) + max(2 * states, super().peak_bytes(tokens, scored))
 
+    def added(self) -> list[nn.Module]:
+        return [self.cross]
+
+    def kept_bytes(self, past: Projected | None) -> int:
+        return 0 if past is None else sum(x.nbytes for x in (*past.keys, *past.values))
+
+    def attended_bytes(self, past: Projected | None, prompt: Prompt, max_new_tokens: int) -> int:
+        return self.kept_bytes(past)
+
     def quality_reason(self) -> str | None:
         if self.trained:
             return None

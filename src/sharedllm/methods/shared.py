@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sharedllm.context import Context
 from sharedllm.methods.base import Method, greedy, new_tokens, target_nll
@@ -80,6 +80,18 @@ class Shared(Method):
         slots = read * config.slots_per_chunk + min(read, config.fine_chunks) * C
         kept = chunks * stored * numbers * bits // 8 + slots * numbers * size
         return super().peak_bytes(tokens, scored) + kept + C * numbers * size
+
+    def added(self) -> list[nn.Module]:
+        return [self.llm.injection]
+
+    def kept_bytes(self, past: Context | None) -> int:
+        return 0 if past is None else past.nbytes
+
+    @torch.no_grad()
+    def attended_bytes(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> int:
+        ids = torch.tensor([prompt.alone()], device=self.llm.device)
+        memory = self.llm.recall(past, ids, question_mask=prompt.question_mask())
+        return 0 if memory is None else sum(x.nbytes for x in (*memory.keys, *memory.values))
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), **self.llm.config.to_dict()}

@@ -198,5 +198,8 @@ class Streaming(Method):
         masks = 2 * BLOCK * keys * self.llm.dtype.itemsize
         return 2 * cache_bytes(self.llm, kept) + masks + forward_bytes(self.llm, BLOCK, min(scored, BLOCK), keys)
 
+    def kept_bytes(self, past: Read) -> int:
+        return int(past.ids.nbytes) + sum(x.nbytes for pair in past.cache.kept.values() for x in pair)
+
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "sinks": self.sinks}

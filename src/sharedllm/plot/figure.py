@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sharedllm.errors import UsageError, WorkError
-from sharedllm.plot import needle, perplexity, training
+from sharedllm.plot import needle, perplexity, speed, training
 from sharedllm.plot.rows import Row, read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 SUFFIXES = (".png", ".svg", ".pdf")
-TASKS = ("perplexity", "needle")
-DRAWABLE = f"plot draws the tasks {' and '.join(TASKS)}, and the metrics of training runs"
+TASKS = ("perplexity", "needle", "bench")
+DRAWABLE = f"plot draws the tasks {', '.join(TASKS[:-1])} and {TASKS[-1]}, and the metrics of training runs"
 WIDTH = 9.0
 """Inches; with `DOTS` an inch. Text is sized to be read where the figure is shown 900 pixels wide."""
 DOTS = 200
@@ -80,6 +80,9 @@ def plan(rows: Sequence[Row]) -> Plan:
     for grid in needle.grids(by_task.pop("needle", [])):
         strips.append(Strip("needle", *needle.title(grid), needle.inches(grid), partial(needle.draw, grid)))
         replaced += grid.replaced
+    for figures in speed.settings(by_task.pop("bench", [])):
+        strips.append(Strip("bench", *speed.title(figures), speed.inches(figures), partial(speed.draw, figures)))
+        replaced += figures.replaced
     if found := training.runs(by_task.pop("training", [])):
         strips.append(Strip("training", *training.title(found), training.inches(found), partial(training.draw, found)))
     unknown = [task for task in by_task if task]

@@ -43,7 +43,7 @@ def evaluate(
     names = _checked(task, methods, text or [], data)
     chosen = _subtasks(task, subtasks)
     samples_of = _samples_of(task, write_samples)
-    windows = _windows(window, names)
+    windows = common.windows(window, names)
     wanted = common.positive_numbers("--lengths", lengths)
     for option, value in (
         ("--samples", samples), ("--targets", targets),
@@ -109,14 +109,9 @@ def _checked(task: str, methods: str, texts: Sequence[str], data: Path | None) -
     """The methods' names; `UsageError` where one, or the task, is unknown, or what the task reads is not named."""
     from sharedllm.config import check_choice
     from sharedllm.errors import UsageError
-    from sharedllm.methods import METHODS
 
     check_choice("task", task, TASKS)
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    for name in names:
-        check_choice("method", name, METHODS)
-    if not names:
-        raise UsageError(f"--methods is {methods!r}; name at least one of {', '.join(METHODS)}.")
+    names = common.method_names(methods)
     if TASKS[task].needs_text and not texts:
         raise UsageError(f"{task} takes its passages from texts; name a file or folder with --text.")
     if TASKS[task].needs_data and data is None:
@@ -148,23 +143,3 @@ def _subtasks(task: str, text: str) -> list[str]:
     for name in names:
         check_choice("--tasks", name, known)
     return names or ([] if TASKS[task].needs_data else known)
-
-
-def _windows(text: str, methods: Sequence[str]) -> dict[str, int]:
-    """The window of every method: one number for all, or some named and the rest 1,024."""
-    from sharedllm.errors import UsageError
-
-    if "=" not in text:
-        (number, *more) = common.positive_numbers("--window", text)
-        if more:
-            raise UsageError(
-                f"--window is {text!r}; give one number, or a number by method: shared=4096,truncate=8192."
-            )
-        return dict.fromkeys(methods, number)
-    windows = dict.fromkeys(methods, 1024)
-    for part in text.split(","):
-        name, _, number_text = part.partition("=")
-        if name.strip() not in windows:
-            raise UsageError(f"--window names {name.strip()!r}, which is not among the methods {', '.join(methods)}.")
-        (windows[name.strip()],) = common.positive_numbers("--window", number_text)
-    return windows

@@ -1,0 +1,1 @@
+"""Time by phase, memory by part, and both against their limits and against other methods."""

@@ -1,0 +1,164 @@
+"""Time and memory against the length of the text, a line a method, with the floor that nothing goes below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sharedllm.plot import lines
+from sharedllm.plot.lines import Line
+from sharedllm.plot.rows import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
+
+TIME, MEMORY = "seconds_to_first_token", "working_peak_bytes"
+SCALES = {TIME: 1.0, MEMORY: 1e6}
+SHADES = (":", "-.")
+LABELS = {TIME: "seconds to the first token\n(lower is better)", MEMORY: "MB beyond the model\n(lower is better)"}
+FLOORS = {
+    TIME: "floor: the lowest layers over the text, nothing else",
+    MEMORY: "floor: what shared keeps, counted",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A median over rounds with the least and the most, in the metric's unit, and its floor where there is one."""
+
+    value: float
+    low: float
+    high: float
+    rounds: int
+    floor: float | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What may be compared: measured with one model, dtype, device and number of threads."""
+
+    model: str
+    dtype: str
+    where: str
+    points: dict[str, dict[Line, dict[int, Point]]]
+    """By metric, by line in drawing order, by length in tokens."""
+    replaced: int
+    """Rows left out because a later row measured the same again."""
+
+    @property
+    def lines(self) -> list[Line]:
+        return lines.in_order(line for by_line in self.points.values() for line in by_line)
+
+    @property
+    def lengths(self) -> list[int]:
+        return sorted({n for by_line in self.points.values() for at in by_line.values() for n in at})
+
+
+def settings(rows: Sequence[Row]) -> list[Setting]:
+    """The figures of bench rows; ratios are passed over. Of rows that measured the same the last counts.
+
+    Raises:
+        UsageError: a row lacks a value; the sentence gives file and line.
+    """
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row.text("metric") in SCALES:
+            model, dtype, device = (str(row.values.get(name, "")) for name in ("model", "dtype", "device"))
+            threads = f", {row.whole('threads')} threads" if device == "cpu" and "threads" in row.values else ""
+            groups.setdefault((model, dtype, f"{device}{threads}"), []).append(row)
+    return [_setting(*key, members) for key, members in sorted(groups.items())]
+
+
+def _setting(model: str, dtype: str, where: str, rows: Sequence[Row]) -> Setting:
+    points: dict[str, dict[Line, dict[int, Point]]] = {}
+    for row in rows:
+        metric = row.text("metric")
+        at = points.setdefault(metric, {}).setdefault(lines.line_of(row), {})
+        at[row.whole("length")] = _point(row, SCALES[metric])
+    ordered = {
+        metric: {line: points[metric][line] for line in lines.in_order(points[metric])}
+        for metric in SCALES
+        if metric in points
+    }
+    drawn = sum(len(at) for by_line in ordered.values() for at in by_line.values())
+    return Setting(model, dtype, where, ordered, len(rows) - drawn)
+
+
+def _point(row: Row, scale: float) -> Point:
+    value = row.number("value")
+    return Point(
+        value=value / scale,
+        low=row.number("low", value) / scale,
+        high=row.number("high", value) / scale,
+        rounds=row.whole("samples"),
+        floor=_floor(row, scale),
+    )
+
+
+def _floor(row: Row, scale: float) -> float | None:
+    """Time: the bare pass where one was measured; memory: what `shared` keeps for any question and for this one."""
+    if row.text("metric") == TIME:
+        return row.number("bare_read_seconds") if "bare_read_seconds" in row.values else None
+    if row.text("method") != "shared":
+        return None
+    return (row.number("kept_bytes") + row.number("attended_bytes")) / scale
+
+
+def title(setting: Setting) -> tuple[str, str]:
+    """The headline and what stands below it."""
+    times = setting.points.get(TIME, {})
+    said = lines.counted((p.rounds for at in times.values() for p in at.values()), "rounds a point") if times else ""
+    spread = f"{said}; a point is their median, bars span the least and the most." if said else ""
+    memory = " Memory is the most taken beyond the loaded model." if MEMORY in setting.points else ""
+    below = lines.described(setting.model, setting.dtype, ", ".join(part for part in (setting.where, spread) if part))
+    return "Time and memory of the first question on a text, by its length", below + memory
+
+
+def inches(setting: Setting) -> float:
+    """Height of the panels, and of the names below them."""
+    return 3.8 + 0.17 * (len(setting.lines) + 2) / 2
+
+
+def draw(setting: Setting, place: SubFigure) -> None:
+    """Draw a panel a metric, side by side, with one legend."""
+    panels = place.subplots(1, len(setting.points), squeeze=False)[0]
+    handles: dict[str, Any] = {}
+    for axes, (metric, by_line) in zip(panels, setting.points.items(), strict=True):
+        handles |= _draw_lines(axes, setting, by_line) | _draw_floors(axes, setting, metric)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(setting.lengths, [lines.length_name(n) for n in setting.lengths])
+        axes.minorticks_off()
+        axes.set_xlim(setting.lengths[0] / 2**0.5, setting.lengths[-1] * 2**0.5)
+        axes.set_xlabel("length of the text (tokens; 1K is 1,024)")
+        axes.set_ylabel(LABELS[metric])
+        axes.yaxis.set_major_formatter("{x:,g}")
+    columns = 3 if max(map(len, handles)) < 40 else 2
+    place.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+
+
+def _draw_lines(axes: Axes, setting: Setting, by_line: dict[Line, dict[int, Point]]) -> dict[str, Any]:
+    named, drawn = lines.names(setting.lines), {}
+    for line, at in by_line.items():
+        colour, marker, dash = lines.look(line, setting.lines)
+        strong, lengths = line.method == "shared", sorted(at)
+        axes.vlines(lengths, [at[n].low for n in lengths], [at[n].high for n in lengths], color=colour, linewidth=2)
+        (drawn[named[line]],) = axes.plot(
+            lengths, [at[n].value for n in lengths], color=colour, marker=marker, linestyle=dash,
+            markersize=8 if strong else 6, markerfacecolor=colour if dash == "-" else "white",
+            linewidth=2.4 if strong else 1.6, zorder=4 if strong else 3,
+        )  # fmt: skip
+    return drawn
+
+
+def _draw_floors(axes: Axes, setting: Setting, metric: str) -> dict[str, Any]:
+    """The floors of a panel, one a line that has one; the legend names them once."""
+    drawn: dict[str, Any] = {}
+    for at in setting.points[metric].values():
+        floors = {n: at[n].floor for n in sorted(at) if at[n].floor is not None}
+        if floors:
+            style = SHADES[list(SCALES).index(metric)]
+            drawn[FLOORS[metric]] = axes.plot([*floors], [*floors.values()], color="black", linestyle=style)[0]
+    return drawn
