@@ -1,0 +1,253 @@
+"""`bench`: phases by a clock of the test's own, rows and their ratios, what is refused, memory by part."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pytest
+import torch
+
+from sharedllm.errors import WorkError
+from sharedllm.evaluate.speed import memory, phases
+from sharedllm.evaluate.speed.limits import break_even, compared, estimate, kept, limits
+from sharedllm.evaluate.speed.memory import Memory
+from sharedllm.evaluate.speed.phases import Phases, Sample
+from sharedllm.evaluate.speed.run import Bench
+from sharedllm.methods import METHODS, create
+from sharedllm.methods.estimate import cache_bytes
+from sharedllm.prompts import Prompt
+from tests.conftest import tokens
+
+NEW = 4
+PHASES = Phases(tokenise=1, read=80, search=2, first_token=3, per_token=0.6, per_token_alone=0.5, bare_read=72)
+MEMORY = Memory(weights=100, added_weights=10, kept=200, attended=64, working_peak=5000, peak=9000)
+CONTRACT = {
+    "task", "method", "length", "metric", "value", "samples", "seconds", "peak_memory_bytes", "model", "adapter",
+    "device", "dtype", "seed",
+}  # fmt: skip
+
+
+@pytest.fixture
+def llm(make):
+    return make(max_position_embeddings=512)
+
+
+def taken(llm, length: int) -> Sample:
+    ids = tokens(length) % 26 + 97
+    return Sample(llm.tokenizer.decode(ids), ids)
+
+
+@pytest.fixture
+def costs(llm, monkeypatch):
+    """A clock that only work moves: tokenising 1, each of the lowest layers' batches 20, a search 300, a pass 4000."""
+    passed = [0.0]
+
+    def costing(function, seconds):
+        def call(*args, **kwargs):
+            passed[0] += seconds
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(llm.reader, "token_ids", costing(llm.reader.token_ids, 1))
+    monkeypatch.setattr(llm.lower.module, "forward", costing(llm.lower.module.forward, 20))
+    monkeypatch.setattr(llm, "recall", costing(llm.recall, 300))
+    monkeypatch.setattr(llm.model, "forward", costing(llm.model.forward, 4000))
+    return lambda: passed[0]
+
+
+def timed(llm, name: str, length: int, now) -> Phases:
+    return phases.measure(create(name, llm, 160), taken(llm, length), Prompt(llm.tokenizer, "Who?"), NEW, now)
+
+
+@pytest.mark.parametrize("name", ["truncate", "full", "yarn", "encoder-decoder"])
+def test_all_of_a_plain_pass_is_the_first_token(llm, costs, name):
+    found = timed(llm, name, 200, costs)
+    assert (found.tokenise, found.read, found.bare_read) == (1, 0, None)
+    assert found.first_token == found.per_token == found.per_token_alone == 4000
+
+
+def test_the_phases_of_shared(llm, costs):
+    found = timed(llm, "shared", 200, costs)
+    batches = 13  # one chunk of 16 at a time on a CPU, the last of 8
+    assert found == Phases(1, 1 + 20 * batches, 300, 4000, 4000, 4000, 20 * batches), "and reading checks the ids"
+
+
+def test_a_streamed_question_takes_several_passes_before_its_first_token(llm, costs, monkeypatch):
+    monkeypatch.setattr("sharedllm.methods.streaming.BLOCK", 5)
+    question = len(Prompt(llm.tokenizer, "Who?").alone())
+    found = timed(llm, "streaming", 54, costs)
+    assert found.read == 4000 * 11, "four sinks, then five at a time"
+    assert found.first_token == 4000 * -(-question // 5) and found.per_token == 4000
+
+
+def test_the_phases_add_up_and_the_model_is_left_as_it_was(llm, costs):
+    ends = llm.model.generation_config.eos_token_id
+    before = costs()
+    found = timed(llm, "shared", 200, costs)
+    nothing_read = 300 + NEW * 4000  # the question where there is no text is put too
+    told = found.tokenise + found.to_first_token + (NEW - 1) * found.per_token + found.bare_read
+    assert told + nothing_read == costs() - before
+    assert llm.model.generation_config.eos_token_id == ends
+    assert not llm.model._forward_hooks and not llm.model._forward_pre_hooks and not llm.lower.module._forward_pre_hooks
+
+
+def test_an_answer_has_its_length_whatever_token_comes(llm):
+    method, prompt = create("full", llm, 64), Prompt(llm.tokenizer, "Who?")
+    first = int(method.ask(tokens(20), prompt, 1)[0])
+    llm.model.generation_config.eos_token_id = first
+    assert len(method.ask(tokens(20), prompt, NEW)) == 1
+    with phases.endless(llm.model):
+        assert len(method.ask(tokens(20), prompt, NEW)) == NEW
+
+
+def test_limits_by_hand():
+    slower = Phases(1, 100, 2, 3, 1.0, 0.5, 50)
+    found = limits([PHASES, slower])
+    assert {name: ratios for name, (_, ratios) in found.items()} == {
+        "read_speed_over_bare": [0.9, 0.5],
+        "per_token_over_alone": [1.2, 2.0],
+        "second_over_first": [5 / 85, 5 / 105],
+    }
+    met = {name: [goal.met(ratio) for ratio in ratios] for name, (goal, ratios) in found.items()}
+    assert list(met.values()) == [[True, False], [True, False], [False, True]]
+    plain = Phases(1, 0, 0, 3, 1.0, 0.5, None)
+    assert limits([plain]).keys() == {"per_token_over_alone", "second_over_first"}
+
+
+def test_bytes_against_the_full_cache_by_hand():
+    found = kept(MEMORY, full_cache=1920)
+    assert [(name, str(goal), ratios) for name, (goal, ratios) in found.items()] == [
+        ("full_cache_over_attended", "at least 30", [30.0]),
+        ("full_cache_over_kept", "at least 10", [9.6]),
+    ]
+
+
+def test_methods_are_compared_round_by_round():
+    other = Phases(1, 0, 0, 170, 1.2, 0.5, None)
+    assert compared([PHASES, PHASES], [other, PHASES], "full") == {
+        "seconds_to_first_token_over_full": [0.5, 1],
+        "second_question_seconds_over_full": [5 / 170, 1],
+        "seconds_per_token_over_full": [0.5, 1],
+    }
+
+
+@pytest.mark.parametrize(
+    ("measured", "quadratic", "expected"),
+    [
+        ({}, True, None),
+        ({8: 9.0}, True, None),
+        ({2: 3.0}, False, 6.0),
+        ({2: 3.0}, True, 12.0),
+        ({1: 1.5, 2: 5.0}, True, 18.0),  # n / 2 + n^2
+        ({1: 2.0, 2: 3.0}, True, 6.0),  # less than in proportion: in proportion
+        ({1: 0.1, 2: 4.0}, True, 16.0),  # more than the square: the square
+    ],
+)
+def test_a_longer_text_is_estimated_from_shorter_ones(measured, quadratic, expected):
+    assert estimate(measured, 4, quadratic) == (expected if expected is None else pytest.approx(expected))
+
+
+def test_break_even_by_hand():
+    # ours / theirs is 4 at 1,024 tokens and 1 / 4 at 4,096: equal halfway between, in logarithms
+    assert break_even({1024: 4, 4096: 1}, {1024: 1, 4096: 4}).tokens == pytest.approx(2048)
+    # 2 at 1,024 and 1 / 4 at 8,192: a third of the way
+    assert break_even({1024: 2, 8192: 1, 99: 1}, {1024: 1, 8192: 4}).tokens == pytest.approx(2048)
+    # faster, slower, faster: the last crossing counts
+    assert break_even({1: 1, 2: 2, 8: 1}, {1: 2, 2: 1, 8: 2}).tokens == pytest.approx(4)
+    assert "not faster at 4,096" in break_even({4096: 2}, {4096: 1}).reason
+    assert "from 1,024" in break_even({1024: 1, 4096: 1}, {1024: 2, 4096: 2}).reason
+    assert "no length" in break_even({1024: 1}, {}).reason
+
+
+def benched(llm, names, monkeypatch, lengths=(96, 192), **changes):
+    """Rows of a bench whose measurements are made up: `full` takes ten times as long at 192 tokens."""
+    order = []
+
+    def made(method, sample, prompt, new_tokens, now):
+        order.append((method.name, len(sample.ids)))
+        slow = 10 if method.name == "full" and len(sample.ids) == 192 else 0.5 if method.name == "full" else 1
+        return Phases(1, 80 * slow, 2 * slow, 3 * slow, 0.6, 0.5, 72 if method.name == "shared" else None)
+
+    monkeypatch.setattr("sharedllm.evaluate.speed.run.measure", made)
+    given = {"rounds": 3, "against": "full", "peak": lambda method, sample: MEMORY, **changes}
+    bench = Bench(
+        llm=llm, methods=[create(name, llm, 64) for name in names], sample=partial(taken, llm),
+        prompt=Prompt(llm.tokenizer, "Who?"), new_tokens=NEW, seed=0, **given,
+    )  # fmt: skip
+    return list(bench.rows(lengths)), order
+
+
+def test_rounds_take_turns(llm, monkeypatch):
+    _, order = benched(llm, ["shared", "truncate", "full"], monkeypatch, lengths=(96,))
+    turns = [[name for name, _ in order[i : i + 3]] for i in range(0, len(order), 3)]
+    assert turns == [
+        ["shared", "truncate", "full"],  # warms up
+        ["shared", "truncate", "full"], ["truncate", "full", "shared"], ["full", "shared", "truncate"],
+    ]  # fmt: skip
+
+
+def test_rows(llm, monkeypatch):
+    rows, _ = benched(llm, ["shared", "full"], monkeypatch)
+    assert all(row.keys() >= CONTRACT and row["task"] == "bench" for row in rows)
+    json.dumps(rows)
+    by = {(row["method"], row["length"], row["metric"]): row for row in rows}
+    assert len(by) == len(rows) == 2 * (1 + 3 + 1 + 2 + 3) + 2 * (1 + 2 + 1 + 2) + 1
+    time = by["shared", 96, "seconds_to_first_token"]
+    assert (time["value"], time["low"], time["high"], time["samples"]) == (85, 85, 85, 3)
+    assert (time["read_seconds"], time["search_seconds"], time["bare_read_seconds"]) == (80, 2, 72)
+    assert time["rounds"]["per_token_seconds"] == [0.6] * 3 and time["peak_memory_bytes"] == MEMORY.peak
+    assert "bare_read_seconds" not in by["full", 96, "seconds_to_first_token"]
+    ratio = by["shared", 192, "seconds_to_first_token_over_full"]
+    assert ratio["value"] == pytest.approx(0.1) and ratio["against"] == "full"
+    assert by["shared", 96, "read_speed_over_bare"]["goal"] == "at least 0.9"
+    held = by["shared", 96, "working_peak_bytes"]
+    assert (held["value"], held["kept_bytes"], held["attended_bytes"], held["weights_bytes"]) == (5000, 200, 64, 100)
+    assert held["full_cache_bytes"] == cache_bytes(llm, 96)
+    even = by["shared", 192, "break_even_tokens"]
+    assert even["lengths"] == [96, 192] and even["value"] == pytest.approx(96 * 2 ** (1 / (1 + 3.321928)), rel=1e-6)
+
+
+def test_what_takes_too_long_or_does_not_fit_has_a_reason(llm, monkeypatch):
+    rows, order = benched(llm, ["shared", "full"], monkeypatch, budget=0.0, peak=None)
+    assert {length for _, length in order} == {96}
+    late = [row for row in rows if row["length"] == 192]
+    assert [(row["method"], row["value"]) for row in late] == [("shared", None), ("full", None)]
+    assert all("the budget is 0 s" in row["reason"] and row.keys() >= CONTRACT for row in late)
+    rows, order = benched(llm, ["shared", "full"], monkeypatch, free=0.0)
+    assert not order and all("GB are free" in r["reason"] for r in rows if r["metric"] != "break_even_tokens")
+
+
+def test_memory_that_cannot_be_measured_leaves_the_times(llm, monkeypatch):
+    def fails(method, sample):
+        raise WorkError("it was killed")
+
+    rows, _ = benched(llm, ["full"], monkeypatch, lengths=(96,), against=None, peak=fails)
+    assert [(r["metric"], r.get("reason")) for r in rows if r["metric"] == "working_peak_bytes"] == [
+        ("working_peak_bytes", "it was killed")
+    ]
+    assert rows[0]["metric"] == "seconds_to_first_token" and rows[0]["value"] is not None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_memory_by_part(llm, name):
+    method, prompt, ids = create(name, llm, 160), Prompt(llm.tokenizer, "Who?"), taken(llm, 200).ids
+    found = memory.measure(method, ids, prompt, NEW)
+    assert found.weights == sum(p.nbytes for p in llm.model.parameters()) and found.peak > 0
+    a_token = 2 * 4 * 2 * 8 * 4  # keys and values, layers, heads, dimensions, bytes
+    frame = len(prompt.with_text(ids[:1])) - 1
+    expected = {
+        "full": 200 * a_token, "yarn": 200 * a_token, "dynamic-ntk": 200 * a_token, "encoder-decoder": 200 * a_token,
+        "truncate": (160 - NEW - frame) * a_token, "streaming": (4 + 160 - NEW - len(prompt.alone())) * a_token,
+    }  # fmt: skip
+    if name == "shared":
+        context = method.prepare(ids)
+        assert found.kept == context.nbytes and found.added_weights > 0
+        slots = 3 * 2 * 2 * (1 + context.slots) * (8 + 8) * 4  # layers, keys and values, heads; a null slot; WIDER
+        assert found.attended == slots
+    else:
+        beside = frame - len(prompt.alone())  # what separates text and question
+        assert abs(found.attended - expected[name]) <= beside * a_token
+    past = method.prepare(torch.empty(0, dtype=torch.long))
+    assert method.kept_bytes(past) == 0 == method.attended_bytes(past, prompt, NEW)
