@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,7 +97,7 @@ def bench(
         common.print_json({"results": str(output), "last": row})
 
 
-def _samples(llm: SharedLLM, texts: list[str], longest: int) -> Any:
+def _samples(llm: SharedLLM, texts: list[str], longest: int) -> Callable[[int], Sample]:
     """A function from a length to the beginning of the text of so many tokens; a short text is repeated."""
     from sharedllm.demo import reference_text
     from sharedllm.evaluate.speed.phases import Sample

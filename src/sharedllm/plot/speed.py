@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 
 TIME, MEMORY = "seconds_to_first_token", "working_peak_bytes"
 SCALES = {TIME: 1.0, MEMORY: 1e6}
-SHADES = (":", "-.")
 LABELS = {TIME: "seconds to the first token\n(lower is better)", MEMORY: "MB beyond the model\n(lower is better)"}
 FLOORS = {
-    TIME: "floor: the lowest layers over the text, nothing else",
-    MEMORY: "floor: what shared keeps, counted",
+    TIME: ("floor: the lowest layers over the text, nothing else", ":"),
+    MEMORY: ("floor: what shared keeps, counted", "-."),
 }
 
 
@@ -66,7 +65,7 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
     for row in rows:
         if row.text("metric") in SCALES:
             model, dtype, device = (str(row.values.get(name, "")) for name in ("model", "dtype", "device"))
-            threads = f", {row.whole('threads')} threads" if device == "cpu" and "threads" in row.values else ""
+            threads = f", threads: {row.whole('threads')}" if device == "cpu" and "threads" in row.values else ""
             groups.setdefault((model, dtype, f"{device}{threads}"), []).append(row)
     return [_setting(*key, members) for key, members in sorted(groups.items())]
 
@@ -157,8 +156,7 @@ def _draw_floors(axes: Axes, setting: Setting, metric: str) -> dict[str, Any]:
     """The floors of a panel, one a line that has one; the legend names them once."""
     drawn: dict[str, Any] = {}
     for at in setting.points[metric].values():
-        floors = {n: at[n].floor for n in sorted(at) if at[n].floor is not None}
-        if floors:
-            style = SHADES[list(SCALES).index(metric)]
-            drawn[FLOORS[metric]] = axes.plot([*floors], [*floors.values()], color="black", linestyle=style)[0]
+        if floors := [(n, floor) for n in sorted(at) if (floor := at[n].floor) is not None]:
+            name, dash = FLOORS[metric]
+            (drawn[name],) = axes.plot(*zip(*floors, strict=True), color="black", linestyle=dash)
     return drawn

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import sharedllm
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.evaluate.speed.phases import endless
 from sharedllm.hardware import peak_memory_bytes
@@ -88,8 +90,10 @@ def measure_apart(loading: Loading, method: Method, ids: Tensor, prompt: Prompt,
         "new_tokens": new_tokens,
         "threads": torch.get_num_threads(),
     }
-    command = [sys.executable, "-m", "sharedllm.evaluate.speed.memory"]
-    ended = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
+    command = [sys.executable, "-P", "-m", "sharedllm.evaluate.speed.memory"]
+    paths = [str(Path(sharedllm.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]  # the package that runs here
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    ended = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=env)
     if ended.returncode:
         last = (ended.stderr.strip().splitlines() or ["it was killed, as where memory runs out"])[-1]
         raise WorkError(f"measuring its memory in a process of its own failed ({ended.returncode}: {last[:200]})")

@@ -12,7 +12,7 @@ import torch
 
 from sharedllm.errors import WorkError
 from sharedllm.evaluate.row import machine, refused, too_large
-from sharedllm.evaluate.speed.limits import Goal, break_even, compared, estimate, kept, limits
+from sharedllm.evaluate.speed.limits import break_even, compared, estimate, kept, limits
 from sharedllm.evaluate.speed.memory import Memory
 from sharedllm.evaluate.speed.phases import Phases, Sample, clock, measure
 from sharedllm.methods import Method
@@ -86,13 +86,15 @@ class Bench:
                 if self.peak:
                     yield self._without(method, length, PEAK, reason)
                 continue
+            started = time.perf_counter()
             memory = self._memory(method, sample)
+            memory_seconds = time.perf_counter() - started
             peak = {"peak_memory_bytes": memory.peak} if isinstance(memory, Memory) else {}
             yield self._time(method, length, rounds[name], seconds[name]) | peak
             for metric, (goal, ratios) in limits(rounds[name]).items():
-                yield self._row(method, length, metric, ratios, seconds[name], **_said(goal)) | peak
+                yield self._row(method, length, metric, ratios, seconds[name], goal=str(goal)) | peak
             if isinstance(memory, Memory):
-                yield from self._memory_rows(method, length, memory)
+                yield from self._memory_rows(method, length, memory, memory_seconds)
             elif memory is not None:
                 yield self._without(method, length, PEAK, memory)
             if self.against in rounds and name != self.against:
@@ -147,15 +149,15 @@ class Bench:
             **{name: median(values) for name, values in by_phase.items()}, rounds=by_phase, new_tokens=self.new_tokens,
         )  # fmt: skip
 
-    def _memory_rows(self, method: Method, length: int, memory: Memory) -> Iterator[dict[str, Any]]:
+    def _memory_rows(self, method: Method, length: int, memory: Memory, seconds: float) -> Iterator[dict[str, Any]]:
         full, peak = cache_bytes(self.llm, length), {"peak_memory_bytes": memory.peak}
         parts = {
             f"{name}_bytes": value for name, value in asdict(memory).items() if name not in ("peak", "working_peak")
         }
         counted = {"full_cache_bytes": full, "attended_bytes_a_token": memory.attended / length}
-        yield self._row(method, length, PEAK, [memory.working_peak], 0.0, **parts, **counted) | peak
+        yield self._row(method, length, PEAK, [memory.working_peak], seconds, **parts, **counted) | peak
         for metric, (goal, ratios) in kept(memory, full).items():
-            yield self._row(method, length, metric, ratios, 0.0, **_said(goal)) | peak
+            yield self._row(method, length, metric, ratios, seconds, goal=str(goal)) | peak
 
     def _row(
         self, method: Method, length: int, metric: str, values: Sequence[float], seconds: float, **more: Any
@@ -195,8 +197,3 @@ class Bench:
         if found.tokens is None:
             return self._without(method, longest, "break_even_tokens", str(found.reason), **said)
         return self._row(method, longest, "break_even_tokens", [found.tokens], 0.0, **said)
-
-
-def _said(goal: Goal) -> dict[str, Any]:
-    """What a ratio's row says of its goal."""
-    return {"goal": str(goal)}
