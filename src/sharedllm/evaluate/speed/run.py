@@ -65,7 +65,8 @@ class Bench:
         Raises:
             UsageError: a question and its answer do not fit a window.
         """
-        self.took, self.first = ({method.name: {} for method in self.methods} for _ in range(2))
+        self.took = {method.name: {} for method in self.methods}
+        self.first = {method.name: {} for method in self.methods}
         for length in sorted(set(lengths)):
             yield from self._at(length, warm=length == min(lengths))
         if self.against:
