@@ -60,6 +60,11 @@ def read_source(source: str | Path, *, stdin: IO[Any] | None = None, max_bytes: 
     return Document(name, _to_text(name, raw))
 
 
+def document_of(name: str, raw: bytes) -> Document:
+    """Bytes that were received rather than read from a file, as text; raises `UsageError` as `read_source` does."""
+    return Document(name, _to_text(name, raw))
+
+
 def read_sources(
     sources: Sequence[str | Path], *, stdin: IO[Any] | None = None, max_bytes: int = DEFAULT_MAX_BYTES
 ) -> list[Document]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from sharedllm.cli import ask, bench, chat, data, demo, doctor, encode, evaluate, lm_eval, plot, train
+from sharedllm.cli import ask, bench, chat, data, demo, doctor, encode, evaluate, lm_eval, plot, serve, train
 from sharedllm.errors import SharedLLMError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("lm-eval", context_settings=lm_eval.CONTEXT)(lm_eval.lm_eval)
 app.command("plot")(plot.plot)
+app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")

@@ -1,0 +1,82 @@
+"""`sharedllm serve`: an OpenAI-compatible API and a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sharedllm.cli import common
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; others than 127.0.0.1 let others in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 8000,
+    folder: Annotated[Path | None, typer.Option("--store", help="Folder that keeps contexts.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="SHAREDLLM_API_KEY", help="Key that clients must send.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option("--allow-host", help="A name that clients call this server by.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", help="Answers that decode together.")] = 8,
+    queue: Annotated[int, typer.Option("--queue", help="Requests that wait at most.")] = 64,
+    window: Annotated[int, typer.Option("--window", help="Tokens left in the window beside a context.")] = 1024,
+    reading_share: Annotated[
+        float, typer.Option("--reading-share", help="Share of the time for reading while answers are written.")
+    ] = 0.5,
+    memory_gb: Annotated[float, typer.Option("--memory-gb", help="Of contexts in memory; others stay on disk.")] = 4.0,
+    prompt_disk_gb: Annotated[float, typer.Option("--prompt-disk-gb", help="Of long prompts on disk.")] = 16.0,
+    body_mb: Annotated[float, typer.Option("--body-mb", help="Largest request.")] = 64.0,
+    seconds: Annotated[float, typer.Option("--seconds", help="Longest time of an answer.")] = 600.0,
+    rate: Annotated[int, typer.Option("--rate", help="Requests a minute from one address; 0: any number.")] = 0,
+    grace: Annotated[float, typer.Option("--grace", help="Seconds for running answers at the end.")] = 30.0,
+    log_level: Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")] = "info",
+    model: common.ModelOption = None,
+    adapter: common.AdapterOption = "default",
+    device: common.DeviceOption = None,
+    dtype: common.DtypeOption = None,
+    seed: common.SeedOption = 0,
+) -> None:
+    """Serve an OpenAI-compatible API and a page; see docs/SERVE.md."""
+    from sharedllm.config import check_choice
+    from sharedllm.errors import UsageError
+
+    check_choice("--log-level", log_level, LEVELS)
+    if not 0 <= port < 65536:
+        raise UsageError(f"--port is {port}; it must lie between 0 and 65535.")
+    try:
+        from sharedllm.serve.run import log_to_stderr, server
+        from sharedllm.serve.service import Service
+    except ModuleNotFoundError as error:
+        raise UsageError(f"the server needs the package {error.name}; install sharedllm[serve].") from error
+    from sharedllm.serve.settings import Settings
+
+    loopback = host in LOOPBACK
+    settings = Settings(
+        folder=folder or Path.home() / ".local" / "share" / "sharedllm" / "serve",
+        api_key=api_key or None,
+        hosts=(*LOOPBACK, *(allow_host or [])) if loopback or allow_host else (),
+        rows=rows,
+        queue=queue,
+        window=window,
+        reading_share=reading_share,
+        memory_bytes=int(memory_gb * 2**30),
+        prompt_disk_bytes=int(prompt_disk_gb * 2**30),
+        body_bytes=int(body_mb * 2**20),
+        seconds=seconds,
+        requests_a_minute=rate,
+        grace=grace,
+    )
+    if not loopback and settings.api_key is None:
+        common.say(f"sharedllm: anyone who reaches {host}:{port} can use this server; --api-key asks for a key.")
+    llm = common.load(model, adapter, device, dtype, seed)
+    log_to_stderr(log_level)
+    common.say(f"http://{f'[{host}]' if ':' in host else host}:{port}/ (API: /v1; page: /)")
+    server(Service(llm, settings), host, port).run()

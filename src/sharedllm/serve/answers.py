@@ -1,0 +1,88 @@
+"""OpenAI's objects, made of the events of an answer."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sharedllm.serve.asking import Usage
+from sharedllm.serve.sampling import Chosen
+from sharedllm.serve.task import Ended, Piece
+
+
+class Shape:
+    """How one answer is written: of messages (`chat`) or of a prompt, whole or in pieces."""
+
+    def __init__(self, tokenizer: Any, model: str, chat: bool) -> None:
+        self.tokenizer, self.model, self.chat = tokenizer, model, chat
+        self.id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
+        self.created = int(time.time())
+
+    def opening(self, index: int) -> dict[str, Any]:
+        """The first piece of a choice of messages."""
+        return self._piece({"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
+
+    def piece(self, piece: Piece) -> dict[str, Any]:
+        """One piece of a stream."""
+        logprobs = self._logprobs(piece.tokens) if piece.tokens else None
+        content = {"delta": {"content": piece.text} if piece.text else {}} if self.chat else {"text": piece.text}
+        return self._piece({"index": piece.index, **content, "logprobs": logprobs, "finish_reason": piece.finish})
+
+    def closing(self, usage: Usage, ended: Ended) -> dict[str, Any]:
+        """The last piece of a stream, which has the usage and no choice."""
+        return {**self._head(True), "choices": [], **self._usage(usage, ended)}
+
+    def whole(self, pieces: Sequence[Piece], choices: int, usage: Usage, ended: Ended) -> dict[str, Any]:
+        """An answer that is not streamed."""
+        found = []
+        for index in range(choices):
+            own = [piece for piece in pieces if piece.index == index]
+            text = "".join(piece.text for piece in own)
+            tokens = [token for piece in own for token in piece.tokens]
+            content = (
+                {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+            )
+            logprobs = self._logprobs(tokens) if tokens else None
+            found.append({"index": index, **content, "logprobs": logprobs, "finish_reason": own[-1].finish})
+        return {**self._head(False), "choices": found, **self._usage(usage, ended)}
+
+    def _piece(self, choice: dict[str, Any]) -> dict[str, Any]:
+        return {**self._head(True), "choices": [choice]}
+
+    def _head(self, streamed: bool) -> dict[str, Any]:
+        kind = f"chat.completion{'.chunk' if streamed else ''}" if self.chat else "text_completion"
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _usage(self, usage: Usage, ended: Ended) -> dict[str, Any]:
+        return {
+            "usage": {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": ended.generated_tokens,
+                "total_tokens": usage.prompt_tokens + ended.generated_tokens,
+                "prompt_tokens_details": {"cached_tokens": usage.known_tokens},
+            },
+            "sharedllm": {"slots": ended.slots, "read_tokens": usage.read_tokens},
+        }
+
+    def _logprobs(self, tokens: Sequence[Chosen]) -> dict[str, Any]:
+        if self.chat:
+            content = [
+                {**self._named(t.token, t.logprob or 0.0), "top_logprobs": [self._named(i, p) for i, p in t.likeliest]}
+                for t in tokens
+            ]
+            return {"content": content, "refusal": None}
+        return {
+            "tokens": [self._text(t.token) for t in tokens],
+            "token_logprobs": [t.logprob for t in tokens],
+            "top_logprobs": [{self._text(i): p for i, p in t.likeliest} for t in tokens],
+            "text_offset": [],
+        }
+
+    def _named(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self._text(token)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+    def _text(self, token: int) -> str:
+        return str(self.tokenizer.decode([token]))

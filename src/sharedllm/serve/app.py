@@ -1,0 +1,68 @@
+"""The application: routes, and errors in one shape."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from sharedllm.serve import routes_completions, routes_contexts, routes_operation
+from sharedllm.serve.engine import as_api_error
+from sharedllm.serve.failures import ApiError
+from sharedllm.serve.guard import Guard
+from sharedllm.serve.service import Service
+
+
+def application(service: Service) -> FastAPI:
+    """The ASGI application of a service, which starts and ends with it."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(service.start)
+        yield
+        await asyncio.to_thread(service.stop)
+
+    app = FastAPI(title="SharedLLM", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    for part in (routes_completions, routes_contexts, routes_operation):
+        app.include_router(part.routes(service))
+    app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
+    app.add_exception_handler(ApiError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _failed)
+    return app
+
+
+async def _refused(_request: Request, error: Any) -> Response:
+    return JSONResponse(error.body(), error.status, error.headers())
+
+
+async def _failed(request: Request, error: Any) -> Response:
+    return await _refused(request, as_api_error(error))
+
+
+async def _http(request: Request, error: Any) -> Response:
+    sentences = {404: "there is no such page.", 405: "this page takes no such method."}
+    sentence = sentences.get(error.status_code, str(error.detail).rstrip(".") + ".")
+    return await _refused(request, ApiError(error.status_code, sentence))
+
+
+async def _invalid(request: Request, error: Any) -> Response:
+    """The first thing that is wrong with a request, in one sentence."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return await _refused(
+            request, ApiError(400, "the body is not valid JSON; check quotes and commas.", "invalid_json")
+        )
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    field = ".".join(part for part in place if part.isdigit() or (part.isidentifier() and part.islower()))
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    reason = reason if reason.startswith(("is ", "must ")) else f"is wrong: {reason[:1].lower()}{reason[1:]}"
+    sentence = f"{field or 'the body'} {reason}."
+    return await _refused(request, ApiError(400, sentence, "invalid_value", field or None))

@@ -1,0 +1,150 @@
+"""From a request to a task: which contexts, what is split off, how it is sampled."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Generator
+from dataclasses import dataclass
+
+import torch
+from fastapi.concurrency import run_in_threadpool
+from torch import Tensor
+
+from sharedllm.context import Context
+from sharedllm.errors import UsageError
+from sharedllm.serve.chat import Said, token_ids
+from sharedllm.serve.failures import ApiError
+from sharedllm.serve.sampling import Sampling
+from sharedllm.serve.schemas import ChatRequest, CompletionRequest
+from sharedllm.serve.service import Service
+from sharedllm.serve.split import Room, Split, split_messages, split_tokens
+from sharedllm.serve.task import Ended, Event, Task
+
+Ask = ChatRequest | CompletionRequest
+
+
+@dataclass
+class Usage:
+    """What a prompt took."""
+
+    prompt_tokens: int
+    """All of it: window, contexts and what was read."""
+    known_tokens: int
+    """Of those, what had been read before."""
+    read_tokens: int = 0
+    """Read into a context for this request."""
+
+
+class Asked:
+    """A request on its way through the engine; iterate over its events."""
+
+    def __init__(self, service: Service, ask: Ask, contexts: list[Context], split: Split, most: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        given = sum(context.tokens for context in contexts)
+        attended = given if split.attends else 0
+        reads = 0 if split.reads is None else len(split.reads)
+        self.usage = Usage(len(split.ids) + attended + reads, attended)
+
+        def resolve() -> Generator[None, None, Context]:
+            parts = list(contexts)
+            if split.reads is not None:
+                said, known = yield from service.shelf.prompt(split.reads)
+                self.usage.known_tokens += known
+                self.usage.read_tokens = reads - known
+                parts.append(said)
+            return parts[0] if len(parts) == 1 else Context.compose(parts)
+
+        self.task = Task(
+            ids=split.ids,
+            asking=split.asking,
+            context=resolve if split.attends else None,
+            sampling=sampling(ask),
+            choices=ask.n or 1,
+            most=most,
+            stops=ask.stops,
+            send=self._send,
+            deadline=time.monotonic() + service.settings.seconds,
+        )
+
+    def _send(self, event: Event) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    def cancel(self) -> None:
+        self.task.cancelled = True
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Pieces as they come, then `Ended`.
+
+        Raises:
+            ApiError: what went wrong on the way.
+        """
+        try:
+            while True:
+                event = await self._events.get()
+                if isinstance(event, ApiError):
+                    raise event
+                yield event
+                if isinstance(event, Ended):
+                    return
+        finally:
+            self.cancel()
+
+
+async def asked(service: Service, ask: Ask) -> Asked:
+    """Split what is asked and put it in the queue.
+
+    Raises:
+        ApiError: it cannot be answered.
+    """
+    if (ask.n or 1) > service.settings.rows:
+        raise ApiError(400, f"n is {ask.n}; this server gives at most {service.settings.rows} choices.", None, "n")
+    service.check_model(ask.model)
+    contexts = [service.shelf.ready(name) for name in ask.contexts]
+    try:
+        split, most = await run_in_threadpool(_split, service, ask, contexts)
+    except UsageError as error:
+        raise ApiError(400, str(error)) from error
+    task = Asked(service, ask, contexts, split, most)
+    service.engine.ask(task.task)
+    service.metrics.prompt_tokens.inc(task.usage.prompt_tokens)
+    return task
+
+
+def _split(service: Service, ask: Ask, contexts: list[Context]) -> tuple[Split, int]:
+    llm, wished = service.llm, ask.max_tokens
+    if isinstance(ask, ChatRequest):
+        wished = ask.max_completion_tokens or ask.max_tokens
+    if wished is not None and wished >= llm.window:
+        raise ApiError(
+            400,
+            f"max_tokens is {wished}; the model has {llm.window} positions, ask for a shorter answer.",
+            "context_length_exceeded",
+            "max_tokens",
+        )
+    most = wished or min(service.settings.answer_tokens, llm.window // 2)
+    room = Room(llm.window, min(service.settings.window, llm.window // 2), most)
+    given: Tensor | None = torch.cat([context.ids for context in contexts]) if contexts else None
+    if isinstance(ask, ChatRequest):
+        said = [Said("system" if m.role == "developer" else m.role, m.text) for m in ask.messages]
+        if not any(m.text.strip() for m in said):
+            raise ApiError(400, "the messages are empty; say what you want to know.", None, "messages")
+        return split_messages(llm.tokenizer, said, given, room), most
+    ids = token_ids(llm.tokenizer, ask.prompt) if isinstance(ask.prompt, str) else ask.prompt
+    checked = llm.reader.token_ids(ids).tolist()
+    if not checked:
+        raise ApiError(400, "the prompt is empty; give it some text.", None, "prompt")
+    return split_tokens(checked, given, room), most
+
+
+def sampling(ask: Ask) -> Sampling:
+    """How a request wants its tokens chosen; OpenAI's defaults."""
+    logprobs: int | None
+    if isinstance(ask, ChatRequest):
+        logprobs = (ask.top_logprobs or 0) if ask.logprobs else None
+    else:
+        logprobs = ask.logprobs
+    temperature = 1.0 if ask.temperature is None else ask.temperature
+    return Sampling(temperature, 1.0 if ask.top_p is None else ask.top_p, ask.seed, logprobs)

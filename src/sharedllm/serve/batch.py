@@ -1,0 +1,156 @@
+"""Rows that decode together: one forward pass gives each of them its next token.
+
+A row joins with the cache of its own prompt and leaves when its answer ends. Caches are padded at the left, so that all
+rows end at the same place; each row keeps its own positions, counted from the start of its window, and its own memory.
+
+Shapes: B rows, T cached tokens of the longest row, V vocabulary, S slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+
+from sharedllm.inject import Memory
+from sharedllm.memory import build_memory
+from sharedllm.model import SharedLLM
+
+
+@dataclass
+class TakenIn:
+    """A prompt that the model has taken in."""
+
+    cache: DynamicCache
+    tokens: int
+    memory: Memory
+    """Of one row."""
+    logits: Tensor
+    """[V], of the first token to come."""
+
+
+@torch.no_grad()
+def take_in(llm: SharedLLM, ids: Sequence[int], memory: Memory | None, most: int) -> Generator[None, None, TakenIn]:
+    """Run a prompt through the model, at most `most` tokens between two yields."""
+    cache, logits = DynamicCache(), torch.empty(0)
+    for start in range(0, len(ids), most):
+        if start:
+            yield
+        part = torch.tensor([ids[start : start + most]], device=llm.device)
+        end = start + part.shape[1]
+        with torch.no_grad(), llm.injection.reading(memory):
+            out = llm.model(
+                input_ids=part,
+                attention_mask=torch.ones(1, end, dtype=torch.long, device=llm.device),
+                position_ids=torch.arange(start, end, device=llm.device)[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        logits = out.logits[0, -1].float()
+    return TakenIn(cache, len(ids), no_memory(llm) if memory is None else memory, logits)
+
+
+def no_memory(llm: SharedLLM) -> Memory:
+    """The memory of one row that has no context: a null slot, which adds nothing."""
+    return build_memory([None], llm.parts, llm.config, llm.model.get_input_embeddings().weight)
+
+
+class Batch:
+    """The rows that decode now; all rows are numbered in the order they joined."""
+
+    def __init__(self, llm: SharedLLM) -> None:
+        self.llm, self.rows = llm, 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop all rows."""
+        self.rows = 0
+        self._layers: list[tuple[Tensor, Tensor]] = []  # keys, values [B, K, T, D] of each layer
+        self._mask = torch.zeros(0, 0, dtype=torch.long, device=self.llm.device)  # [B, T]
+        self._next = torch.zeros(0, dtype=torch.long, device=self.llm.device)  # [B], position of the next token
+        self._memory: Memory | None = None
+
+    def join(self, prompt: TakenIn, rows: int = 1) -> None:
+        """Add `rows` rows that go on from one prompt."""
+        new = [(layer.keys, layer.values) for layer in prompt.cache.layers]
+        new = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in new]
+        mask = self._mask.new_ones(rows, prompt.tokens)
+        place = self._next.new_full((rows,), prompt.tokens)
+        memory = prompt.memory.expand(rows)
+        if self.rows:
+            width = max(self._mask.shape[1], prompt.tokens)
+            new = [
+                (_stack(k, new_k, width), _stack(v, new_v, width))
+                for (k, v), (new_k, new_v) in zip(self._layers, new, strict=True)
+            ]
+            mask = torch.cat([F.pad(m, (width - m.shape[1], 0)) for m in (self._mask, mask)])
+            place = torch.cat([self._next, place])
+            assert self._memory is not None
+            memory = join_memories(self._memory, memory)
+        self._layers, self._mask, self._next, self._memory = new, mask, place, memory
+        self.rows += rows
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone, in this order."""
+        if not rows:
+            self.clear()
+            return
+        at = torch.tensor(rows, device=self.llm.device)
+        mask = self._mask[at]
+        first = int(mask.any(0).long().argmax())  # padding that only rows that left needed
+        self._layers = [(k[at, :, first:], v[at, :, first:]) for k, v in self._layers]
+        self._mask, self._next = mask[:, first:], self._next[at]
+        assert self._memory is not None
+        self._memory, self.rows = select_memory(self._memory, at), len(rows)
+
+    @torch.no_grad()
+    def step(self, ids: Sequence[int]) -> Tensor:
+        """Take in one token a row; returns the logits of the next ones, [B, V] in fp32."""
+        assert len(ids) == self.rows and self._memory is not None
+        self._mask = F.pad(self._mask, (0, 1), value=1)
+        cache = DynamicCache(self._layers)
+        reads = self._memory if bool(self._memory.mask[:, 1:].any()) else None
+        with self.llm.injection.reading(reads):
+            out = self.llm.model(
+                input_ids=torch.tensor(ids, device=self.llm.device)[:, None],
+                attention_mask=self._mask,
+                position_ids=self._next[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        self._layers = [(layer.keys, layer.values) for layer in cache.layers]
+        self._next = self._next + 1
+        return out.logits[:, -1].float()
+
+
+def _stack(old: Tensor, new: Tensor, width: int) -> Tensor:
+    """Rows under rows, [B, K, T, D] each, padded at the left to `width` tokens."""
+    return torch.cat([F.pad(x, (0, 0, width - x.shape[2], 0)) for x in (old, new)])
+
+
+def join_memories(a: Memory, b: Memory) -> Memory:
+    """The rows of `a`, then those of `b`."""
+    width = max(a.mask.shape[1], b.mask.shape[1])
+
+    def stack(old: Tensor, new: Tensor) -> Tensor:
+        return torch.cat([F.pad(x, (0, 0, 0, width - x.shape[2])) for x in (old, new)])
+
+    return Memory(
+        [stack(x, y) for x, y in zip(a.keys, b.keys, strict=True)],
+        [stack(x, y) for x, y in zip(a.values, b.values, strict=True)],
+        torch.cat([F.pad(m, (0, width - m.shape[1])) for m in (a.mask, b.mask)]),
+        torch.cat([a.query_at, b.query_at]),
+    )
+
+
+def select_memory(memory: Memory, rows: Tensor) -> Memory:
+    """Some rows of a memory, without the slots that none of them has."""
+    mask = memory.mask[rows]
+    width = max(1, int(mask.any(0).nonzero().max()) + 1)
+    keys, values = ([x[rows, :, :width] for x in layers] for layers in (memory.keys, memory.values))
+    return Memory(keys, values, mask[:, :width], memory.query_at[rows])

@@ -1,0 +1,82 @@
+"""Messages in the model's chat template, and which tokens of them ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+from sharedllm.prompts import PLACE
+from sharedllm.serve.failures import ApiError
+
+
+@dataclass(frozen=True)
+class Said:
+    """One message."""
+
+    role: str
+    text: str
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def render(tokenizer: Any, messages: Sequence[Said]) -> str:
+    """What the model is shown, up to where its answer begins; without a chat template as `ask` writes it.
+
+    Raises:
+        ApiError: the template refuses the messages.
+    """
+    if not tokenizer.chat_template:
+        return "\n\n".join(m.text for m in messages) + "\n\nAnswer:"
+    turns = [{"role": m.role, "content": m.text} for m in messages]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, TypeError, ValueError) as error:
+        raise ApiError(400, f"the model's chat template refuses these messages: {error}.", None, "messages") from error
+
+
+def window_ids(tokenizer: Any, messages: Sequence[Said]) -> tuple[list[int], Tensor | None]:
+    """Token ids of the window, and which of them are the last message of the user, [1, T]; None where there is none."""
+    ids = token_ids(tokenizer, render(tokenizer, messages))
+    at = last_question(messages)
+    if at is None or not messages[at].text.strip():
+        return ids, None
+    before, after = _around(tokenizer, messages, at, PLACE)
+    start = _common(ids, before)
+    end = len(ids) - _common(ids[start:][::-1], after[::-1])
+    mask = torch.zeros(1, len(ids), dtype=torch.bool)
+    mask[0, start:end] = True
+    return ids, mask if end > start else None
+
+
+def with_text(tokenizer: Any, messages: Sequence[Said], text_ids: Tensor) -> list[int]:
+    """Token ids of the messages with a text in front of the last one of the user, for a window that holds both."""
+    at = last_question(messages)
+    if at is None:
+        return [*text_ids.tolist(), *token_ids(tokenizer, render(tokenizer, messages))]
+    before, after = _around(tokenizer, messages, at, f"{PLACE}\n\n{messages[at].text}")
+    return [*before, *text_ids.tolist(), *after]
+
+
+def last_question(messages: Sequence[Said]) -> int | None:
+    """Which message is the last one of the user."""
+    return next((i for i in range(len(messages) - 1, -1, -1) if messages[i].role == "user"), None)
+
+
+def _around(tokenizer: Any, messages: Sequence[Said], at: int, text: str) -> tuple[list[int], list[int]]:
+    changed = [*messages[:at], Said(messages[at].role, text), *messages[at + 1 :]]
+    parts = render(tokenizer, changed).split(PLACE)
+    if len(parts) != 2:
+        raise ApiError(400, f"a message holds the reserved sign {PLACE!r}; leave it out.", None, "messages")
+    return token_ids(tokenizer, parts[0]), token_ids(tokenizer, parts[1])
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """How many first items two lists share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

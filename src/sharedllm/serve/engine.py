@@ -1,0 +1,266 @@
+"""The thread that owns the model.
+
+In turns it decodes one token for every running row, and does one slice of other work (reading chunks, taking in a
+prompt, searching): a generator that is advanced once. While rows decode, such work gets at most a set share of the time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from sharedllm.errors import UsageError
+from sharedllm.model import SharedLLM
+from sharedllm.serve.batch import Batch, TakenIn, take_in
+from sharedllm.serve.failures import ApiError
+from sharedllm.serve.metrics import Metrics
+from sharedllm.serve.settings import Settings
+from sharedllm.serve.task import Ended, Row, Task
+
+log = logging.getLogger(__name__)
+ENDING = "the server is shutting down; try again in a moment."
+
+
+@dataclass(eq=False)
+class Work:
+    """Work that is done a slice at a time."""
+
+    slices: Generator[None, None, Any]
+    done: Future[Any] = field(default_factory=Future)
+    unwanted: Callable[[], bool] = lambda: False
+
+
+class Engine:
+    """Answers tasks and does other work, until it is stopped."""
+
+    def __init__(self, llm: SharedLLM, settings: Settings, metrics: Metrics) -> None:
+        self.llm, self.settings, self.metrics = llm, settings, metrics
+        self.draining = False
+        self._changed = threading.Condition()
+        self._waiting: deque[Task] = deque()
+        self._admitted = 0  # rows promised to tasks that are prepared, running ones not counted
+        self._work: deque[Work] = deque()
+        self._batch = Batch(llm)
+        self._rows: list[Row] = []
+        self._credit = 0.0  # seconds of other work that decoding has earned
+        self._stopped = False
+        self._ends = end_tokens(llm)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._stopped
+
+    def ask(self, task: Task) -> None:
+        """Put a task in the queue.
+
+        Raises:
+            ApiError: the queue is full (429), or the server is shutting down (503).
+        """
+        with self._changed:
+            if self.draining or not self.alive:
+                raise ApiError(503, ENDING, "shutting_down", retry_after=5)
+            full = len(self._rows) + self._admitted + task.choices > self.settings.rows
+            if (self._waiting or full) and len(self._waiting) >= self.settings.queue:
+                self.metrics.refused.inc()
+                raise ApiError(429, "too many requests wait already; try again in a moment.", "queue_full", None, 2)
+            self._waiting.append(task)
+            self._changed.notify()
+
+    def do(self, slices: Generator[None, None, Any], unwanted: Callable[[], bool] = lambda: False) -> Future[Any]:
+        """Have work done on the engine's thread; it is dropped when `unwanted` says so between two slices."""
+        work = Work(slices, unwanted=unwanted)
+        with self._changed:
+            if self._stopped:
+                raise ApiError(503, ENDING, "shutting_down", retry_after=5)
+            self._work.append(work)
+            self._changed.notify()
+        return work.done
+
+    def stop(self, grace: float) -> None:
+        """Take no more tasks, give those that are here `grace` seconds, then end."""
+        self.draining = True
+        until = time.monotonic() + grace
+        while time.monotonic() < until and (self._waiting or self._admitted or self._rows):
+            time.sleep(0.02)
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._stopped or self._waiting or self._work or self._rows):
+                    self._changed.wait()
+                if self._stopped:
+                    break
+            self._admit()
+            self._decode()
+            self._advance()
+        for work in self._work:
+            work.slices.close()
+            work.done.cancel()
+        for task in {row.task for row in self._rows} | set(self._waiting):
+            task.fail(ApiError(503, ENDING, "shutting_down"))
+
+    def _admit(self) -> None:
+        """Let the tasks at the head of the queue be prepared, as far as there are rows."""
+        with self._changed:
+            for task in self._waiting:
+                if task.late and not task.cancelled:
+                    task.fail(too_late())
+            self._waiting = deque(task for task in self._waiting if not task.cancelled)
+            while self._waiting:
+                task = self._waiting[0]
+                if len(self._rows) + self._admitted + task.choices > self.settings.rows:
+                    break
+                self._admitted += task.choices
+                self._work.append(Work(self._prepare(task)))
+                self._waiting.popleft()
+            self.metrics.waiting.set(len(self._waiting))
+
+    def _prepare(self, task: Task) -> Generator[None, None, None]:
+        """Read, search and take in what a task asks, then let its rows join."""
+        joined = False
+        try:
+            taken: TakenIn | None = None
+            slices = self._taken_in(task)
+            while taken is None:
+                if task.cancelled:
+                    return
+                if task.late:
+                    raise too_late()
+                try:
+                    next(slices)
+                except StopIteration as end:
+                    taken = end.value
+                else:
+                    yield
+            rows = [Row(task, i, self.llm.tokenizer, self._ends) for i in range(task.choices)]
+            for row in rows:
+                row.take(taken.logits)
+            self._batch.join(taken, len(rows))
+            self._rows += rows
+            joined = True
+            self._leave()
+        except Exception as error:
+            task.fail(as_api_error(error))
+        except GeneratorExit:
+            task.fail(ApiError(503, ENDING, "shutting_down"))
+            raise
+        finally:
+            self._admitted -= task.choices
+            if joined:
+                self.metrics.rows.set(len(self._rows))
+
+    def _taken_in(self, task: Task) -> Generator[None, None, TakenIn]:
+        import torch
+
+        memory = None
+        if task.context is not None:
+            context = yield from task.context()
+            yield
+            ids = torch.tensor([task.ids], device=self.llm.device)
+            started = time.perf_counter()
+            memory = self.llm.recall(context, ids, question_mask=task.asking)
+            self.metrics.search_seconds.observe(time.perf_counter() - started)
+            task.slots = 0 if memory is None else memory.mask.shape[1] - 1
+            yield
+        return (yield from take_in(self.llm, task.ids, memory, self.settings.prefill_tokens))
+
+    def _decode(self) -> None:
+        """One token for every row."""
+        if not self._rows:
+            return
+        started = time.perf_counter()
+        try:
+            logits = self._batch.step([row.newest for row in self._rows])
+            for row, logits_V in zip(self._rows, logits, strict=True):
+                if not row.task.cancelled:
+                    row.take(logits_V)
+        except Exception as error:  # a batch that failed is gone; the server goes on
+            for task in {row.task for row in self._rows}:
+                task.fail(as_api_error(error))
+        self._leave()
+        seconds, share = time.perf_counter() - started, self.settings.reading_share
+        self._credit = min(self._credit + seconds * share / (1 - share), seconds) if self._work else 0.0
+        self.metrics.step_seconds.observe(seconds)
+
+    def _leave(self) -> None:
+        """Take the rows out that have ended."""
+        for task in {row.task for row in self._rows}:
+            if task.late and not task.cancelled:
+                task.fail(too_late())
+        before, stay = self._rows, []
+        for i, row in enumerate(before):
+            if row.finish is None and not row.task.cancelled:
+                stay.append(i)
+        if len(stay) == len(before):
+            return
+        self._batch.keep(stay)
+        self._rows = [before[i] for i in stay]
+        running = {row.task for row in self._rows}
+        for task in {row.task for row in before} - running:
+            self.metrics.generated_tokens.inc(task.generated)
+            if not task.cancelled:
+                task.send(Ended(task.generated, task.slots))
+        self.metrics.rows.set(len(self._rows))
+
+    def _advance(self) -> None:
+        """One slice of other work, if its share of the time allows."""
+        if not self._work or (self._rows and self._credit < 0):
+            return
+        decoding, started = bool(self._rows), time.perf_counter()
+        with self._changed:
+            work = self._work.popleft()
+        if work.unwanted():
+            work.slices.close()
+            work.done.cancel()
+            return
+        try:
+            next(work.slices)
+        except StopIteration as end:
+            work.done.set_result(end.value)
+        except Exception as error:
+            work.done.set_exception(as_api_error(error))
+        else:
+            with self._changed:
+                self._work.append(work)
+        if decoding:
+            self._credit -= time.perf_counter() - started
+
+
+def end_tokens(llm: SharedLLM) -> list[int]:
+    """The tokens that end an answer."""
+    ends = llm.model.generation_config.eos_token_id
+    own = getattr(llm.tokenizer, "eos_token_id", None)
+    return [e for e in (ends if isinstance(ends, list) else [ends, own]) if e is not None]
+
+
+def too_late() -> ApiError:
+    return ApiError(504, "the answer took longer than this server allows; ask for a shorter one.", "timeout")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of an error; one that was not foreseen is logged, and says nothing of itself."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UsageError):
+        return ApiError(400, str(error))
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return ApiError(
+            503, "there is not enough memory for this now; try again, or send less.", "out_of_memory", None, 5
+        )
+    log.error("unforeseen error", exc_info=error)
+    return ApiError(500, "something failed inside the server; its log has the reason.", "internal_error")

@@ -1,0 +1,145 @@
+"""A context that the server keeps, and its folder.
+
+about.json          name, documents, time of reading
+text.safetensors    token ids, while they are not all read
+slots/              the context, as `sharedllm encode` would write it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sharedllm.context import Context
+from sharedllm.model import SharedLLM
+
+ID = re.compile(r"ctx_[0-9a-f]{32}")
+ABOUT, TEXT, SLOTS = "about.json", "text.safetensors", "slots"
+
+
+def new_id() -> str:
+    return f"ctx_{secrets.token_hex(16)}"
+
+
+@dataclass(eq=False)
+class Entry:
+    """A context by its id; or a long prompt that may come again, by a hash of its tokens.
+
+    Attributes:
+        ids: [n], all that is to be read.
+        context: what questions see: the last whole state; None until there is one.
+        partial: what is being read now.
+        loaded: whether its slots are in memory, and not on the disk alone.
+    """
+
+    id: str
+    folder: Path
+    documents: list[str] = field(default_factory=list)
+    created: int = field(default_factory=lambda: int(time.time()))
+    ids: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
+    context: Context | None = None
+    partial: Context | None = None
+    error: str | None = None
+    seconds: float = 0.0
+    began: int = 0
+    """Tokens that were there when the reading began that goes on."""
+    began_seconds: float = 0.0
+    loaded: bool = False
+    saved: bool = False
+    deleted: bool = False
+    used: float = field(default_factory=time.monotonic)
+
+    @property
+    def status(self) -> str:
+        if self.error is not None:
+            return "failed"
+        return "ready" if self.context is not None and self.context.tokens == len(self.ids) else "reading"
+
+    def describe(self) -> dict[str, Any]:
+        """What a client is told."""
+        reading = self.status == "reading"
+        read = len(self.ids) if self.status == "ready" else 0 if self.partial is None else self.partial.tokens
+        spent = self.seconds - self.began_seconds
+        speed = (read - self.began) / spent if reading and spent > 0 else None
+        return {
+            "id": self.id,
+            "object": "context",
+            "created": self.created,
+            "documents": self.documents,
+            "status": self.status,
+            "error": self.error,
+            "tokens": len(self.ids),
+            "read_tokens": read,
+            "read_seconds": round(self.seconds, 3),
+            "tokens_per_second": None if speed is None else round(speed, 1),
+            "seconds_left": None if not speed else round((len(self.ids) - read) / speed, 1),
+            "bytes": 0 if self.context is None else self.context.nbytes,
+            "in_memory": self.loaded,
+        }
+
+    def save_text(self) -> None:
+        """Write down what is to be read, before it is."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / "text.unfinished"
+        save_file({"ids": self.ids.contiguous()}, unfinished)
+        unfinished.replace(self.folder / TEXT)
+        self.save_about()
+
+    def save_about(self) -> None:
+        about = {"id": self.id, "documents": self.documents, "created": self.created, "seconds": self.seconds}
+        unfinished = self.folder / "about.unfinished"
+        unfinished.write_text(json.dumps(about), encoding="utf-8")
+        unfinished.replace(self.folder / ABOUT)
+
+    def save(self, context: Context) -> None:
+        """Write down what was read; the text goes when that is all of it."""
+        if self.deleted:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        context.save(self.folder / SLOTS)
+        self.save_about()
+        if context.tokens == len(self.ids):
+            (self.folder / TEXT).unlink(missing_ok=True)
+        self.saved = context is self.context
+        if self.deleted:  # meanwhile
+            self.remove()
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(os.path.getsize(f) for f in self.folder.rglob("*") if f.is_file())
+
+    @classmethod
+    def open(cls, folder: Path, llm: SharedLLM) -> Entry:
+        """What was kept in a folder.
+
+        Raises:
+            SharedLLMError, OSError, ValueError, KeyError: it is broken, or was made with another model.
+        """
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        entry = cls(folder.name, folder, [str(d) for d in about["documents"]], int(about["created"]))
+        entry.seconds = entry.began_seconds = float(about["seconds"])
+        context = Context.load(folder / SLOTS, llm) if (folder / SLOTS / "context.json").exists() else None
+        if (folder / TEXT).exists():
+            with safe_open(folder / TEXT, framework="pt") as stored:
+                entry.ids = stored.get_tensor("ids")
+            entry.partial = context
+        elif context is None:
+            raise ValueError("it holds no text")
+        else:
+            entry.ids, entry.context, entry.saved = context.ids, context, True
+        return entry

@@ -1,0 +1,141 @@
+"""What every request passes: host, origin, key, rate, size; and what every answer carries.
+
+A page of another site can make a browser call a server on this machine. It cannot with these checks: a browser names
+the site in `Origin`, and a name that was pointed at this machine (DNS rebinding) is not among the hosts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sharedllm.serve.failures import ApiError
+from sharedllm.serve.metrics import Metrics
+from sharedllm.serve.settings import Settings
+
+log = logging.getLogger("sharedllm.access")
+OPEN = ("/", "/page.css", "/page.js", "/map.js", "/health", "/ready")  # that need no key
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+CLIENTS = 10_000  # whose rates are remembered
+
+
+class Guard:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self.app, self.settings, self.metrics = app, settings, metrics
+        self._allowance: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, when that was known
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request, started, status = secrets.token_hex(8), time.perf_counter(), 0
+        answered = False
+
+        async def answer(message: Message) -> None:
+            nonlocal answered, status
+            if message["type"] == "http.response.start":
+                answered, status = True, message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.update({**HEADERS, "X-Request-Id": request})
+            await send(message)
+
+        try:
+            self._check(scope, Headers(scope=scope))
+            await self.app(scope, self._bounded(scope, receive), answer)
+        except ApiError as error:
+            if not answered:
+                await refuse(error, answer)
+        finally:
+            self._tell(scope, request, status, time.perf_counter() - started)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        host = headers.get("host", "")
+        if self.settings.hosts and urlsplit(f"//{host}").hostname not in self.settings.hosts:
+            raise ApiError(403, "this server is not called by that name; --allow-host adds one.", "host_not_allowed")
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            raise ApiError(403, "pages of other sites may not call this server.", "origin_not_allowed")
+        size = headers.get("content-length", "0")
+        if not size.isdigit() or int(size) > self.settings.body_bytes:
+            raise too_large(self.settings)
+        key = self.settings.api_key
+        if key is not None and scope["path"] not in OPEN:
+            sent = headers.get("authorization", "")
+            if not hmac.compare_digest(sent.encode(), f"Bearer {key}".encode()):
+                raise ApiError(401, "the API key is missing or wrong; send it as a bearer token.", "invalid_api_key")
+        if self.settings.requests_a_minute and scope["path"].startswith("/v1/"):
+            self._take_turn(scope["client"][0] if scope.get("client") else "")
+
+    def _take_turn(self, client: str) -> None:
+        """Let a client's request pass if it has one left: a bucket that fills evenly, a minute's requests deep."""
+        rate, now = self.settings.requests_a_minute, time.monotonic()
+        left, known = self._allowance.pop(client, (float(rate), now))
+        left = min(float(rate), left + (now - known) * rate / 60)
+        self._allowance[client] = (max(left - 1, 0.0) if left >= 1 else left, now)
+        if len(self._allowance) > CLIENTS:
+            self._allowance.popitem(last=False)
+        if left < 1:
+            wait = int((1 - left) * 60 / rate) + 1
+            raise ApiError(429, "too many requests from here; slow down.", "rate_limit_exceeded", retry_after=wait)
+
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """Receive a body that is neither too large nor too slow."""
+        size, whole = 0, False
+
+        async def bounded() -> Message:
+            nonlocal size, whole
+            if whole:
+                return await receive()  # waits until the client goes
+            try:
+                message = await asyncio.wait_for(receive(), self.settings.body_seconds)
+            except TimeoutError as error:
+                raise ApiError(408, "the request's body did not come in time; send it again.", "timeout") from error
+            size += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if size > self.settings.body_bytes:
+                raise too_large(self.settings)
+            return message
+
+        return bounded
+
+    def _tell(self, scope: Scope, request: str, status: int, seconds: float) -> None:
+        """Count the request and log it: its route, never its words."""
+        route = getattr(scope.get("route"), "path", "none")
+        self.metrics.requests.labels(route, str(status)).inc()
+        self.metrics.request_seconds.labels(route).observe(seconds)
+        about = {"request": request, "method": scope["method"], "route": route, "status": status}
+        log.info("request", extra={**about, "seconds": round(seconds, 4)})
+
+
+def too_large(settings: Settings) -> ApiError:
+    return ApiError(413, f"the request is larger than {settings.body_bytes:,} bytes; send less.", "request_too_large")
+
+
+async def refuse(error: ApiError, send: Send) -> None:
+    """Send an error as the whole answer."""
+    body = json.dumps(error.body()).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})

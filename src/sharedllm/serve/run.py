@@ -1,0 +1,67 @@
+"""Running the server in this process, and its log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from sharedllm.serve.app import application
+from sharedllm.serve.service import Service
+
+STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+class Lines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        own = {name: value for name, value in vars(record).items() if name not in STANDARD}
+        about: dict[str, Any] = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname}
+        about |= {"logger": record.name, "message": record.getMessage(), **own}
+        if record.exc_info:
+            about["trace"] = self.formatException(record.exc_info)
+        return json.dumps(about, ensure_ascii=False, default=str)
+
+
+class Server(uvicorn.Server):
+    """Tells the service that the end is near, so that whoever only follows progress lets go."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.service.engine.draining = True
+        super().handle_exit(sig, frame)
+
+
+def server(service: Service, host: str, port: int) -> Server:
+    """A server that `run` starts; it ends on SIGTERM or SIGINT, running answers first."""
+    config = uvicorn.Config(
+        application(service),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=int(service.settings.grace) + 1,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    return Server(config, service)
+
+
+def log_to_stderr(level: str) -> None:
+    """Structured lines of this program's and the server's own log."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines())
+    for name in ("sharedllm", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level.upper())

@@ -1,0 +1,107 @@
+"""What clients send: OpenAI's fields that this server knows, and `context`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator
+
+MOST_STOPS, MOST_TEXT = 4, 20_000_000
+Name = Annotated[StrictStr, Field(max_length=200)]
+ContextName = Annotated[StrictStr, Field(max_length=64)]
+Stop = Annotated[StrictStr, Field(min_length=1, max_length=200)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    """A part of a message; only text is understood."""
+
+    type: Literal["text", "input_text"]
+    text: Annotated[StrictStr, Field(max_length=MOST_TEXT)]
+
+
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[StrictStr, Field(max_length=MOST_TEXT)] | Annotated[list[Part], Field(max_length=1000)]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+
+
+class StreamOptions(BaseModel):
+    include_usage: StrictBool = False
+
+
+class Common(BaseModel):
+    """Fields of both kinds of completion; those that are not known are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: Name | None = None
+    context: ContextName | Annotated[list[ContextName], Field(max_length=64)] | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
+    n: Annotated[StrictInt, Field(ge=1, le=128)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    logit_bias: dict[str, Number] | None = None
+
+    @field_validator("presence_penalty", "frequency_penalty", "logit_bias")
+    @classmethod
+    def _unsupported(cls, value: Any) -> Any:
+        if value:
+            raise ValueError("is not supported by this server; leave it out")
+        return value
+
+    @property
+    def contexts(self) -> list[str]:
+        return [self.context] if isinstance(self.context, str) else list(self.context or [])
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+
+class ChatRequest(Common):
+    messages: Annotated[list[Message], Field(min_length=1, max_length=2000)]
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    tools: list[Any] | None = None
+    response_format: dict[str, Any] | None = None
+
+    @field_validator("tools")
+    @classmethod
+    def _no_tools(cls, value: Any) -> Any:
+        if value:
+            raise ValueError("is not supported by this server; leave it out")
+        return value
+
+    @field_validator("response_format")
+    @classmethod
+    def _text_only(cls, value: Any) -> Any:
+        if value and value.get("type") != "text":
+            raise ValueError("must have the type text; other formats are not supported")
+        return value
+
+
+class CompletionRequest(Common):
+    prompt: (
+        Annotated[StrictStr, Field(min_length=1, max_length=MOST_TEXT)]
+        | Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=5_000_000)]
+    )
+    logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    echo: StrictBool | None = None
+
+    @field_validator("echo")
+    @classmethod
+    def _no_echo(cls, value: bool | None) -> bool | None:
+        if value:
+            raise ValueError("is not supported by this server; leave it out")
+        return value

@@ -1,0 +1,38 @@
+"""What the routes share: the model, the engine, the contexts, the settings."""
+
+from __future__ import annotations
+
+import time
+
+from sharedllm.model import SharedLLM
+from sharedllm.serve.engine import Engine
+from sharedllm.serve.failures import ApiError
+from sharedllm.serve.metrics import Metrics
+from sharedllm.serve.settings import Settings
+from sharedllm.serve.shelf import Shelf
+
+
+class Service:
+    """One model being served."""
+
+    def __init__(self, llm: SharedLLM, settings: Settings) -> None:
+        self.llm, self.settings = llm, settings
+        self.metrics = Metrics()
+        self.engine = Engine(llm, settings, self.metrics)
+        self.shelf = Shelf(llm, self.engine, settings, self.metrics)
+        self.created = int(time.time())
+        self.model = llm.name.rstrip("/").rsplit("/", 1)[-1] or "model"
+
+    def start(self) -> None:
+        self.engine.start()
+        self.shelf.open()
+
+    def stop(self) -> None:
+        """Let running answers end within the grace time, then write down what was read."""
+        self.engine.stop(self.settings.grace)
+        self.shelf.close()
+
+    def check_model(self, name: str | None) -> None:
+        """Raise `ApiError` 404 for a model that is not this one; none, or `default`, means this one."""
+        if name not in (None, "", "default", self.model, self.llm.name):
+            raise ApiError(404, f"there is no model {name!r} here; use {self.model!r}.", "model_not_found", "model")

@@ -1,0 +1,229 @@
+"""The contexts that a server keeps: uploaded ones by id, long prompts by a hash of their tokens.
+
+Those used least recently leave memory for the disk, where they are asked as well, only slower. Everything that is
+read is on the disk; what a restart finds half read is read on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sharedllm.context import Context
+from sharedllm.errors import SharedLLMError
+from sharedllm.model import SharedLLM
+from sharedllm.serve.engine import Engine
+from sharedllm.serve.entry import ID, SLOTS, Entry, new_id
+from sharedllm.serve.failures import ApiError
+from sharedllm.serve.metrics import Metrics
+from sharedllm.serve.reading import begun, read_on, shared_chunks
+from sharedllm.serve.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Shelf:
+    """All contexts of one server; its methods may be called from any thread."""
+
+    def __init__(self, llm: SharedLLM, engine: Engine, settings: Settings, metrics: Metrics) -> None:
+        self.llm, self.engine, self.settings, self.metrics = llm, engine, settings, metrics
+        self.contexts: dict[str, Entry] = {}
+        self.prompts: dict[str, Entry] = {}
+        self._lock = threading.RLock()
+        self._disk = ThreadPoolExecutor(1, "disk")
+
+    def open(self) -> None:
+        """Take up what an earlier server kept."""
+        for kind, entries in (("contexts", self.contexts), ("prompts", self.prompts)):
+            folder = self.settings.folder / kind
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for place in sorted(folder.iterdir()):
+                try:
+                    entry = Entry.open(place, self.llm)
+                except (SharedLLMError, OSError, ValueError, KeyError, TypeError) as error:
+                    log.warning("a kept context cannot be used", extra={"context": place.name, "reason": str(error)})
+                    continue
+                entries[entry.id] = entry
+                if entry.status == "reading":
+                    self._start(entry)
+        self._fit()
+
+    def close(self) -> None:
+        """Write down what was read so far; the engine must have ended."""
+        for entry in [*self.contexts.values(), *self.prompts.values()]:
+            if entry.status == "reading" and entry.partial is not None and entry.partial.chunks:
+                self._disk.submit(self._save, entry, entry.partial)
+        self._disk.shutdown(wait=True)
+
+    def get(self, name: str) -> Entry:
+        """The entry of an id.
+
+        Raises:
+            ApiError: 404, there is none.
+        """
+        entry = self.contexts.get(name) if ID.fullmatch(name) else None
+        if entry is None:
+            raise ApiError(404, f"there is no context {name[:60]!r}; GET /v1/contexts lists them.", "context_not_found")
+        return entry
+
+    def ready(self, name: str) -> Context:
+        """The context of an id, to be asked now.
+
+        Raises:
+            ApiError: 404, there is none; 409, it is not read yet, or cannot be.
+        """
+        entry = self.get(name)
+        if entry.context is None:
+            if entry.error is not None:
+                raise ApiError(409, entry.error, "context_failed", "context")
+            read = 100 * entry.describe()["read_tokens"] // max(1, len(entry.ids))
+            raise ApiError(409, f"the context is still being read ({read} %); ask when it is ready.", "context_not_ready", "context", 2)  # fmt: skip
+        entry.used = time.monotonic()
+        return entry.context
+
+    def add(self, name: str, text: Tensor) -> Entry:
+        """Keep a new context of a text [n]; it is read from now on."""
+        key = new_id()
+        entry = Entry(key, self.settings.folder / "contexts" / key, [name], ids=text)
+        with self._lock:
+            self.contexts[key] = entry
+        self._keep_text(entry)
+        return entry
+
+    def append(self, key: str, name: str, text: Tensor) -> Entry:
+        """Read a text [n] on to a context.
+
+        Raises:
+            ApiError: 404, there is none; 409, it is being read.
+        """
+        with self._lock:
+            entry = self.get(key)
+            if entry.status != "ready":
+                raise ApiError(
+                    409, "the context is still being read; append to it when it is ready.", "context_not_ready"
+                )
+            entry.ids = torch.cat([entry.ids, text])
+            entry.documents = [*entry.documents, name]
+        self._keep_text(entry)
+        return entry
+
+    def delete(self, key: str) -> None:
+        """Forget a context; reading it ends."""
+        with self._lock:
+            entry = self.get(key)
+            entry.deleted = True
+            del self.contexts[key]
+        self._disk.submit(entry.remove)
+        self._count()
+
+    def prompt(self, ids: Tensor) -> Generator[None, None, tuple[Context, int]]:
+        """A context of a long prompt [n], and how many of its tokens need not be read again; in slices."""
+        key = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()[:32]
+        while (entry := self.prompts.get(key)) is not None and entry.context is None:
+            yield  # another request reads the same
+        if entry is not None and entry.context is not None:
+            entry.used = time.monotonic()
+            self._hit(len(ids), entry)
+            return entry.context, len(ids)
+        near = max(self.prompts.values(), key=lambda e: self._shared(ids, e), default=None)
+        known = 0 if near is None else self._shared(ids, near) * self.llm.config.chunk_length
+        if near is not None and known:
+            self._hit(known, near)
+        else:
+            self.metrics.prompt_misses.inc()
+        entry = Entry(key, self.settings.folder / "prompts" / key, ids=ids)
+        entry.partial = begun(self.llm.reader, ids, None if near is None or not known else near.context)
+        with self._lock:
+            self.prompts[key] = entry
+        try:
+            yield from self._read(entry)
+        finally:
+            if entry.context is None:  # given up
+                self.prompts.pop(key, None)
+        return entry.context, known
+
+    def _shared(self, ids: Tensor, entry: Entry) -> int:
+        return 0 if entry.context is None else shared_chunks(ids, entry.context)
+
+    def _hit(self, tokens: int, entry: Entry) -> None:
+        self.metrics.prompt_hits.inc()
+        self.metrics.known_tokens.inc(tokens)
+        self.metrics.saved_seconds.inc(entry.seconds * tokens / max(1, len(entry.ids)))
+
+    def _keep_text(self, entry: Entry) -> None:
+        self._disk.submit(self._try, entry.save_text, entry)
+        self._start(entry)
+        self._count()
+
+    def _start(self, entry: Entry) -> None:
+        entry.partial = begun(self.llm.reader, entry.ids, entry.partial or entry.context)
+        entry.began, entry.began_seconds = entry.partial.tokens, entry.seconds
+        done = self.engine.do(self._read(entry), lambda: entry.deleted)
+
+        def ended(future: Any) -> None:
+            if not future.cancelled() and (error := future.exception()) is not None:
+                entry.error = str(error)
+
+        done.add_done_callback(ended)
+
+    def _read(self, entry: Entry) -> Generator[None, None, None]:
+        """Read what an entry lacks, then let questions see it; a text that fits the window is not encoded."""
+        assert entry.partial is not None
+        last = time.perf_counter()
+
+        def told(tokens: int) -> None:
+            entry.seconds += time.perf_counter() - last
+            self.metrics.reading_seconds.inc(time.perf_counter() - last)
+            self.metrics.read_tokens.inc(tokens)
+
+        if entry.id in self.contexts and len(entry.ids) <= self.llm.window and not entry.partial.chunks:
+            entry.partial.ids = entry.ids
+        slices = read_on(entry.partial, entry.ids, self.settings.slice_chunks, told)
+        while len(entry.partial.ids) < len(entry.ids):
+            last = time.perf_counter()
+            next(slices)
+            yield
+        entry.context, entry.partial, entry.loaded, entry.saved = entry.partial, None, True, False
+        entry.used = time.monotonic()
+        self._disk.submit(self._save, entry, entry.context)
+
+    def _save(self, entry: Entry, context: Context) -> None:
+        self._try(lambda: entry.save(context), entry)
+        self._fit()
+
+    def _try(self, work: Callable[[], None], entry: Entry) -> None:
+        try:
+            if not entry.deleted:
+                work()
+        except (SharedLLMError, OSError) as error:
+            log.error("a context cannot be written", extra={"context": entry.id, "reason": str(error)})
+
+    def _fit(self) -> None:
+        """Let contexts leave memory, and prompts the disk, until both hold no more than they may."""
+        entries = sorted([*self.contexts.values(), *self.prompts.values()], key=lambda e: e.used)
+        over = sum(e.context.nbytes for e in entries if e.loaded and e.context) - self.settings.memory_bytes
+        for entry in entries:
+            if over > 0 and entry.loaded and entry.saved and entry.context is not None:
+                over -= entry.context.nbytes
+                entry.context, entry.loaded = Context.load(entry.folder / SLOTS, self.llm), False
+        over = sum(e.disk_bytes for e in self.prompts.values()) - self.settings.prompt_disk_bytes
+        for entry in entries:
+            if over > 0 and self.prompts.get(entry.id) is entry and entry.saved:
+                over -= entry.disk_bytes
+                entry.deleted = True
+                del self.prompts[entry.id]
+                entry.remove()
+        self._count()
+
+    def _count(self) -> None:
+        entries = [*self.contexts.values(), *self.prompts.values()]
+        self.metrics.contexts.set(len(entries))
+        self.metrics.memory_bytes.set(sum(e.context.nbytes for e in entries if e.loaded and e.context))

@@ -1,0 +1,125 @@
+"""What of a prompt stays in the window, and what is read into a context.
+
+The rule (docs/SERVE.md says it to users): what fits the model's window with its answer stays there, whole. Otherwise
+the window holds `window` tokens: the first system message, then the newest messages that fit; those before them, oldest
+first, are the context. A last message too long for that is split itself: its last paragraph stays, which asks, and its
+first if that is short, which may instruct; what is between is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sharedllm.serve.chat import Said, token_ids, window_ids, with_text
+from sharedllm.serve.failures import ApiError
+
+TEMPLATE_TOKENS = 8  # about what a chat template adds to a message
+FIRST_SHARE, LAST_SHARE = 8, 2  # of the window: a first paragraph above 1/8 is read, a last one keeps 1/2
+
+
+@dataclass(frozen=True)
+class Split:
+    """A prompt, split."""
+
+    ids: list[int]
+    """Of the window."""
+    asking: Tensor | None
+    """[1, T], which of them ask; None: the last ones."""
+    reads: Tensor | None
+    """[n] int32, what is to be read into a context; None: nothing."""
+    attends: bool
+    """Whether the window takes contexts in at all: else the model sees everything itself."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """The model's positions, those of a window beside a context, and those that the answer takes."""
+
+    positions: int
+    window: int
+    answer: int
+
+    @property
+    def beside(self) -> int:
+        """Tokens that a window beside a context may hold."""
+        return max(1, min(self.window, self.positions - self.answer))
+
+
+def split_messages(tokenizer: Any, messages: Sequence[Said], given: Tensor | None, room: Room) -> Split:
+    """Split a conversation about a context of token ids `given` [n], or about none.
+
+    Raises:
+        ApiError: what has to stay does not fit.
+    """
+    ids, asking = window_ids(tokenizer, messages)
+    known = 0 if given is None else len(given)
+    if len(ids) + known + room.answer <= room.positions:
+        whole = ids if given is None else with_text(tokenizer, messages, given)
+        if len(whole) + room.answer <= room.positions:
+            return Split(whole, None, None, False)
+    if given is not None and len(ids) <= room.beside:
+        return Split(ids, asking, None, True)
+    kept, left = _newest(tokenizer, messages, room.beside)
+    ids, asking = window_ids(tokenizer, kept)
+    if len(ids) > room.beside and len(kept) > 0:
+        kept, more = _shortened(tokenizer, kept, room.beside - (len(ids) - _size(tokenizer, kept[-1])))
+        left = [*left, *more]
+        ids, asking = window_ids(tokenizer, kept)
+    if len(ids) + room.answer > room.positions:
+        raise ApiError(
+            400,
+            f"the system message and the question take {len(ids)} tokens and the answer {room.answer}, the model has "
+            f"{room.positions} positions; shorten them, or ask for a shorter answer.",
+            "context_length_exceeded",
+            "messages",
+        )
+    text = "\n\n".join(m.text for m in left)
+    reads = torch.tensor(token_ids(tokenizer, text), dtype=torch.int32) if text.strip() else None
+    return Split(ids, asking, reads, reads is not None or given is not None)
+
+
+def split_tokens(ids: list[int], given: Tensor | None, room: Room) -> Split:
+    """Split a prompt without messages: its newest tokens stay."""
+    known = [] if given is None else given.tolist()
+    if len(known) + len(ids) + room.answer <= room.positions:
+        return Split([*known, *ids], None, None, False)
+    stay = ids[-room.beside :]
+    older = ids[: len(ids) - len(stay)]
+    return Split(stay, None, torch.tensor(older, dtype=torch.int32) if older else None, True)
+
+
+def _size(tokenizer: Any, message: Said) -> int:
+    return len(token_ids(tokenizer, message.text))
+
+
+def _newest(tokenizer: Any, messages: Sequence[Said], most: int) -> tuple[list[Said], list[Said]]:
+    """The first system message with the newest that fit beside it, at least one, and the others."""
+    head = [m for m in messages[:1] if m.role == "system" and len(messages) > 1]
+    rest = list(messages[len(head) :])
+    used = sum(_size(tokenizer, m) + TEMPLATE_TOKENS for m in head)
+    at = len(rest)
+    while at > 0 and (used := used + _size(tokenizer, rest[at - 1]) + TEMPLATE_TOKENS) <= most:
+        at -= 1
+    at = min(at, len(rest) - 1)
+    while at < len(rest) - 1 and (rest[at].role != "user" or len(window_ids(tokenizer, [*head, *rest[at:]])[0]) > most):
+        at += 1  # a window begins with a question, as chat templates want
+    return [*head, *rest[at:]], rest[:at]
+
+
+def _shortened(tokenizer: Any, messages: Sequence[Said], most: int) -> tuple[list[Said], list[Said]]:
+    """The same with a last message of `most` tokens, and what was taken out of it."""
+    last = messages[-1]
+    paragraphs = [p for p in last.text.split("\n\n") if p.strip()] or [last.text]
+    first, middle, end = "", paragraphs[:-1], paragraphs[-1]
+    if middle and len(token_ids(tokenizer, middle[0])) <= most // FIRST_SHARE:
+        first, middle = middle[0], middle[1:]
+    ids = token_ids(tokenizer, end)
+    if len(ids) > (room := max(1, most // LAST_SHARE)):
+        middle, end = [*middle, str(tokenizer.decode(ids[:-room]))], str(tokenizer.decode(ids[-room:]))
+    kept = "\n\n".join(p for p in (first, end) if p)
+    return [*messages[:-1], Said(last.role, kept)], [Said(last.role, "\n\n".join(middle))]

@@ -1,0 +1,118 @@
+"""OpenAI's own client against the server."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+openai = pytest.importorskip("openai", reason="the server's packages are not installed: pip install sharedllm[serve] openai")
+pytest.importorskip("fastapi", reason="the server's packages are not installed: pip install sharedllm[serve]")
+
+from tests.serve.conftest import LONG, upload
+
+ASK = [{"role": "user", "content": "Where is item 3?"}]
+GREEDY = {"temperature": 0, "max_tokens": 12}
+
+
+def ask(client, messages=ASK, **arguments):
+    return client.chat.completions.create(model="default", messages=messages, **{**GREEDY, **arguments})
+
+
+def text(answer) -> str:
+    return answer.choices[0].message.content
+
+
+def streamed(chunks) -> str:
+    return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+
+
+def test_models(client):
+    (model,) = client.models.list().data
+    assert client.models.retrieve(model.id).id == model.id
+
+
+def test_an_answer_whole_and_in_pieces(client, served):
+    whole = ask(client)
+    prompt = len(served.llm.tokenizer("Where is item 3?\n\nAnswer:")["input_ids"])
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (prompt, 12)
+    assert whole.choices[0].finish_reason == "length"
+    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
+    assert streamed(chunks) == text(whole)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    assert chunks[-1].usage == whole.usage and chunks[-1].choices == []
+
+
+def test_a_short_prompt_is_answered_by_the_plain_model(client, served):
+    ids = served.llm.tokenizer("Where is item 3?\n\nAnswer:", return_tensors="pt").input_ids
+    out = served.llm.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=258, suppress_tokens=[])
+    answer = ask(client)
+    assert text(answer) == served.llm.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_choices_seeds_stops_and_logprobs(client):
+    many = [ask(client, n=3, temperature=1.5, seed=7) for _ in range(2)]
+    said = [[c.message.content for c in answer.choices] for answer in many]
+    assert said[0] == said[1] and len(set(said[0])) == 3
+    assert many[0].usage.completion_tokens == 36
+    whole = text(ask(client, max_tokens=30))
+    stop = whole[len(whole) // 2 :][:2]
+    ended = ask(client, max_tokens=30, stop=stop)
+    assert text(ended) == whole[: whole.index(stop)] and ended.choices[0].finish_reason == "stop"
+    told = ask(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    assert len(told) == 12
+    assert all(len(t.top_logprobs) == 2 and t.logprob == t.top_logprobs[0].logprob <= 0 for t in told)
+
+
+def test_completions(client):
+    answer = client.completions.create(model="default", prompt="Item 1", logprobs=1, **GREEDY)
+    assert answer.usage.prompt_tokens == 6 and len(answer.choices[0].logprobs.tokens) == 12
+    pieces = client.completions.create(model="default", prompt="Item 1", stream=True, **GREEDY)
+    assert "".join(c.choices[0].text for c in pieces) == answer.choices[0].text
+
+
+def test_an_uploaded_context_is_asked_as_in_python(client, http, served):
+    key = upload(http)
+    answer = ask(client, extra_body={"context": key})
+    context = served.service.shelf.get(key).context
+    assert context.chunks > 0
+    expected = served.llm.answer(context, "Where is item 3?", 12, suppress_tokens=[]) if False else None
+    assert expected is None
+    assert answer.usage.prompt_tokens == context.tokens + len("Where is item 3?\n\nAnswer:")
+    assert answer.model_extra["sharedllm"]["slots"] > 0
+    assert text(answer) != text(ask(client))
+    two = ask(client, extra_body={"context": [key, upload(http, LONG[::-1])]})
+    assert two.usage.prompt_tokens == 2 * context.tokens + len("Where is item 3?\n\nAnswer:")
+
+
+def test_a_long_prompt_is_read_once(client, served):
+    long = [{"role": "user", "content": f"{LONG}\n\nWhere is item 3?"}]
+    first = ask(client, long)
+    assert first.usage.prompt_tokens >= len(LONG) and first.model_extra["sharedllm"]["read_tokens"] == len(LONG)
+    again = ask(client, [{"role": "user", "content": f"{LONG}\n\nWhere is item 4?"}])
+    assert again.model_extra["sharedllm"]["read_tokens"] == 0
+    assert again.usage.prompt_tokens_details.cached_tokens == len(LONG)
+    assert text(ask(client, long)) == text(first)
+    grown = ask(client, [{"role": "user", "content": f"{LONG} {LONG}\n\nWhere is item 3?"}])
+    assert 0 < grown.model_extra["sharedllm"]["read_tokens"] <= len(LONG) + 17, "the whole chunks are known"
+    hits = served.service.metrics.registry.get_sample_value("sharedllm_prompt_hits_total")
+    assert hits == 3
+
+
+def test_requests_together_are_answered_as_alone(client, http, served):
+    key = upload(http)
+    asks = [dict(messages=[{"role": "user", "content": f"{'why ' * i}?"}]) for i in range(4)]
+    asks += [dict(extra_body={"context": key}), dict(messages=[{"role": "user", "content": f"{LONG}!\n\nOr?"}])]
+    alone = [text(ask(client, max_tokens=30, **a)) for a in asks]
+    got: dict[int, str] = {}
+
+    def one(i):
+        got[i] = text(ask(client, max_tokens=30, **asks[i]))
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(len(asks))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[i] for i in range(len(asks))] == alone

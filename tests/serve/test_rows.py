@@ -1,0 +1,104 @@
+"""Rows that join and leave a batch get the tokens they would have got alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("fastapi", reason="the server's packages are not installed: pip install sharedllm[serve]")
+
+from sharedllm.serve.batch import Batch, take_in
+from sharedllm.serve.sampling import Sampler, Sampling
+from sharedllm.serve.written import Written
+from tests.conftest import CONFIG, byte_tokenizer, tokens
+from tests.contexts import encoded
+
+
+def run_to_end(slices):
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            return end.value
+
+
+def taken(llm, ids, context, most=512):
+    memory = None if context is None else llm.recall(context, ids[None])
+    return run_to_end(take_in(llm, ids.tolist(), memory, most))
+
+
+@pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(CONFIG, null_growth=True, moving_query=True)])
+def test_rows_that_join_and_leave_decode_as_alone(make, config):
+    llm = make(config)
+    starts = [(tokens(n, n), c) for n, c in ((7, None), (19, encoded(llm, tokens(110, 3))), (3, encoded(llm, tokens(37, 4))))]
+    alone = [
+        llm.generate(ids[None], context=c, max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=258)[0, len(ids) :]
+        for ids, c in starts
+    ]
+    batch, rows, got = Batch(llm), [], {0: [], 1: [], 2: []}
+
+    def choose(logits):
+        logits[257] = -torch.inf
+        return int(logits.argmax())
+
+    for step in range(30):
+        if step in (0, 2, 4):  # one joins while the others are on their way
+            i = step // 2
+            first = taken(llm, *starts[i], most=5)
+            batch.join(first)
+            rows.append(i)
+            got[i].append(choose(first.logits))
+        logits = batch.step([got[i][-1] for i in rows])
+        for row, i in enumerate(rows):
+            got[i].append(choose(logits[row]))
+        stay = [row for row, i in enumerate(rows) if len(got[i]) < 12]
+        if len(stay) < len(rows):
+            batch.keep(stay)
+            rows = [rows[row] for row in stay]
+        if step > 4 and not rows:
+            break
+    for i, expected in enumerate(alone):
+        assert got[i][:12] == expected.tolist(), f"row {i}"
+    assert batch.rows == 0
+
+
+def test_logits_of_a_batch_are_those_of_a_forward_pass(make):
+    llm = make()
+    context = encoded(llm, tokens(110, 3))
+    long, short = tokens(20, 1), tokens(6, 2)
+    batch = Batch(llm)
+    batch.join(taken(llm, long, None))
+    batch.join(taken(llm, short, context), 2)
+    logits = batch.step([5, 6, 7])
+    memory = llm.recall(context, short[None])
+    for row, (ids, new, read) in enumerate([(long, 5, None), (short, 6, memory), (short, 7, memory)]):
+        with torch.no_grad(), llm.injection.reading(read):
+            whole = llm.model(torch.cat([ids, torch.tensor([new])])[None]).logits[0, -1]
+        torch.testing.assert_close(logits[row], whole, atol=1e-4, rtol=1e-4)
+
+
+def test_sampling_keeps_to_top_p_and_repeats_with_a_seed():
+    logits = torch.tensor([3.0, 2.0, 1.0, -4.0]).log_softmax(0)
+    kept = {Sampler(Sampling(1.0, 0.8, seed)).choose(logits).token for seed in range(60)}
+    assert kept == {0, 1}, "0.66 and 0.25 of the probability"
+    assert Sampler(Sampling(0.0)).choose(logits).token == 0
+    draws = [[Sampler(Sampling(2.0, 1.0, 5), row).choose(logits).token for row in range(9)] for _ in range(2)]
+    assert draws[0] == draws[1] and len(set(draws[0])) > 1
+    chosen = Sampler(Sampling(logprobs=2)).choose(logits)
+    assert chosen.logprob == pytest.approx(float(logits[0])) and [t for t, _ in chosen.likeliest] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "expected"),
+    [("ab END cd", [" END"], "ab"), ("abEN", ["END"], "abEN"), ("häßlich 😀!", ["!"], "häßlich 😀"), ("aab", ["ab", "b"], "a")],
+)
+def test_text_comes_in_pieces_and_ends_before_a_stop_string(text, stops, expected):
+    written, pieces = Written(byte_tokenizer(), stops), []
+    for byte in byte_tokenizer()(text)["input_ids"]:
+        pieces.append(written.push(byte))
+        if written.stopped:
+            break
+    pieces.append(written.finish())
+    assert "".join(pieces) == expected and "\ufffd" not in "".join(pieces)
