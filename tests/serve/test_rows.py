@@ -32,9 +32,13 @@ def taken(llm, ids, context, most=512):
 @pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(CONFIG, null_growth=True, moving_query=True)])
 def test_rows_that_join_and_leave_decode_as_alone(make, config):
     llm = make(config)
-    starts = [(tokens(n, n), c) for n, c in ((7, None), (19, encoded(llm, tokens(110, 3))), (3, encoded(llm, tokens(37, 4))))]
+    starts = [
+        (tokens(n, n), c) for n, c in ((7, None), (19, encoded(llm, tokens(110, 3))), (3, encoded(llm, tokens(37, 4))))
+    ]
     alone = [
-        llm.generate(ids[None], context=c, max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=258)[0, len(ids) :]
+        llm.generate(ids[None], context=c, max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=258)[
+            0, len(ids) :
+        ]
         for ids, c in starts
     ]
     batch, rows, got = Batch(llm), [], {0: [], 1: [], 2: []}
@@ -92,7 +96,12 @@ def test_sampling_keeps_to_top_p_and_repeats_with_a_seed():
 
 @pytest.mark.parametrize(
     ("text", "stops", "expected"),
-    [("ab END cd", [" END"], "ab"), ("abEN", ["END"], "abEN"), ("häßlich 😀!", ["!"], "häßlich 😀"), ("aab", ["ab", "b"], "a")],
+    [
+        ("ab END cd", [" END"], "ab"),
+        ("abEN", ["END"], "abEN"),
+        ("häßlich 😀!", ["!"], "häßlich 😀"),
+        ("aab", ["ab", "b"], "a"),
+    ],
 )
 def test_text_comes_in_pieces_and_ends_before_a_stop_string(text, stops, expected):
     written, pieces = Written(byte_tokenizer(), stops), []

@@ -1,0 +1,111 @@
+"""Contexts over HTTP: followed while they are read, mapped, appended to, deleted, and there after a restart."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server's packages are not installed: pip install sharedllm[serve]")
+httpx = pytest.importorskip("httpx", reason="httpx is not installed")
+
+from tests.contexts import assert_same_chunks, encoded
+from tests.serve.conftest import LONG, read, started, upload
+
+
+def test_a_context_is_followed_listed_appended_to_and_deleted(http, served):
+    answer = http.post("/v1/contexts", files={"file": ("../../etc/items.txt", LONG.encode())})
+    key = answer.json()["id"]
+    assert answer.json()["documents"] == ["items.txt"] and answer.json()["tokens"] == len(LONG)
+    lines = [line for line in http.get(f"/v1/contexts/{key}/events").text.splitlines() if line.startswith("data:")]
+    told = [json.loads(line[5:]) for line in lines]
+    assert told[-1]["status"] == "ready" and told[-1]["read_tokens"] == len(LONG)
+    assert [t["read_tokens"] for t in told] == sorted(t["read_tokens"] for t in told)
+    assert key in [c["id"] for c in http.get("/v1/contexts").json()["data"]]
+    page = "<html><body><article><h1>More</h1><p>Item 99 is kept on the roof of the house.</p></article></body></html>"
+    http.post(f"/v1/contexts/{key}", files={"file": ("more.html", page.encode())})
+    about = http.get(f"/v1/contexts/{read(http, key)}").json()
+    assert about["documents"] == ["items.txt", "more.html"]
+    end = http.get(f"/v1/contexts/{key}/text", params={"start": len(LONG)}).json()["text"]
+    assert "on the roof" in end and "<p>" not in end
+    context = served.service.shelf.get(key).context
+    assert_same_chunks(context, encoded(served.llm, context.ids))
+    assert http.delete(f"/v1/contexts/{key}").json()["deleted"]
+    assert http.get(f"/v1/contexts/{key}").status_code == 404
+
+
+def test_the_map_says_what_a_question_reads(http, served):
+    key = upload(http)
+    drawn = http.get(f"/v1/contexts/{key}/map", params={"question": "Where is item 3?"}).json()
+    config, C = served.llm.config, 16
+    assert drawn["tokens"] == len(LONG) and len(drawn["chunks"]) == -(-len(LONG) // C)
+    for chunk in drawn["chunks"]:
+        assert chunk["leaves"][0]["start"] == chunk["start"]
+        assert chunk["leaves"][-1]["end"] == chunk["start"] + chunk["tokens"]
+        assert [a["end"] for a in chunk["leaves"][:-1]] == [b["start"] for b in chunk["leaves"][1:]]
+    whole = drawn["chunks"][0]
+    assert sorted(leaf["end"] - leaf["start"] for leaf in whole["leaves"]) == [4, 4, 8]
+    assert {leaf["level"]: leaf["chosen"] for leaf in whole["leaves"]} == {1: False, 2: True}
+    assert whole["slots"] == config.slots_per_chunk
+    answer = http.post(
+        "/v1/chat/completions",
+        json={"messages": [{"role": "user", "content": "Where is item 3?"}], "context": key, "max_tokens": 1},
+    )
+    assert drawn["slots"] == answer.json()["sharedllm"]["slots"]
+
+
+def test_reading_does_not_stall_an_answer(http, served):
+    """While a text of many chunks is read, an answer gets a token at least every few chunks."""
+    engine, order = served.service.engine, []
+    step, rows = engine._batch.step, served.llm.reader.encode_rows
+    engine._batch.step = lambda ids: (order.append("token"), step(ids))[1]
+    served.llm.reader.encode_rows = lambda *a, **k: (order.append("chunk"), rows(*a, **k))[1]
+    body = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 60, "context": []}
+    asking = threading.Thread(target=lambda: http.post("/v1/chat/completions", json=body))
+    try:
+        asking.start()
+        while "token" not in order:
+            time.sleep(0.001)
+        upload(http, LONG * 8)
+        asking.join()
+    finally:
+        del engine._batch.step, served.llm.reader.encode_rows
+    both = "".join("t" if what == "token" else "c" for what in order)
+    among = both[: both.rindex("t")]
+    assert "c" in among, "reading waits for the answer"
+    assert max(map(len, among.split("t"))) <= 8, both
+
+
+def test_memory_is_bounded_and_what_is_kept_survives_a_restart(tmp_path):
+    first = started(tmp_path, memory_bytes=1)
+    with httpx.Client(base_url=first.url, timeout=60) as http:
+        key = upload(http)
+        until = time.monotonic() + 20
+        while http.get(f"/v1/contexts/{key}").json()["in_memory"] and time.monotonic() < until:
+            time.sleep(0.02)
+        body = {"messages": [{"role": "user", "content": "Why?"}], "context": key, "max_tokens": 9, "temperature": 0}
+        said = http.post("/v1/chat/completions", json=body).json()
+        assert not http.get(f"/v1/contexts/{key}").json()["in_memory"]
+        half = http.post("/v1/contexts", files={"file": ("long.txt", (LONG * 20).encode())}).json()["id"]
+    first.stop()
+    second = started(tmp_path, llm=first.llm)
+    with httpx.Client(base_url=second.url, timeout=60) as http:
+        again = http.post("/v1/chat/completions", json=body).json()
+        assert again["choices"] == said["choices"] and again["usage"] == said["usage"]
+        read(http, half)
+        assert http.get(f"/v1/contexts/{half}").json()["tokens"] == len(LONG * 20)
+    second.stop()
+
+
+def test_a_running_answer_ends_well_when_the_server_is_told_to_end(tmp_path):
+    running = started(tmp_path)
+    body = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 100, "stream": True, "temperature": 0}
+    with httpx.stream("POST", f"{running.url}/v1/chat/completions", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        threading.Thread(target=running.stop).start()
+        rest = [line for line in lines if line.startswith("data:")]
+    assert rest[-1] == "data: [DONE]" and '"finish_reason": "length"' in rest[-2]
+    running.stop()

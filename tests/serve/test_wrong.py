@@ -1,0 +1,167 @@
+"""What is wrong with a request is said in one sentence and OpenAI's shape, and the server goes on."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server's packages are not installed: pip install sharedllm[serve]")
+httpx = pytest.importorskip("httpx", reason="httpx is not installed")
+hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
+
+from hypothesis import strategies as st
+
+from tests.serve.conftest import LONG, started, upload
+
+SAID = [{"role": "user", "content": "Why?"}]
+CHAT, CONTEXTS = "/v1/chat/completions", "/v1/contexts"
+WRONG = [
+    (CHAT, b"{", 400, "JSON"),
+    (CHAT, b"\xff\xfe", 400, ""),
+    (CHAT, [], 400, "body"),
+    (CHAT, {}, 400, "messages"),
+    (CHAT, {"messages": []}, 400, "messages"),
+    (CHAT, {"messages": "Why?"}, 400, "messages"),
+    (CHAT, {"messages": [{"role": "user"}]}, 400, "messages.0.content"),
+    (CHAT, {"messages": [{"role": "robot", "content": "a"}]}, 400, "messages.0.role"),
+    (CHAT, {"messages": [{"role": "user", "content": " "}]}, 400, "empty"),
+    (CHAT, {"messages": SAID, "max_tokens": -1}, 400, "max_tokens"),
+    (CHAT, {"messages": SAID, "max_tokens": 10**9}, 400, "max_tokens"),
+    (CHAT, {"messages": SAID, "max_tokens": 900_000}, 400, "max_tokens"),
+    (CHAT, {"messages": SAID, "max_tokens": "9"}, 400, "max_tokens"),
+    (CHAT, {"messages": SAID, "max_tokens": True}, 400, "max_tokens"),
+    (CHAT, {"messages": SAID, "temperature": -0.1}, 400, "temperature"),
+    (CHAT, {"messages": SAID, "temperature": 1e308}, 400, "temperature"),
+    (CHAT, {"messages": SAID, "top_p": 0}, 400, "top_p"),
+    (CHAT, {"messages": SAID, "n": 99}, 400, "n is 99"),
+    (CHAT, {"messages": SAID, "seed": 2**64}, 400, "seed"),
+    (CHAT, {"messages": SAID, "stop": ["a"] * 9}, 400, "stop"),
+    (CHAT, {"messages": SAID, "stream": "yes"}, 400, "stream"),
+    (CHAT, {"messages": SAID, "tools": [{}]}, 400, "tools"),
+    (CHAT, {"messages": SAID, "frequency_penalty": 1}, 400, "frequency_penalty"),
+    (CHAT, {"messages": SAID, "model": "gpt-9"}, 404, "gpt-9"),
+    (CHAT, {"messages": SAID, "context": "ctx_" + "0" * 32}, 404, "context"),
+    (CHAT, {"messages": SAID, "context": "../../etc/passwd"}, 404, "context"),
+    ("/v1/completions", {"prompt": [-1]}, 400, "prompt"),
+    ("/v1/completions", {"prompt": [299, 300]}, 400, "token ids"),
+    ("/v1/completions", {"prompt": ""}, 400, "prompt"),
+    (CONTEXTS, {"file": "text"}, 400, "file"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "words"), WRONG)
+def test_wrong_requests(http, path, body, status, words):
+    sent = (
+        {"content": body, "headers": {"Content-Type": "application/json"}}
+        if isinstance(body, bytes)
+        else {"json": body}
+    )
+    assert_refused(http.post(path, **sent), status, words)
+
+
+@pytest.mark.parametrize("name", ["ctx_../x", "..%2f..%2fetc", "ctx_" + "g" * 32, "ctx_" + "0" * 32, "%00", "prompt"])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_ids_cannot_name_a_path(http, method, name):
+    assert_refused(http.request(method, f"{CONTEXTS}/{name}"), 404, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "words"),
+    [
+        ("a.txt", b"", "empty"),
+        ("a.txt", b"\x00\x01\x02", "binary"),
+        ("a.pdf", b"%PDF-1.7 broken", "a.pdf"),
+        ("a.html", b"<html></html>", "no text"),
+    ],
+)
+def test_files_that_have_no_text(http, name, raw, words):
+    assert_refused(http.post(CONTEXTS, files={"file": (name, raw)}), 400, words)
+
+
+@hypothesis.settings(max_examples=25, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(max_size=9),
+        lambda x: st.lists(x, max_size=3),
+    ),
+    st.sampled_from(["messages", "max_tokens", "temperature", "top_p", "n", "seed", "stop", "context", "logprobs"]),
+)
+def test_no_value_of_a_field_breaks_the_server(http, value, field):
+    answer = http.post(CHAT, json={"messages": SAID, "max_tokens": 1, field: value})
+    assert answer.status_code in (200, 400, 404), answer.text
+
+
+def test_a_client_that_goes_ends_its_work(http, served):
+    body = {"messages": SAID, "max_tokens": 120, "stream": True}
+    for _ in range(3):
+        with httpx.stream("POST", f"{served.url}{CHAT}", json=body) as answer:
+            next(answer.iter_lines())
+    until = time.monotonic() + 10
+    while served.service.engine._rows and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not served.service.engine._rows
+    assert http.post(CHAT, json={"messages": SAID, "max_tokens": 1}).status_code == 200
+
+
+def test_limits_key_and_sites(tmp_path):
+    limits = dict(api_key="a long secret", rows=1, queue=1, body_bytes=4096, hosts=("127.0.0.1",), requests_a_minute=30)
+    running = started(tmp_path, **limits)
+    key = {"Authorization": "Bearer a long secret"}
+    try:
+        with httpx.Client(base_url=running.url, timeout=60) as http:
+            assert_refused(http.get("/v1/models"), 401, "key")
+            assert_refused(http.get("/v1/models", headers={"Authorization": "Bearer wrong"}), 401, "key")
+            assert_refused(http.get("/metrics"), 401, "key")
+            assert http.get("/health").status_code == http.get("/ready").status_code == http.get("/").status_code == 200
+            assert_refused(http.get("/v1/models", headers={**key, "Host": "evil.example"}), 403, "name")
+            assert_refused(http.get("/v1/models", headers={**key, "Origin": "https://evil.example"}), 403, "sites")
+            long = {"messages": [{"role": "user", "content": LONG * 20}]}
+            assert_refused(http.post(CHAT, json=long, headers=key), 413, "4,096")
+            pieces = (b"x" * 1000 for _ in range(9))
+            assert_refused(
+                http.post(CONTEXTS, content=pieces, headers={**key, "Content-Type": "text/plain"}), 413, "4,096"
+            )
+            body = {"messages": SAID, "max_tokens": 120, "stream": True}
+            with http.stream("POST", CHAT, json=body, headers=key), http.stream("POST", CHAT, json=body, headers=key):
+                refused = http.post(CHAT, json=body, headers=key)
+                assert_refused(refused, 429, "wait")
+                assert int(refused.headers["Retry-After"]) > 0
+            statuses = [http.get("/v1/models", headers=key) for _ in range(40)]
+            assert_refused(statuses[-1], 429, "slow")
+    finally:
+        running.stop()
+
+
+def test_nothing_of_a_document_or_a_question_is_run_or_logged(http, caplog):
+    page = http.get("/")
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert "http:" not in page.text and "https:" not in page.text and "onclick" not in page.text
+    for script in ("/page.js", "/map.js"):
+        code = http.get(script).text
+        assert code.strip() and "innerHTML" not in code and "eval(" not in code
+    caplog.set_level("INFO", "sharedllm.access")
+    key = upload(http, "<script>alert(1)</script> " * 9, "x.txt")
+    http.get(f"{CONTEXTS}/{key}/map", params={"question": "secret words"})
+    assert caplog.records and "secret" not in str([vars(r) for r in caplog.records])
+    text = http.get(f"{CONTEXTS}/{key}/text")
+    assert text.headers["Content-Type"] == "application/json" and text.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_metrics(http):
+    http.get("/v1/models")
+    told = http.get("/metrics").text
+    assert 'sharedllm_requests_total{route="/v1/models",status="200"}' in told
+
+
+def assert_refused(answer, status: int, words: str) -> None:
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    sentence = error["message"]
+    assert words in sentence and "\n" not in sentence and sentence[-1] in ".?" and len(sentence) < 400, sentence
