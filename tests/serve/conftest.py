@@ -23,6 +23,8 @@ def started(folder, llm=None, **changes):
     """A running server: service, base address, and `stop` to end it as SIGTERM does."""
     import signal
 
+    pytest.importorskip("fastapi", reason="the server is not installed: pip install sharedllm[serve]")
+
     from sharedllm.serve.run import server
     from sharedllm.serve.service import Service
     from sharedllm.serve.settings import Settings
@@ -47,7 +49,6 @@ def started(folder, llm=None, **changes):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    pytest.importorskip("fastapi")
     running = started(tmp_path_factory.mktemp("store"))
     yield running
     running.stop()
@@ -55,16 +56,14 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(served):
-    from openai import OpenAI
-
-    with OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    openai = pytest.importorskip("openai", reason="the client is not installed: pip install openai")
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def http(served):
-    import httpx
-
+    httpx = pytest.importorskip("httpx", reason="httpx is not installed")
     with httpx.Client(base_url=served.url, timeout=60) as client:
         yield client
 

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import threading
 
-import pytest
 import torch
-
-openai = pytest.importorskip(
-    "openai", reason="the server's packages are not installed: pip install sharedllm[serve] openai"
-)
-pytest.importorskip("fastapi", reason="the server's packages are not installed: pip install sharedllm[serve]")
 
 from sharedllm.prompts import Prompt
 from tests.serve.conftest import LONG, upload

@@ -8,11 +8,10 @@ import time
 
 import pytest
 
-pytest.importorskip("fastapi", reason="the server's packages are not installed: pip install sharedllm[serve]")
-httpx = pytest.importorskip("httpx", reason="httpx is not installed")
-
 from tests.contexts import assert_same_chunks, encoded
 from tests.serve.conftest import LONG, read, started, upload
+
+httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
 
 def test_a_context_is_followed_listed_appended_to_and_deleted(http, served):

@@ -7,8 +7,6 @@ import dataclasses
 import pytest
 import torch
 
-pytest.importorskip("fastapi", reason="the server's packages are not installed: pip install sharedllm[serve]")
-
 from sharedllm.serve.batch import Batch, take_in
 from sharedllm.serve.sampling import Sampler, Sampling
 from sharedllm.serve.written import Written

@@ -6,13 +6,11 @@ import time
 
 import pytest
 
-pytest.importorskip("fastapi", reason="the server's packages are not installed: pip install sharedllm[serve]")
+from tests.serve.conftest import LONG, started, upload
+
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
-
-from hypothesis import strategies as st
-
-from tests.serve.conftest import LONG, started, upload
+st = hypothesis.strategies
 
 SAID = [{"role": "user", "content": "Why?"}]
 CHAT, CONTEXTS = "/v1/chat/completions", "/v1/contexts"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +70,7 @@ class Asked:
         )
 
     def _send(self, event: Event) -> None:
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop has ended: nobody hears it
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def cancel(self) -> None:

@@ -38,6 +38,32 @@ HEADERS = {
 CLIENTS = 10_000  # whose rates are remembered
 
 
+class Answer:
+    """Sends an answer with headers of the server's own; after a refusal what the application sends is dropped."""
+
+    def __init__(self, send: Send, headers: dict[str, str]) -> None:
+        self._send, self._headers, self.status, self._refused = send, headers, 0, False
+
+    async def __call__(self, message: Message) -> None:
+        if self._refused:
+            return
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message).update(self._headers)
+        await self._send(message)
+
+    async def refuse(self, error: ApiError) -> None:
+        """Send an error as the whole answer, unless one has begun."""
+        if self.status:
+            return
+        body = json.dumps(error.body()).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await self({"type": "http.response.start", "status": error.status, "headers": raw})
+        await self({"type": "http.response.body", "body": body})
+        self._refused = True
+
+
 class Guard:
     """ASGI middleware around the whole application."""
 
@@ -49,25 +75,15 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request, started, status = secrets.token_hex(8), time.perf_counter(), 0
-        answered = False
-
-        async def answer(message: Message) -> None:
-            nonlocal answered, status
-            if message["type"] == "http.response.start":
-                answered, status = True, message["status"]
-                headers = MutableHeaders(scope=message)
-                headers.update({**HEADERS, "X-Request-Id": request})
-            await send(message)
-
+        request, started = secrets.token_hex(8), time.perf_counter()
+        answer = Answer(send, {**HEADERS, "X-Request-Id": request})
         try:
             self._check(scope, Headers(scope=scope))
-            await self.app(scope, self._bounded(scope, receive), answer)
+            await self.app(scope, self._bounded(scope, receive, answer), answer)
         except ApiError as error:
-            if not answered:
-                await refuse(error, answer)
+            await answer.refuse(error)
         finally:
-            self._tell(scope, request, status, time.perf_counter() - started)
+            self._tell(scope, request, answer.status, time.perf_counter() - started)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         host = headers.get("host", "")
@@ -99,8 +115,8 @@ class Guard:
             wait = int((1 - left) * 60 / rate) + 1
             raise ApiError(429, "too many requests from here; slow down.", "rate_limit_exceeded", retry_after=wait)
 
-    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        """Receive a body that is neither too large nor too slow."""
+    def _bounded(self, scope: Scope, receive: Receive, answer: Answer) -> Receive:
+        """Receive a body that is neither too large nor too slow; else it is refused, whatever the application says."""
         size, whole = 0, False
 
         async def bounded() -> Message:
@@ -109,11 +125,14 @@ class Guard:
                 return await receive()  # waits until the client goes
             try:
                 message = await asyncio.wait_for(receive(), self.settings.body_seconds)
-            except TimeoutError as error:
-                raise ApiError(408, "the request's body did not come in time; send it again.", "timeout") from error
+            except TimeoutError:
+                late = ApiError(408, "the request's body did not come in time; send it again.", "timeout")
+                await answer.refuse(late)
+                raise late from None
             size += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if size > self.settings.body_bytes:
+                await answer.refuse(too_large(self.settings))
                 raise too_large(self.settings)
             return message
 
@@ -130,12 +149,3 @@ class Guard:
 
 def too_large(settings: Settings) -> ApiError:
     return ApiError(413, f"the request is larger than {settings.body_bytes:,} bytes; send less.", "request_too_large")
-
-
-async def refuse(error: ApiError, send: Send) -> None:
-    """Send an error as the whole answer."""
-    body = json.dumps(error.body()).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
-    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})

@@ -52,7 +52,7 @@ async def _answer(service: Service, request: Request, ask: Ask, chat: bool) -> R
     if ask.stream:
         usage = ask.stream_options is not None and ask.stream_options.include_usage
         stream = _stream(shape, task, usage)
-        return EventSourceResponse(stream, sep="\n", shutdown_grace_period=service.settings.grace)
+        return EventSourceResponse(stream, sep="\n")
     work = asyncio.create_task(_collect(task))
     try:
         while not work.done():

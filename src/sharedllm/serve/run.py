@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from sse_starlette.sse import AppStatus
 
 from sharedllm.serve.app import application
 from sharedllm.serve.service import Service
@@ -42,6 +43,7 @@ class Server(uvicorn.Server):
 
 def server(service: Service, host: str, port: int) -> Server:
     """A server that `run` starts; it ends on SIGTERM or SIGINT, running answers first."""
+    AppStatus.disable_automatic_graceful_drain()  # it would cut answers off; ours end by themselves
     config = uvicorn.Config(
         application(service),
         host=host,

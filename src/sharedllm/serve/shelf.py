@@ -193,7 +193,10 @@ class Shelf:
             yield
         entry.context, entry.partial, entry.loaded, entry.saved = entry.partial, None, True, False
         entry.used = time.monotonic()
-        self._disk.submit(self._save, entry, entry.context)
+        if entry.id in self.contexts or self.settings.prompt_disk_bytes:
+            self._disk.submit(self._save, entry, entry.context)
+        else:
+            self._disk.submit(self._fit)
 
     def _save(self, entry: Entry, context: Context) -> None:
         self._try(lambda: entry.save(context), entry)
@@ -211,12 +214,15 @@ class Shelf:
         entries = sorted([*self.contexts.values(), *self.prompts.values()], key=lambda e: e.used)
         over = sum(e.context.nbytes for e in entries if e.loaded and e.context) - self.settings.memory_bytes
         for entry in entries:
-            if over > 0 and entry.loaded and entry.saved and entry.context is not None:
+            if over > 0 and entry.loaded and entry.context is not None:
                 over -= entry.context.nbytes
-                entry.context, entry.loaded = Context.load(entry.folder / SLOTS, self.llm), False
-        over = sum(e.disk_bytes for e in self.prompts.values()) - self.settings.prompt_disk_bytes
+                if entry.saved:
+                    entry.context, entry.loaded = Context.load(entry.folder / SLOTS, self.llm), False
+                elif not self.settings.prompt_disk_bytes:
+                    self.prompts.pop(entry.id, None)
+        over = sum(e.disk_bytes for e in list(self.prompts.values()) if e.saved) - self.settings.prompt_disk_bytes
         for entry in entries:
-            if over > 0 and self.prompts.get(entry.id) is entry and entry.saved:
+            if over > 0 and entry.saved and self.prompts.get(entry.id) is entry:
                 over -= entry.disk_bytes
                 entry.deleted = True
                 del self.prompts[entry.id]
