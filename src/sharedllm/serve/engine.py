@@ -15,6 +15,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from sharedllm.errors import UsageError
 from sharedllm.model import SharedLLM
 from sharedllm.serve.batch import Batch, TakenIn, take_in
@@ -44,7 +46,7 @@ class Engine:
         self.draining = False
         self._changed = threading.Condition()
         self._waiting: deque[Task] = deque()
-        self._admitted = 0  # rows promised to tasks that are prepared, running ones not counted
+        self._preparing: set[Task] = set()
         self._work: deque[Work] = deque()
         self._batch = Batch(llm)
         self._rows: list[Row] = []
@@ -69,8 +71,7 @@ class Engine:
         with self._changed:
             if self.draining or not self.alive:
                 raise ApiError(503, ENDING, "shutting_down", retry_after=5)
-            full = len(self._rows) + self._admitted + task.choices > self.settings.rows
-            if (self._waiting or full) and len(self._waiting) >= self.settings.queue:
+            if (self._waiting or not self._has_room(task)) and len(self._waiting) >= self.settings.queue:
                 self.metrics.refused.inc()
                 raise ApiError(429, "too many requests wait already; try again in a moment.", "queue_full", None, 2)
             self._waiting.append(task)
@@ -90,7 +91,7 @@ class Engine:
         """Take no more tasks, give those that are here `grace` seconds, then end."""
         self.draining = True
         until = time.monotonic() + grace
-        while time.monotonic() < until and (self._waiting or self._admitted or self._rows):
+        while time.monotonic() < until and (self._waiting or self._preparing or self._rows):
             time.sleep(0.02)
         with self._changed:
             self._stopped = True
@@ -105,13 +106,19 @@ class Engine:
                     self._changed.wait()
                 if self._stopped:
                     break
-            self._admit()
-            self._decode()
-            self._advance()
+            try:
+                self._admit()
+                self._decode()
+                self._advance()
+            except Exception as error:  # the answers being written are lost; the server goes on
+                for task in {row.task for row in self._rows}:
+                    task.fail(as_api_error(error))
+                self._rows = []
+                self._batch.clear()
         for work in self._work:
             work.slices.close()
             work.done.cancel()
-        for task in {row.task for row in self._rows} | set(self._waiting):
+        for task in {row.task for row in self._rows} | self._preparing | set(self._waiting):
             task.fail(ApiError(503, ENDING, "shutting_down"))
 
     def _admit(self) -> None:
@@ -123,16 +130,19 @@ class Engine:
             self._waiting = deque(task for task in self._waiting if not task.cancelled)
             while self._waiting:
                 task = self._waiting[0]
-                if len(self._rows) + self._admitted + task.choices > self.settings.rows:
+                if not self._has_room(task):
                     break
-                self._admitted += task.choices
+                self._preparing.add(task)
                 self._work.append(Work(self._prepare(task)))
                 self._waiting.popleft()
             self.metrics.waiting.set(len(self._waiting))
 
+    def _has_room(self, task: Task) -> bool:
+        rows = len(self._rows) + sum(t.choices for t in list(self._preparing))
+        return rows + task.choices <= self.settings.rows
+
     def _prepare(self, task: Task) -> Generator[None, None, None]:
         """Read, search and take in what a task asks, then let its rows join."""
-        joined = False
         try:
             taken: TakenIn | None = None
             slices = self._taken_in(task)
@@ -152,21 +162,14 @@ class Engine:
                 row.take(taken.logits)
             self._batch.join(taken, len(rows))
             self._rows += rows
-            joined = True
+            self.metrics.rows.set(len(self._rows))
             self._leave()
         except Exception as error:
             task.fail(as_api_error(error))
-        except GeneratorExit:
-            task.fail(ApiError(503, ENDING, "shutting_down"))
-            raise
         finally:
-            self._admitted -= task.choices
-            if joined:
-                self.metrics.rows.set(len(self._rows))
+            self._preparing.discard(task)
 
     def _taken_in(self, task: Task) -> Generator[None, None, TakenIn]:
-        import torch
-
         memory = None
         if task.context is not None:
             context = yield from task.context()
@@ -184,14 +187,10 @@ class Engine:
         if not self._rows:
             return
         started = time.perf_counter()
-        try:
-            logits = self._batch.step([row.newest for row in self._rows])
-            for row, logits_V in zip(self._rows, logits, strict=True):
-                if not row.task.cancelled:
-                    row.take(logits_V)
-        except Exception as error:  # a batch that failed is gone; the server goes on
-            for task in {row.task for row in self._rows}:
-                task.fail(as_api_error(error))
+        logits = self._batch.step([row.newest for row in self._rows])
+        for row, logits_V in zip(self._rows, logits, strict=True):
+            if not row.task.cancelled:
+                row.take(logits_V)
         self._leave()
         seconds, share = time.perf_counter() - started, self.settings.reading_share
         self._credit = min(self._credit + seconds * share / (1 - share), seconds) if self._work else 0.0

@@ -30,11 +30,11 @@ const DocumentMap = (() => {
     return made;
   }
 
-  function draw(map, show) {
+  function draw(map, name, show) {
     box().replaceChildren();
     figures().textContent = map.compressed
-      ? `${map.slots.toLocaleString()} slots stand for ${map.tokens.toLocaleString()} tokens in ${map.chunks.length} chunks.`
-      : `The text of ${map.tokens.toLocaleString()} tokens fits the window, which reads all of it.`;
+      ? `${name}: ${map.slots.toLocaleString()} slots stand for ${map.tokens.toLocaleString()} tokens in ${map.chunks.length} chunks.`
+      : `${name}: the text of ${map.tokens.toLocaleString()} tokens fits the window, which reads all of it.`;
     map.chunks.forEach((chunk, i) => {
       const row = document.createElement("div");
       row.className = "chunk";

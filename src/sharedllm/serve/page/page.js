@@ -76,7 +76,7 @@ function item(context) {
     bar.setAttribute("aria-label", `reading ${name}`);
     row.append(bar);
   }
-  const remove = element("button", "Delete", { type: "button" });
+  const remove = element("button", "Delete", { type: "button", id: `delete-${context.id}` });
   remove.setAttribute("aria-label", `delete ${name}`);
   remove.addEventListener("click", () => attempt(async () => {
     await call(`/v1/contexts/${context.id}`, { method: "DELETE" });
@@ -87,9 +87,12 @@ function item(context) {
   return row;
 }
 
+// Draws the list anew; what had the focus keeps it.
 function show() {
+  const focused = $("contexts").contains(document.activeElement) ? document.activeElement.id : "";
   $("contexts").replaceChildren(...contexts.map(item));
-  $("none").hidden = contexts.length > 0;
+  if (focused && $(focused)) $(focused).focus();
+  if (!contexts.length) $("read").textContent = "Nothing was read yet.";
 }
 
 async function list() {
@@ -105,6 +108,7 @@ async function follow(id) {
     for await (const data of events(await call(`/v1/contexts/${id}/events`))) {
       const now = JSON.parse(data);
       if (now.status === "ready") chosen.add(id);
+      if (now.status !== "reading") $("read").textContent = `${now.documents.join(", ")}: ${now.status}.`;
       contexts = contexts.map((context) => (context.id === id ? now : context));
       show();
     }
@@ -168,7 +172,8 @@ async function draw(question) {
   const id = [...chosen][0];
   if (!id) return;
   const map = await (await call(`/v1/contexts/${id}/map?question=${encodeURIComponent(question.slice(0, 2000))}`)).json();
-  DocumentMap.draw(map, (start, end) => attempt(async () => {
+  const name = contexts.find((context) => context.id === id).documents.join(", ");
+  DocumentMap.draw(map, name, (start, end) => attempt(async () => {
     const passage = await (await call(`/v1/contexts/${id}/text?start=${start}&end=${end}`)).json();
     $("passage").textContent = passage.text;
     $("passage").hidden = $("passage-title").hidden = false;
@@ -184,6 +189,7 @@ async function ask(question) {
     stream_options: { include_usage: true }, context: [...chosen] };
   running = new AbortController();
   $("stop").hidden = false;
+  $("talk").setAttribute("aria-busy", "true");
   $("send").disabled = true;
   try {
     const answer = await call("/v1/chat/completions", { method: "POST", body: JSON.stringify(body),
@@ -202,6 +208,7 @@ async function ask(question) {
   } finally {
     running = null;
     $("stop").hidden = true;
+    $("talk").removeAttribute("aria-busy");
     $("send").disabled = false;
     if (said.content) {
       talk.messages.push(said);
