@@ -87,14 +87,14 @@ def test_memory_is_bounded_and_what_is_kept_survives_a_restart(tmp_path):
         body = {"messages": [{"role": "user", "content": "Why?"}], "context": key, "max_tokens": 9, "temperature": 0}
         said = http.post("/v1/chat/completions", json=body).json()
         assert not http.get(f"/v1/contexts/{key}").json()["in_memory"]
-        half = http.post("/v1/contexts", files={"file": ("long.txt", (LONG * 20).encode())}).json()["id"]
+        half = http.post("/v1/contexts", files={"file": ("long.txt", (LONG * 6).encode())}).json()["id"]
     first.stop()
     second = started(tmp_path, llm=first.llm)
     with httpx.Client(base_url=second.url, timeout=60) as http:
         again = http.post("/v1/chat/completions", json=body).json()
         assert again["choices"] == said["choices"] and again["usage"] == said["usage"]
         read(http, half)
-        assert http.get(f"/v1/contexts/{half}").json()["tokens"] == len(LONG * 20)
+        assert http.get(f"/v1/contexts/{half}").json()["tokens"] == len(LONG * 6)
     second.stop()
 
 

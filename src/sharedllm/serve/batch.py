@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +78,7 @@ class Batch:
 
     def join(self, prompt: TakenIn, rows: int = 1) -> None:
         """Add `rows` rows that go on from one prompt."""
-        new = [(layer.keys, layer.values) for layer in prompt.cache.layers]
+        new = cached(prompt.cache)
         new = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in new]
         mask = self._mask.new_ones(rows, prompt.tokens)
         place = self._next.new_full((rows,), prompt.tokens)
@@ -123,9 +124,14 @@ class Batch:
                 past_key_values=cache,
                 use_cache=True,
             )
-        self._layers = [(layer.keys, layer.values) for layer in cache.layers]
+        self._layers = cached(cache)
         self._next = self._next + 1
         return out.logits[:, -1].float()
+
+
+def cached(cache: Any) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values [B, K, T, D] of each layer of a cache."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def _stack(old: Tensor, new: Tensor, width: int) -> Tensor:

@@ -148,6 +148,7 @@ class Shelf:
         finally:
             if entry.context is None:  # given up
                 self.prompts.pop(key, None)
+        assert entry.context is not None
         return entry.context, known
 
     def _shared(self, ids: Tensor, entry: Entry) -> int:
