@@ -120,15 +120,16 @@ def test_limits_key_and_sites(tmp_path):
             assert_refused(http.get("/v1/models", headers={**key, "Origin": "https://evil.example"}), 403, "sites")
             long = {"messages": [{"role": "user", "content": LONG * 20}]}
             assert_refused(http.post(CHAT, json=long, headers=key), 413, "4,096")
-            pieces = (b"x" * 1000 for _ in range(9))
-            assert_refused(
-                http.post(CONTEXTS, content=pieces, headers={**key, "Content-Type": "text/plain"}), 413, "4,096"
-            )
-            body = {"messages": SAID, "max_tokens": 120, "stream": True}
-            with http.stream("POST", CHAT, json=body, headers=key), http.stream("POST", CHAT, json=body, headers=key):
-                refused = http.post(CHAT, json=body, headers=key)
-                assert_refused(refused, 429, "wait")
-                assert int(refused.headers["Retry-After"]) > 0
+            pieces, kind = (b"x" * 1000 for _ in range(9)), {"Content-Type": "application/json"}
+            assert_refused(http.post(CHAT, content=pieces, headers={**key, **kind}), 413, "4,096")
+            body = {"messages": SAID, "max_tokens": 200, "stream": True}
+            with http.stream("POST", CHAT, json=body, headers=key):
+                while not running.service.engine._rows:
+                    time.sleep(0.001)
+                with http.stream("POST", CHAT, json=body, headers=key):
+                    refused = http.post(CHAT, json=body, headers=key)
+            assert_refused(refused, 429, "wait")
+            assert int(refused.headers["Retry-After"]) > 0
             statuses = [http.get("/v1/models", headers=key) for _ in range(40)]
             assert_refused(statuses[-1], 429, "slow")
     finally:

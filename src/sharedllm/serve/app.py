@@ -55,7 +55,10 @@ async def _http(request: Request, error: Any) -> Response:
 
 async def _invalid(request: Request, error: Any) -> Response:
     """The first thing that is wrong with a request, in one sentence."""
-    first = error.errors()[0]
+    errors = error.errors()
+    first = [e for e in errors if e["loc"][:2] == errors[0]["loc"][:2]][
+        -1
+    ]  # of a choice of types: the one that fits best
     if first["type"] == "json_invalid":
         return await _refused(
             request, ApiError(400, "the body is not valid JSON; check quotes and commas.", "invalid_json")
