@@ -45,7 +45,7 @@ def rows(*values: dict) -> list[Row]:
 def test_time_and_memory_stand_side_by_side_with_their_floors():
     planned = plan(rows(*ROWS))
     (strip,) = planned.strips
-    assert "3 rounds" in strip.below and "cpu, threads: 2" in strip.below
+    assert "3 rounds" in strip.below and "cpu with 2 threads" in strip.below
     seconds, megabytes = compose(planned).axes
     assert (seconds.get_xscale(), seconds.get_yscale(), megabytes.get_yscale()) == ("log",) * 3
     assert "lower is better" in seconds.get_ylabel() and "MB" in megabytes.get_ylabel()
@@ -60,7 +60,10 @@ def test_time_and_memory_stand_side_by_side_with_their_floors():
 
 def test_machines_are_never_mixed_and_the_last_of_repeated_rows_counts():
     found = speed.settings(rows(*ROWS[:4], time("full", 2048, 1.0), time("full", 2048, 9.0, threads=1)))
-    assert [(setting.where, setting.replaced) for setting in found] == [("cpu, threads: 1", 0), ("cpu, threads: 2", 1)]
+    assert [(setting.where, setting.replaced) for setting in found] == [
+        ("cpu with 1 thread", 0),
+        ("cpu with 2 threads", 1),
+    ]
     (line,) = (line for line in found[1].lines if line.method == "full")
     assert found[1].points[speed.TIME][line][2048].value == 1.0
 

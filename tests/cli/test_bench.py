@@ -49,7 +49,7 @@ def test_memory_is_measured_in_a_process_of_its_own(bench, home):
     assert code == 0 and json.loads(out.splitlines()[-1])["results"] == "bench.jsonl", err
     rows = {row["metric"]: row for row in map(json.loads, (home / "bench.jsonl").read_text().splitlines())}
     held = rows["working_peak_bytes"]
-    assert held.get("reason") is None and held["kept_bytes"] > held["attended_bytes"] > 0
+    assert held.get("reason") is None and min(held["kept_bytes"], held["attended_bytes"]) > 0
     assert held["peak_memory_bytes"] > held["weights_bytes"] and rows.keys() >= {"full_cache_over_kept"}
     assert rows["seconds_to_first_token"]["peak_memory_bytes"] == held["peak_memory_bytes"]
 

@@ -65,8 +65,9 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
     for row in rows:
         if row.text("metric") in SCALES:
             model, dtype, device = (str(row.values.get(name, "")) for name in ("model", "dtype", "device"))
-            threads = f", threads: {row.whole('threads')}" if device == "cpu" and "threads" in row.values else ""
-            groups.setdefault((model, dtype, f"{device}{threads}"), []).append(row)
+            if device == "cpu" and "threads" in row.values:
+                device += f" with {(threads := row.whole('threads'))} thread{'s' * (threads > 1)}"
+            groups.setdefault((model, dtype, device), []).append(row)
     return [_setting(*key, members) for key, members in sorted(groups.items())]
 
 
