@@ -35,4 +35,6 @@ class Service:
     def check_model(self, name: str | None) -> None:
         """Raise `ApiError` 404 for a model that is not this one; none, or `default`, means this one."""
         if name not in (None, "", "default", self.model, self.llm.name):
-            raise ApiError(404, f"there is no model {name!r} here; use {self.model!r}.", "model_not_found", "model")
+            raise ApiError(
+                404, f"there is no model {str(name)[:60]!r} here; use {self.model!r}.", "model_not_found", "model"
+            )
