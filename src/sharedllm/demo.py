@@ -95,12 +95,6 @@ def deep_passages(llm: SharedLLM, context: Context, count: int = 6) -> dict[str,
     }
 
 
-def full_cache_bytes(llm: SharedLLM, tokens: int) -> int:
-    """Bytes of the model's own key/value cache for so many tokens: two tensors a layer."""
-    parts = llm.parts
-    return tokens * len(parts.layers) * 2 * parts.kv_heads * parts.head_dim * llm.dtype.itemsize
-
-
 def ask_all(llm: SharedLLM, context: Context, show: Callable[[str], None]) -> list[dict[str, Any]]:
     """The questions with answers, seconds, and whether a right word is in the answer."""
     rows = []

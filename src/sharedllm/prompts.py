@@ -95,11 +95,7 @@ class Prompt:
 
     def _mask(self, whole: list[int], around: str) -> Tensor:
         before, after = (self._ids(part) for part in around.split(PLACE, 1))
-        start = _common(whole, before)
-        end = len(whole) - _common(whole[start:][::-1], after[::-1])
-        mask = torch.zeros(1, len(whole), dtype=torch.bool)
-        mask[0, start:end] = True
-        return mask
+        return between(whole, before, after)
 
     def with_text(self, text_ids: Tensor) -> list[int]:
         """Token ids of the text followed by the question, for a window that holds both."""
@@ -136,6 +132,18 @@ class Prompt:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def between(whole: list[int], before: list[int], after: list[int]) -> Tensor:
+    """Which tokens of `whole` [T] are those that stand neither in `before` nor in `after`, [1, T].
+
+    Token ids do not simply add up where texts meet: what the beginnings and the ends share is left out.
+    """
+    start = _common(whole, before)
+    end = len(whole) - _common(whole[start:][::-1], after[::-1])
+    mask = torch.zeros(1, len(whole), dtype=torch.bool)
+    mask[0, start:end] = True
+    return mask
 
 
 def _common(a: list[int], b: list[int]) -> int:

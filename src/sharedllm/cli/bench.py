@@ -101,10 +101,9 @@ def _samples(llm: SharedLLM, texts: list[str], longest: int) -> Callable[[int], 
     """A function from a length to the beginning of the text of so many tokens; a short text is repeated."""
     from sharedllm.demo import reference_text
     from sharedllm.evaluate.speed.phases import Sample
-    from sharedllm.sources import read_sources
 
     if texts:
-        text = "\n\n".join(document.text for document in read_sources(texts))
+        text = common.text_of(texts)
     else:
         text = reference_text(lambda part: len(llm.reader.token_ids(part)), longest)
     ids = llm.reader.token_ids(text).long()

@@ -26,6 +26,7 @@ def demo(
     llm = common.load(model, adapter, device, dtype)
     from sharedllm import demo as shown
     from sharedllm.evaluate.row import machine
+    from sharedllm.methods.estimate import cache_bytes
 
     say = (lambda line: typer.echo(line, err=True)) if as_json else print
     say(
@@ -36,7 +37,7 @@ def demo(
     with common.reading_bar() as progress:
         context = llm.read(text, progress)
     encode_seconds = time.perf_counter() - reading
-    full = shown.full_cache_bytes(llm, context.tokens)
+    full = cache_bytes(llm, context.tokens)
     figures: dict[str, Any] = {
         "task": "demo",
         "context_tokens": context.tokens,
@@ -44,9 +45,7 @@ def demo(
         "chunks": context.chunks,
         "slots": context.slots,
         "bytes_kept": context.nbytes,
-        "bytes_one_question": shown.full_cache_bytes(llm, context.slots)
-        * llm.config.injected_layers
-        // len(llm.parts.layers),
+        "bytes_one_question": cache_bytes(llm, context.slots, llm.config.injected_layers),
         "bytes_full_cache": full,
         "encode_seconds": round(encode_seconds, 1),
         "tokens_a_second": round(context.tokens / encode_seconds, 1),

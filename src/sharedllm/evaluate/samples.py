@@ -17,6 +17,7 @@ from torch import Tensor
 from sharedllm.evaluate.asking import Text
 from sharedllm.evaluate.perplexity import Passage
 from sharedllm.evaluate.results import append_row
+from sharedllm.methods.estimate import cache_bytes
 from sharedllm.methods.shared import Shared
 from sharedllm.model import SharedLLM
 
@@ -81,8 +82,8 @@ def bytes_kept(llm: SharedLLM, past: Tensor) -> dict[str, int]:
     context = Shared(llm, 1).prepare(past)
     if context is None:
         return {"stored_bytes": 0, "attended_bytes": 0}
-    numbers = 2 * llm.parts.kv_heads * llm.parts.head_dim * llm.config.injected_layers
-    return {"stored_bytes": context.nbytes, "attended_bytes": context.slots * numbers * llm.dtype.itemsize}
+    attended = cache_bytes(llm, context.slots, llm.config.injected_layers)
+    return {"stored_bytes": context.nbytes, "attended_bytes": attended}
 
 
 def _about(llm: SharedLLM, task: str, metric: str, length: int, source: str) -> dict[str, Any]:

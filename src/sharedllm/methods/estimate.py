@@ -8,10 +8,11 @@ from __future__ import annotations
 from sharedllm.model import SharedLLM
 
 
-def cache_bytes(llm: SharedLLM, tokens: int) -> int:
-    """Keys and values of `tokens` tokens in all layers."""
+def cache_bytes(llm: SharedLLM, tokens: int, layers: int | None = None) -> int:
+    """Keys and values of `tokens` tokens, in all layers or in so many."""
     parts = llm.parts
-    return 2 * tokens * len(parts.layers) * parts.kv_heads * parts.head_dim * llm.dtype.itemsize
+    layers = len(parts.layers) if layers is None else layers
+    return 2 * tokens * layers * parts.kv_heads * parts.head_dim * llm.dtype.itemsize
 
 
 def forward_bytes(llm: SharedLLM, tokens: int, scored: int = 0, keys: int | None = None) -> int:

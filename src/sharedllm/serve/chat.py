@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from sharedllm.prompts import PLACE
+from sharedllm.prompts import PLACE, between
 from sharedllm.serve.failures import ApiError
 
 
@@ -48,11 +47,8 @@ def window_ids(tokenizer: Any, messages: Sequence[Said]) -> tuple[list[int], Ten
     if at is None or not messages[at].text.strip():
         return ids, None
     before, after = _around(tokenizer, messages, at, PLACE)
-    start = _common(ids, before)
-    end = len(ids) - _common(ids[start:][::-1], after[::-1])
-    mask = torch.zeros(1, len(ids), dtype=torch.bool)
-    mask[0, start:end] = True
-    return ids, mask if end > start else None
+    mask = between(ids, before, after)
+    return ids, mask if mask.any() else None
 
 
 def with_text(tokenizer: Any, messages: Sequence[Said], text_ids: Tensor) -> list[int]:
@@ -75,8 +71,3 @@ def _around(tokenizer: Any, messages: Sequence[Said], at: int, text: str) -> tup
     if len(parts) != 2:
         raise ApiError(400, f"a message holds the reserved sign {PLACE!r}; leave it out.", None, "messages")
     return token_ids(tokenizer, parts[0]), token_ids(tokenizer, parts[1])
-
-
-def _common(a: list[int], b: list[int]) -> int:
-    """How many first items two lists share."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
