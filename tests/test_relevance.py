@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sharedllm.memory import find
-from sharedllm.relevance import compare, search_layer, token_reps
+from sharedllm.relevance import compare, priors, search_layer, token_reps
 from sharedllm.tree import tree_borders
 from tests.conftest import CONFIG, tokens
 
@@ -31,7 +31,7 @@ def test_scores_of_all_nodes_are_sums_of_best_cosines(make):
     reps = [token_reps(c.values_of(search_layer(llm.config)))[0] for c in chunks]
     mean = torch.cat(reps).mean(0)
     levels = [
-        near.levels(tree_borders(block.lengths, 2))
+        near.levels(near.spans(tree_borders(block.lengths, 2)))
         for near, block in zip(compare(context.blocks, llm.config, question), context.blocks, strict=True)
     ]
     for depth in range(3):
@@ -104,3 +104,36 @@ def test_a_packed_context_is_saved_loaded_and_extended(make, tmp_path):
     loaded.append(tokens(100, 5)[70:])
     window = tokens(7, 4)[None]
     assert torch.equal(llm(window, context=loaded).logits, llm(window, context=whole).logits)
+
+
+def test_a_prior_is_what_a_span_with_a_neighbour_lacks_to_the_nearest_pair():
+    spans = [
+        torch.tensor([[[0.1, 0.9], [0.8, 0.2]]]),
+        torch.tensor([[[0.3, 0.4], [0.0, 0.0]]]),
+    ]  # 2 blocks, 1 chunk, 2 spans
+    first, second = priors(spans, 10.0)
+    # Pairs: (0.8, 0.9), across the blocks (0.8, 0.4), (0.3, 0.4); means 0.85, 0.6, 0.35.
+    assert first.tolist() == [[0.0, 0.0]]
+    assert second.tolist() == [[pytest.approx(-2.5), pytest.approx(-5.0)]]
+    (alone,) = priors([torch.tensor([[[0.3, 0.4]]])], 10.0)
+    assert alone.tolist() == [[0.0]]
+
+
+def test_attention_goes_to_where_the_search_points(make):
+    llm = make(dataclasses.replace(CONFIG, search_prior=1e6))
+    context, window = llm.read(tokens(6 * llm.config.chunk_length, 1)), tokens(7, 2)[None]
+    memory = llm.recall(context, window)
+    changed = [value.clone() for value in memory.values]
+    near = memory.keys[0][0, 0, :, llm.parts.head_dim + 1] == 0  # the null slot and the nearest spans
+    for value in changed:
+        value[:, :, ~near] += 100
+    with torch.no_grad():
+        before, after = (
+            run(llm, window, dataclasses.replace(memory, values=values)) for values in (memory.values, changed)
+        )
+    assert near.sum() < len(near) and torch.equal(before, after)
+
+
+def run(llm, window, memory):
+    with llm.injection.reading(memory):
+        return llm.model(window, use_cache=False).logits

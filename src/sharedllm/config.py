@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,9 @@ class SharedConfig:
     """What of a node a question is compared with: all its `tokens`, or its `last` one; see `relevance`."""
     search_layer: int = 4
     """The layer, counted from 0, whose values represent a token; only where `search_by` is `tokens`."""
+    search_prior: float = 0.0
+    """How much a search counts in attention: the logit of a slot is lowered by this times how much less near to the
+    question its part of the text is than the nearest one, in mean cosine of the tokens that ask; see `relevance.priors`."""
     stored_bits: int = 16
     """Bits in which a stored number is kept: 16 (whatever the model computes in), 8 or 4; see `packing`."""
     split_noise: float = 0.05
@@ -87,6 +91,9 @@ class SharedConfig:
         noise = self.split_noise
         if not isinstance(noise, int | float) or not 0 <= noise < 0.5:
             raise UsageError(f"split_noise is {noise!r}; it must be a number of at least 0 and below 0.5.")
+        prior = self.search_prior
+        if not isinstance(prior, int | float) or isinstance(prior, bool) or not 0 <= prior < math.inf:
+            raise UsageError(f"search_prior is {prior!r}; it must be a number of at least 0.")
         for name in ("null_slot", "null_growth", "moving_query"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be true or false.")

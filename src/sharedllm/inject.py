@@ -31,7 +31,9 @@ from sharedllm.config import SharedConfig
 from sharedllm.errors import UsageError
 
 GROWTH = 3.5  # of the null logit at the start; measured without training (docs/LOG.md)
-WIDER = 8  # dimensions added for the null logit; vectors of a multiple of 8 are read faster than of one more
+WIDER = (
+    8  # dimensions added for the null logit and the prior; vectors of a multiple of 8 are read faster than of two more
+)
 
 
 @dataclass
@@ -39,8 +41,9 @@ class Memory:
     """The slots a batch attends to: keys already rotated, one null slot in front.
 
     keys, values: a tensor a layer, [B, K, 1 + S, D + WIDER], zero in the added dimensions but for the null slot's key,
-    which has a 1 in the first; what belongs to a layer is on its device. mask: [B, 1 + S], True where a slot is real;
-    query_at: [B], rotary position of the window's first query.
+    which has a 1 in the first, and the others', which have what the search adds to their logit in the second; what
+    belongs to a layer is on its device. mask: [B, 1 + S], True where a slot is real; query_at: [B], rotary position of
+    the window's first query.
     """
 
     keys: list[Tensor]
@@ -141,7 +144,7 @@ class Branch(nn.Module):
         bias = None if self.query_bias is None else self.query_bias.to(dtype)
         query = self._query_heads(self.query(self.norm(hidden_BTE).to(dtype), bias), self.query_norm)
         query = rotate(query, *place.query_tables[layer])
-        query = torch.cat([query, self._null(query, place)], dim=3).transpose(1, 2)  # [B, H, T, D + WIDER]
+        query = torch.cat([query, self._added(query, place)], dim=3).transpose(1, 2)  # [B, H, T, D + WIDER]
         # Grouped keys are read in place: rows and key/value heads share an axis, the group broadcasts.
         query = query.reshape(B * K, H // K, T, -1)
         keys, values = (x.reshape(B * K, 1, -1, x.shape[-1]) for x in (memory.keys[layer], memory.values[layer]))
@@ -160,13 +163,15 @@ class Branch(nn.Module):
             attended = attended * self.gate.to(dtype).view(1, H, 1, 1)
         return self.output(attended.transpose(1, 2).reshape(B, T, H * D))
 
-    def _null(self, query: Tensor, place: Place) -> Tensor:
-        """What a query has in the added dimensions: the null logit, which the null slot's key alone picks up.
+    def _added(self, query: Tensor, place: Place) -> Tensor:
+        """What a query has in the added dimensions: the null logit, which the null slot's key alone picks up, and what
+        picks up the prior of the others.
 
-        In the mask it would ask for a gradient of the mask, for which torch leaves its fused attention.
+        In the mask the null logit would ask for a gradient of the mask, for which torch leaves its fused attention.
         """
         B, T, H, _ = query.shape
         added = query.new_zeros(B, T, H, WIDER)
+        added[..., 1] = 1 / self.scaling
         if self.null_logit is None:
             return added
         logit = self.null_logit.to(query.dtype).expand(B, T, H)

@@ -17,7 +17,7 @@ from sharedllm.architectures import Parts, rotate
 from sharedllm.config import SharedConfig
 from sharedllm.encoder import Encoded
 from sharedllm.inject import WIDER, Memory
-from sharedllm.relevance import compare
+from sharedllm.relevance import compare, priors
 from sharedllm.tree import search, slot_tokens, tree_borders
 
 
@@ -35,6 +35,8 @@ class Slots:
     """[S], the token inside its chunk."""
     chunks: int
     """N, how many chunks are read."""
+    prior: Tensor | None = None
+    """[S], added to the logits of attention; None: nothing."""
 
 
 @dataclass
@@ -45,6 +47,17 @@ class Found:
     """[X, L + 1, 2], start and end in tokens, in text order."""
     slots: Tensor
     """[X], slots a leaf of each chunk keeps at most; 0 for a chunk that is left out."""
+    borders: Tensor
+    """[X, F + 1], of the finest spans in tokens."""
+    priors: Tensor | None
+    """[X, F], what is added to the logits of attention in each finest span; None: nothing."""
+
+    def prior(self, chunk_S: Tensor, token_S: Tensor) -> Tensor | None:
+        """Of slots, by chunk (from 0) and token."""
+        if self.priors is None:
+            return None
+        span_S = (self.borders[chunk_S, 1:] <= token_S[:, None]).sum(1)
+        return self.priors[chunk_S, span_S]
 
 
 def find(
@@ -62,18 +75,22 @@ def find(
     """
     borders = [tree_borders(b.lengths, config.tree_depth, noise, generator) for b in blocks]
     sizes = [len(b.lengths) for b in blocks]
-    if question_QR is None:
-        scores: Sequence[list[Tensor] | None] = [None] * len(blocks)
-        order = torch.arange(sum(sizes))
-    else:
-        levels = [near.levels(b) for near, b in zip(compare(blocks, config, question_QR), borders, strict=True)]
+    scores: Sequence[list[Tensor] | None] = [None] * len(blocks)
+    prior: Sequence[Tensor | None] = [None] * len(blocks)
+    order = torch.arange(sum(sizes))
+    if question_QR is not None:
+        compared = list(zip(compare(blocks, config, question_QR), borders, strict=True))
+        spans = [near.spans(b) for near, b in compared]
+        levels = [near.levels(s) for (near, _), s in zip(compared, spans, strict=True)]
         scores, order = levels, torch.cat([level[0][:, 0] for level in levels]).argsort(stable=True)
+        prior = priors(spans, config.search_prior) if config.search_prior else prior
     total = sum(sizes)
     read = max(config.read_chunks, config.fine_chunks) if config.read_chunks else total
     slots = torch.full((total,), config.slots_per_leaf, device=borders[0].device)
     slots[order[: max(0, total - read)]] = 0
     slots[order[max(0, total - config.fine_chunks) :]] = config.chunk_length
-    return [Found(search(b, score), n) for b, score, n in zip(borders, scores, slots.split(sizes), strict=True)]
+    chosen = zip(borders, scores, slots.split(sizes), prior, strict=True)
+    return [Found(search(b, score), n, b, p) for b, score, n, p in chosen]
 
 
 def gather_slots(encoded: Encoded, found: Found) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,17 +112,19 @@ def select_slots(
     """Search all chunks of one context and take their slots; None when there are no chunks."""
     if not blocks:
         return None
-    parts, before = [], 0
+    parts, added, before = [], [], 0
     for block, found in zip(blocks, find(blocks, config, question_QR, noise, generator), strict=True):
         keys, values, chunk, token = gather_slots(block, found)
         parts.append((keys, values, chunk + before + 1, token))
+        if (prior := found.prior(chunk, token)) is not None:
+            added.append(prior)
         before += block.lengths.shape[0]
     keys, values = (torch.cat([p[i] for p in parts], dim=2) for i in (0, 1))
     chunk, token = (torch.cat([p[i] for p in parts]) for i in (2, 3))
     if config.read_chunks:  # those that are read follow each other, as in a text of only so many
         read, chunk = chunk.unique(return_inverse=True)
         chunk, before = chunk + 1, len(read)
-    return Slots(keys, values, chunk, token, before)
+    return Slots(keys, values, chunk, token, before, torch.cat(added) if added else None)
 
 
 def slot_positions(slots: Slots, config: SharedConfig) -> tuple[Tensor, int]:
@@ -160,5 +179,8 @@ def build_memory(rows: Sequence[Slots | None], parts: Parts, config: SharedConfi
             values.append(F.pad(row.values[layer].to(like), pad))
         keys_M.append(torch.stack(keys).to(places[layer]))
         keys_M[-1][:, :, 0, D] = 1
+        for b, row in enumerate(rows):
+            if row is not None and row.prior is not None:
+                keys_M[-1][b, :, 1 : 1 + lengths[b], D + 1] = row.prior.to(keys_M[-1])
         values_M.append(torch.stack(values).to(places[layer]))
     return Memory(keys_M, values_M, mask, query_at)

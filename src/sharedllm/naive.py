@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -41,14 +42,18 @@ class Slot:
     token: int  # inside the chunk
     keys: list[list[Tensor]]  # [layer][key/value head] -> [D], not rotated
     values: list[list[Tensor]]
+    prior: float = 0.0  # added to its logits
 
 
 def forward(llm: Any, window: Sequence[int], chunks: Sequence[Sequence[int]], search: str = "query") -> Tensor:
     """Logits [T, V] of one row: a window of token ids after some chunks of token ids."""
     config: SharedConfig = llm.config
     read = [read_chunk(llm, chunk) for chunk in chunks]
-    score = scorer(llm, window, chunks, read) if search == "query" else None
-    order = chunk_order([len(chunk) for chunk in chunks], score)
+    lengths = [len(chunk) for chunk in chunks]
+    nearness = scorer(llm, window, chunks, read) if search == "query" else None
+    score = None if nearness is None else lambda i, span: sum(nearness((i, span)))
+    prior = priors(config, lengths, nearness) if nearness is not None and chunks and config.search_prior else None
+    order = chunk_order(lengths, score)
     fine = order[max(0, len(order) - config.fine_chunks) :]
     taken = order[-max(config.read_chunks, config.fine_chunks) :] if config.read_chunks else order
     slots: list[Slot] = []
@@ -61,18 +66,19 @@ def forward(llm: Any, window: Sequence[int], chunks: Sequence[Sequence[int]], se
                     [[head[token] for head in layer] for layer in keys],
                     [[head[token] for head in layer] for layer in values],
                 )
-                slots.append(Slot(number, token, *at))
+                slots.append(Slot(number, token, *at, 0.0 if prior is None else prior(i, token)))
     return decode(llm, window, slots, len(taken))
 
 
 def scorer(
     llm: Any, window: Sequence[int], chunks: Sequence[Sequence[int]], read: Sequence[tuple[list[Any], list[Any]]]
-) -> Callable[[int, Span], float]:
-    """How near a span of a chunk (its number from 0) is to the question that the window ends with."""
+) -> Callable[..., list[float]]:
+    """How near spans, each a chunk's number from 0 and a span of it, come together to each token of the question that
+    the window ends with."""
     config: SharedConfig = llm.config
     if config.search_by == "last":
         asked, told = first_layer(llm, window)[-1], [first_layer(llm, chunk) for chunk in chunks]
-        return lambda i, span: cosine(told[i][span[1] - 1], asked)
+        return lambda *spans: [max(cosine(told[i][max(0, end - 1)], asked) for i, (_, end) in spans)]
     layer = min(config.search_layer, config.injected_layers - 1)
 
     def reps(values: list[Any]) -> list[Tensor]:
@@ -87,11 +93,36 @@ def scorer(
     mean = torch.stack(every).mean(0) if every else 0
     question = [rep - mean for rep in reps(read_chunk(llm, window)[1])[-64:]]
 
-    def score(i: int, span: Span) -> float:
-        inside = [tokens[i][t] - mean for t in stored[i] if span[0] <= t < span[1]]
-        return sum(max(cosine(token, asked) for token in inside) for asked in question)
+    def nearness(*spans: tuple[int, Span]) -> list[float]:
+        inside = [tokens[i][t] - mean for i, span in spans for t in stored[i] if span[0] <= t < span[1]]
+        return [max((cosine(token, asked) for token in inside), default=-1.0) for asked in question]
 
-    return score
+    return nearness
+
+
+def priors(
+    config: SharedConfig, lengths: list[int], nearness: Callable[..., list[float]]
+) -> Callable[[int, int], float]:
+    """What the search adds to the logits of a slot, by its chunk and token: how much less near its finest span, or a pair
+    with a neighbour, is to the question than the nearest pair of all."""
+    spans = [(i, span) for i, n in enumerate(lengths) for span in finest((0, n), config.tree_depth)]
+    pairs = [tuple(spans[i : i + 2]) for i in range(max(1, len(spans) - 1))]
+    near = {pair: fmean(nearness(*pair)) for pair in pairs}
+
+    def prior(i: int, token: int) -> float:
+        mine = next(span for span in spans if span[0] == i and span[1][0] <= token < span[1][1])
+        best = max(value for pair, value in near.items() if mine in pair)
+        return config.search_prior * (best - max(near.values()))
+
+    return prior
+
+
+def finest(node: Span, depth: int) -> list[Span]:
+    """What is left of a node that is halved `depth` times."""
+    if depth == 0:
+        return [node]
+    middle = (node[0] + node[1]) // 2
+    return finest((node[0], middle), depth - 1) + finest((middle, node[1]), depth - 1)
 
 
 def chunk_order(lengths: list[int], score: Callable[[int, Span], float] | None) -> list[int]:
@@ -184,7 +215,7 @@ def branch(llm: Any, j: int, hidden: Tensor, t: int, slots: list[Slot], chunks: 
         logits, values = [], []
         for rank, slot in enumerate(slots):
             key = turn(model, j, slot.keys[j][h // group], position_of_slot(llm.config, slot, rank))
-            logits.append(score(model.config, q, key))
+            logits.append(score(model.config, q, key, slot.prior))
             values.append(slot.values[j][h // group])
         if weights.null_logit is not None:
             rate = 0 if weights.null_growth is None else weights.null_growth[h]

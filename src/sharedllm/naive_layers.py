@@ -174,11 +174,11 @@ def norm_heads(config: Any, norm: Any, x: Tensor) -> list[Tensor]:
     return [norm(head) for head in x.split(D)]
 
 
-def score(config: Any, query: Tensor, key: Tensor) -> Tensor:
-    """The logit of one key."""
+def score(config: Any, query: Tensor, key: Tensor, prior: float = 0.0) -> Tensor:
+    """The logit of one key, to which `prior` is added before it is capped."""
     scale = getattr(config, "query_pre_attn_scalar", None)
     factor = 1 / math.sqrt(head_dim(config) if scale is None else scale)
-    logit = query @ key * getattr(config, "attention_multiplier", factor)
+    logit = query @ key * getattr(config, "attention_multiplier", factor) + prior
     cap = config.attn_logit_softcapping if config.model_type == "gemma2" else None
     return logit if cap is None else cap * torch.tanh(logit / cap)
 

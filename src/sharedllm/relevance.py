@@ -52,9 +52,8 @@ class Nearness:
         found.scatter_reduce_(1, span.clamp(max=spans)[:, :, None].expand(-1, -1, Q), self.cosines, "amax")
         return found[:, :spans]
 
-    def levels(self, borders_XF: Tensor) -> list[Tensor]:
-        """Scores of all nodes: [X, 1] of the roots, [X, 2] of their halves, and so on down to [X, F]."""
-        spans_XFQ = self.spans(borders_XF)
+    def levels(self, spans_XFQ: Tensor) -> list[Tensor]:
+        """Scores of all nodes from those of `spans`: [X, 1] of the roots, [X, 2] of their halves, down to [X, F]."""
         levels = []
         width = spans_XFQ.shape[1]
         while width:
@@ -63,6 +62,27 @@ class Nearness:
             levels.append(nodes.sum(2))
             width //= 2
         return levels
+
+
+def priors(spans_XFQ: Sequence[Tensor], weight: float) -> list[Tensor]:
+    """What the search says of every finest span of some blocks to attention: added to its slots' logits, [X, F] each.
+
+    `weight` times the mean, over the tokens that ask, of the cosine a span or a neighbour of it comes to, less the same of
+    the nearest: 0 at best. With a neighbour, because a statement may lie across a border, and what it says of a thing
+    before the words that name it. So attention is a mixture over parts of the text under the search's own
+    distribution over them, p(part | question), as in retrieval-augmented models (arXiv 2002.08909).
+
+    Args:
+        spans_XFQ: cosines of `Nearness.spans`, a tensor a block, in text order.
+    """
+    every_NQ = torch.cat([spans.flatten(0, 1) for spans in spans_XFQ])
+    near_N = every_NQ.mean(1)
+    if len(near_N) > 1:
+        pairs = torch.maximum(every_NQ[:-1], every_NQ[1:]).mean(1)
+        near_N = torch.maximum(F.pad(pairs, (1, 0), value=-torch.inf), F.pad(pairs, (0, 1), value=-torch.inf))
+    near_N = weight * (near_N - near_N.max())
+    sizes = [spans.shape[0] * spans.shape[1] for spans in spans_XFQ]
+    return [near.view(spans.shape[:2]) for near, spans in zip(near_N.split(sizes), spans_XFQ, strict=True)]
 
 
 def asked(

@@ -156,7 +156,7 @@ class Sampler:
         context = np.concatenate([*pieces, ids[at:room]])
         windows = []
         for needle in needles:
-            opening, value = self._ids(needle.opening), self._ids(needle.answer)
+            opening, value = self._ids(needle.opening), self._ended(needle.answer)
             # Most windows are given how the answer begins and learn to copy; some learn to begin it as well.
             given = 0 if random.random() < self.recipe.whole_answers else len(opening)
             windows.append(self._asking(chunks, needle.question, np.concatenate([opening, value]), given))
@@ -168,13 +168,7 @@ class Sampler:
         context = ids[: chunks * self.recipe.config.chunk_length]
         found = find_questions(self.tokenizer.decode(context.tolist()))
         order = random.permutation(len(found))[: self.recipe.question_windows * times]
-        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        windows = [
-            self._asking(
-                chunks, found[i].text, np.concatenate([self._ids(found[i].answer), np.array(end, dtype=np.int64)])
-            )
-            for i in sorted(order.tolist())
-        ]
+        windows = [self._asking(chunks, found[i].text, self._ended(found[i].answer)) for i in sorted(order.tolist())]
         return Sample("questions", context, windows, "query")
 
     def study(self, study: Study, random: np.random.Generator) -> Sample:
@@ -228,6 +222,11 @@ class Sampler:
         start = int(random.integers(0, document.tokens - (chunks + 1) * C + 1))
         tokens = self.folder.tokens(document)[start : start + (chunks + 1) * C]
         return chunks, np.asarray(tokens, dtype=np.int64)
+
+    def _ended(self, answer: str) -> np.ndarray:
+        """An answer's tokens and the one that ends it, where the tokenizer has one."""
+        end = self.tokenizer.eos_token_id
+        return np.append(self._ids(answer), [] if end is None else [end]).astype(np.int64)
 
     def _ids(self, text: str) -> np.ndarray:
         return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
