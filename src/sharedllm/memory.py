@@ -71,7 +71,8 @@ def find(
 
     The nearest `config.fine_chunks` chunks keep every token, the others what their trees say, and those beyond
     the nearest `config.read_chunks` nothing. Without a question the newest chunks and the later halves are
-    chosen.
+    chosen. Under `config.search_prior` the chunk of the nearest span is the nearest, else that which has most of the
+    question somewhere in it.
     """
     borders = [tree_borders(b.lengths, config.tree_depth, noise, generator) for b in blocks]
     sizes = [len(b.lengths) for b in blocks]
@@ -82,8 +83,11 @@ def find(
         compared = list(zip(compare(blocks, config, question_QR), borders, strict=True))
         spans = [near.spans(b) for near, b in compared]
         levels = [near.levels(s) for (near, _), s in zip(compared, spans, strict=True)]
-        scores, order = levels, torch.cat([level[0][:, 0] for level in levels]).argsort(stable=True)
-        prior = priors(spans, config.search_prior) if config.search_prior else prior
+        scores, near_X = levels, [level[0][:, 0] for level in levels]
+        if config.search_prior:
+            prior = priors(spans, config.search_prior)
+            near_X = [p.amax(1) for p in prior]
+        order = torch.cat(near_X).argsort(stable=True)
     total = sum(sizes)
     read = max(config.read_chunks, config.fine_chunks) if config.read_chunks else total
     slots = torch.full((total,), config.slots_per_leaf, device=borders[0].device)

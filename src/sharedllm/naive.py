@@ -53,7 +53,8 @@ def forward(llm: Any, window: Sequence[int], chunks: Sequence[Sequence[int]], se
     nearness = scorer(llm, window, chunks, read) if search == "query" else None
     score = None if nearness is None else lambda i, span: sum(nearness((i, span)))
     prior = priors(config, lengths, nearness) if nearness is not None and chunks and config.search_prior else None
-    order = chunk_order(lengths, score)
+    nearest = None if prior is None else lambda i, span: max(prior(i, token) for token in range(*span))
+    order = chunk_order(lengths, nearest or score)
     fine = order[max(0, len(order) - config.fine_chunks) :]
     taken = order[-max(config.read_chunks, config.fine_chunks) :] if config.read_chunks else order
     slots: list[Slot] = []
