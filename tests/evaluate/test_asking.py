@@ -146,3 +146,13 @@ def test_a_method_without_memory_or_without_meaning_is_not_asked(make, tmp_path)
     assert [r["method"] for r in asked if r["value"] is not None] == ["truncate", "passage"]
     assert go(free * 2)[0]["value"] is not None, "the memory is there now"
     assert go(0)[0]["value"] is not None, "the row was known"
+
+
+def test_a_method_is_not_asked_beyond_its_longest_text(make):
+    llm = make(max_position_embeddings=2048)
+    method = create("truncate", llm, 200)
+    rows = []
+    for method.longest in (299, 300):
+        quiz = Examination("quiz", "letters", 300, [Text("a", tokens(300), [question("p")])])
+        rows += ask_methods(llm, [method], quiz, 0, lambda line: None, Results())
+    assert "299 tokens" in rows[0]["reason"] and rows[0]["value"] is None and rows[1]["value"] is not None

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sharedllm.errors import WorkError
+from sharedllm.evaluate.results import Results, read_rows
 from sharedllm.evaluate.speed import memory, phases
 from sharedllm.evaluate.speed.limits import break_even, compared, estimate, kept, limits
 from sharedllm.evaluate.speed.memory import Memory
@@ -217,6 +218,25 @@ def test_what_takes_too_long_or_does_not_fit_has_a_reason(llm, monkeypatch):
     assert all("the budget is 0 s" in row["reason"] and row.keys() >= CONTRACT for row in late)
     rows, order = benched(llm, ["shared", "full"], monkeypatch, free=0.0)
     assert not order and all("GB are free" in r["reason"] for r in rows if r["metric"] != "break_even_tokens")
+
+
+def test_what_was_measured_is_not_measured_again_and_still_estimates(llm, monkeypatch, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows, _ = benched(llm, ["shared", "full"], monkeypatch, results=Results(file))
+    assert read_rows(file) == json.loads(json.dumps(rows, default=str)) and all("run" in row for row in rows)
+    again, order = benched(llm, ["shared", "full"], monkeypatch, results=Results(file))
+    assert not order and again[-1] == rows[-1]
+    names = ["shared", "full", "truncate"]
+    _, order = benched(llm, names, monkeypatch, results=Results(file))
+    assert {name for name, _ in order} == {"truncate"}
+    known = {row["length"]: row["seconds"] / 3 for row in rows if row["method"] == "full" and "rounds" in row}
+    expected = estimate(known, 400, quadratic=True)
+    late, order = benched(
+        llm, ["full"], monkeypatch, lengths=(96, 192, 400), budget=expected / 2, against=None, results=Results(file)
+    )
+    assert not order and f"about {expected:,.0f} s" in late[-1]["reason"]
+    _, order = benched(llm, ["full"], monkeypatch, against=None, rounds=2, results=Results(file))
+    assert len(order) == 5, "another number of rounds is another measurement"
 
 
 def test_memory_that_cannot_be_measured_leaves_the_times(llm, monkeypatch):

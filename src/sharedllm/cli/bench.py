@@ -41,6 +41,7 @@ def bench(
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Measure memory too, in a process of its own each time.")
     ] = True,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything, also what the results file has.")] = False,
     model: common.ModelOption = None,
     adapter: common.AdapterOption = "default",
     device: common.DeviceOption = None,
@@ -64,7 +65,7 @@ def bench(
     if against is not None and against not in names:
         raise UsageError(f"--against is {against!r}, which is not among the methods {', '.join(names)}.")
     llm = common.load(model, adapter, device, dtype, seed)
-    from sharedllm.evaluate.results import append_row
+    from sharedllm.evaluate.results import Results
     from sharedllm.evaluate.speed.memory import Loading, measure_apart
     from sharedllm.evaluate.speed.run import Bench
     from sharedllm.hardware import free_memory_bytes
@@ -87,10 +88,10 @@ def bench(
         if memory
         else None,
         say=common.say,
+        results=Results(output, common.depends_on("bench", llm, seed), fresh, common.say),
     )
     row: dict[str, Any] = {}
     for row in asked.rows(wanted):
-        append_row(output, row)
         if not as_json:
             print("\n".join(shown(row)), flush=True)
     if as_json:

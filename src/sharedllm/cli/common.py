@@ -49,6 +49,23 @@ def load(
         return SharedLLM.from_pretrained(model, adapter=adapter, device=device, dtype=dtype)
 
 
+def depends_on(task: str, llm: SharedLLM, seed: int) -> dict[str, Any]:
+    """What all rows of a run depend on; they are computed again where any of it has changed."""
+    from importlib.metadata import version
+
+    from sharedllm.adapter import weights_digest
+
+    return {
+        "task": task,
+        "version": version("sharedllm"),
+        "model": [llm.name, llm.fingerprint],
+        "adapter": [llm.adapter, weights_digest(llm.injection)],
+        "device": str(llm.device),
+        "dtype": str(llm.dtype),
+        "seed": seed,
+    }
+
+
 def read(llm: SharedLLM, sources: Sequence[str]) -> tuple[Context, float]:
     """The context of some sources, saved contexts among them, and the seconds that reading took.
 
@@ -181,17 +198,22 @@ def windows(text: str, methods: Sequence[str]) -> dict[str, int]:
     """The window of every method: one number for all, or some named and the rest 1,024."""
     from sharedllm.errors import UsageError
 
-    if "=" not in text:
-        (number, *more) = positive_numbers("--window", text)
-        if more:
-            raise UsageError(
-                f"--window is {text!r}; give one number, or a number by method: shared=4096,truncate=8192."
-            )
-        return dict.fromkeys(methods, number)
-    found = dict.fromkeys(methods, 1024)
-    for part in text.split(","):
-        name, _, number_text = part.partition("=")
-        if name.strip() not in found:
-            raise UsageError(f"--window names {name.strip()!r}, which is not among the methods {', '.join(methods)}.")
-        (found[name.strip()],) = positive_numbers("--window", number_text)
+    if "=" in text:
+        return dict.fromkeys(methods, 1024) | numbers_by_method("--window", text, methods)
+    (number, *more) = positive_numbers("--window", text)
+    if more:
+        raise UsageError(f"--window is {text!r}; give one number, or a number by method: shared=4096,truncate=8192.")
+    return dict.fromkeys(methods, number)
+
+
+def numbers_by_method(option: str, text: str, methods: Sequence[str]) -> dict[str, int]:
+    """The numbers that an option such as `shared=4096,truncate=8192` gives some of the methods."""
+    from sharedllm.errors import UsageError
+
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        if name not in methods:
+            raise UsageError(f"{option} names {name!r}, which is not among the methods {', '.join(methods)}.")
+        (found[name],) = positive_numbers(option, number)
     return found

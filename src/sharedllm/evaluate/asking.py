@@ -134,7 +134,7 @@ def _examine(
     """The row of a method that is called `name`, or the one that says why it is not asked."""
     llm, task, metric, length = method.llm, examination.task, examination.metric, examination.length
     texts = around_answers(examination.texts, CEILING_TOKENS) if name == CEILING else examination.texts
-    if reason := refusal(method, most_tokens(texts), 0, free):
+    if reason := refusal(method, length, most_tokens(texts), 0, free):
         return {**settings, **refused(llm, task, metric, name, length, reason, seed)}
     asked = ask_all(method, texts, progress, f"{name} at {length:,}", examination.summary)
     common = row(llm, task, metric, name, length, examination.texts, asked, seed)

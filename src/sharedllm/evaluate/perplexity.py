@@ -105,7 +105,7 @@ def run(
 
 def _refused(method: Method, lengths: Sequence[int], targets: int, seed: int, free: float) -> dict[int, dict[str, Any]]:
     """By length the rows of a method that say why it is not measured there."""
-    reasons = {n: refusal(method, n, targets, free) for n in lengths}
+    reasons = {n: refusal(method, n, n, targets, free) for n in lengths}
     return {
         n: {**method.settings(), **refused(method.llm, "perplexity", "nll", method.name, n, reason, seed)}
         for n, reason in reasons.items()

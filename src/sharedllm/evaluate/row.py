@@ -40,13 +40,16 @@ def measured(llm: SharedLLM, values: Sequence[float], seed: int) -> dict[str, An
     }
 
 
-def refusal(method: Method, tokens: int, scored: int, free: float) -> str | None:
-    """Why a method is not measured over `tokens` tokens, or None: it is.
+def refusal(method: Method, length: int, tokens: int, scored: int, free: float) -> str | None:
+    """Why a method is not measured at a length, or None: it is.
 
     Args:
+        tokens: all that it would be given there: text, question and answer.
         scored: tokens whose likelihood is computed; 0: answers are generated.
         free: memory that can be taken, in bytes.
     """
+    if method.longest is not None and length > method.longest:
+        return f"it was to be measured up to {method.longest:,} tokens"
     return too_large(method, tokens, scored, free) or method.quality_reason()
 
 

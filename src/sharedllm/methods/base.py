@@ -25,6 +25,8 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    longest: int | None = None
+    """Tokens of the longest text that it is to be measured on; None: of any that memory holds."""
 
     def __init__(self, llm: SharedLLM, window: int) -> None:
         self.llm, self.window = llm, window

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sharedllm.cli import common
 from sharedllm.cli.evaluate import options
 from sharedllm.cli.evaluate.show import print_row
 from sharedllm.cli.evaluate.tasks import TASKS, Request, Samples
-
-if TYPE_CHECKING:
-    from sharedllm.model import SharedLLM
 
 
 def evaluate(
@@ -27,6 +24,7 @@ def evaluate(
     samples: options.Samples = 8,
     targets: options.Targets = 1024,
     window: options.Window = "1024",
+    at_most: options.AtMost = "",
     needles: options.PerText = 8,
     max_new_tokens: options.MaxNewTokens = None,
     ceiling: options.Ceiling = False,
@@ -43,7 +41,7 @@ def evaluate(
     names = _checked(task, methods, text or [], data)
     chosen = _subtasks(task, subtasks)
     samples_of = _samples_of(task, write_samples)
-    windows = common.windows(window, names)
+    windows, longest = common.windows(window, names), common.numbers_by_method("--at-most", at_most, names)
     wanted = common.positive_numbers("--lengths", lengths)
     for option, value in (
         ("--samples", samples), ("--targets", targets),
@@ -59,9 +57,12 @@ def evaluate(
     from sharedllm.hardware import free_memory_bytes
     from sharedllm.methods import create
 
+    chosen_methods = [create(name, llm, windows[name]) for name in names]
+    for method in chosen_methods:
+        method.longest = longest.get(method.name)
     request = Request(
         llm=llm,
-        methods=[create(name, llm, windows[name]) for name in names],
+        methods=chosen_methods,
         documents=documents,
         data=data,
         subtasks=chosen,
@@ -73,7 +74,7 @@ def evaluate(
         variant=variant,
         ceiling=ceiling,
         seed=seed,
-        results=Results(output, _about(task, llm, seed), fresh, common.say),
+        results=Results(output, common.depends_on(task, llm, seed), fresh, common.say),
         free=free_memory_bytes(llm.device),
     )
     if write_samples is not None and samples_of is not None:
@@ -86,23 +87,6 @@ def evaluate(
             print_row(row)
     if as_json:
         common.print_json({"results": str(output), "last": row})
-
-
-def _about(task: str, llm: SharedLLM, seed: int) -> dict[str, Any]:
-    """What all rows of a run depend on; they are computed again where any of it has changed."""
-    from importlib.metadata import version
-
-    from sharedllm.adapter import weights_digest
-
-    return {
-        "task": task,
-        "version": version("sharedllm"),
-        "model": [llm.name, llm.fingerprint],
-        "adapter": [llm.adapter, weights_digest(llm.injection)],
-        "device": str(llm.device),
-        "dtype": str(llm.dtype),
-        "seed": seed,
-    }
 
 
 def _checked(task: str, methods: str, texts: Sequence[str], data: Path | None) -> list[str]:

@@ -30,6 +30,10 @@ Targets = Annotated[int, typer.Option("--targets", help="perplexity: how many of
 Window = Annotated[
     str, typer.Option("--window", help="Newest tokens the model sees itself; by method: shared=4096,truncate=8192.")
 ]
+AtMost = Annotated[
+    str,
+    typer.Option("--at-most", help="Longest length of a method: full=16384,yarn=32768; beyond it is not measured."),
+]
 PerText = Annotated[int, typer.Option("--needles-per-text", help="needle, questions: asked of each text at most.")]
 MaxNewTokens = Annotated[
     int | None,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from statistics import median
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from sharedllm.errors import WorkError
+from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import machine, refused, too_large
 from sharedllm.evaluate.speed.limits import break_even, compared, estimate, kept, limits
 from sharedllm.evaluate.speed.memory import Memory
@@ -36,6 +38,7 @@ class Bench:
         free: memory that a method can take, in bytes.
         peak: measures memory; None: it is not measured.
         say: takes a line of progress.
+        results: where rows are kept; a method and length that they have is not measured again.
     """
 
     llm: SharedLLM
@@ -50,6 +53,7 @@ class Bench:
     free: float = float("inf")
     peak: Callable[[Method, Sample], Memory] | None = None
     say: Callable[[str], None] = lambda line: None
+    results: Results = field(default_factory=Results)
     took: dict[str, dict[int, float]] = field(default_factory=dict)
     """Seconds of one measurement, by method and length."""
     first: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -67,20 +71,53 @@ class Bench:
         """
         self.took = {method.name: {} for method in self.methods}
         self.first = {method.name: {} for method in self.methods}
+        warmed = False
         for length in sorted(set(lengths)):
-            yield from self._at(length, warm=length == min(lengths))
+            sample = self.sample(length)
+            units = {method.name: self._unit(method, sample) for method in self.methods}
+            known = {
+                name: row for name, unit in units.items() if (row := self.results.find({**unit, "metric": TO_FIRST}))
+            }
+            for name, row in known.items():
+                self.took[name][length], self.first[name][length] = row["seconds"] / row["samples"], row["value"]
+            for row in self._at(sample, known, warm=not warmed):
+                yield self.results.keep({**units[row["method"]], "metric": row["metric"]}, lambda row=row: row)
+            warmed = warmed or len(known) < len(self.methods)
         if self.against:
             for method in self.methods:
                 if method.name != self.against:
-                    yield self._break_even(method)
+                    row = self._break_even(method)
+                    unit = {
+                        "metric": row["metric"],
+                        "method": method.name,
+                        "first": self.first,
+                        "against": self.against,
+                    }
+                    yield self.results.keep(unit, lambda row=row: row)
 
-    def _at(self, length: int, warm: bool) -> Iterator[dict[str, Any]]:
-        reasons = {m.name: self._refusal(m, length) for m in self.methods}
-        todo = [m for m in self.methods if reasons[m.name] is None]
-        sample = self.sample(length)
+    def _unit(self, method: Method, sample: Sample) -> dict[str, Any]:
+        """What the rows of a method at a length depend on."""
+        return {
+            "method": method.name,
+            **method.settings(),
+            "read": hashlib.sha256(sample.ids.numpy().tobytes()).hexdigest(),
+            "asked": [self.prompt.alone(), self.new_tokens],
+            "rounds": self.rounds,
+            "memory": self.peak is not None,
+            "threads": torch.get_num_threads(),
+        }
+
+    def _at(self, sample: Sample, known: Mapping[str, dict[str, Any]], warm: bool) -> Iterator[dict[str, Any]]:
+        """The rows of a length; of a method that is known its row of time alone."""
+        length = len(sample.ids)
+        reasons = {m.name: self._refusal(m, length) for m in self.methods if m.name not in known}
+        todo = [m for m in self.methods if reasons.get(m.name, "known") is None]
         rounds, seconds = self._alternate(todo, sample, warm)
         for method in self.methods:
             name = method.name
+            if name in known:
+                yield known[name]
+                continue
             reason = reasons[name]
             if reason is not None:
                 yield self._without(method, length, TO_FIRST, reason)
