@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RESULTS ?= results/demo.jsonl
 TEXTS := python-library python-reference debian-manuals anarchist-faq
 
-.PHONY: setup check test texts measure peers ship demo clean
+.PHONY: setup check test texts measure report peers ship demo clean
 
 setup: $(VENV)/.done
 
@@ -58,6 +58,16 @@ measure: texts
 	  --lengths 8192,16384,32768,65536 --samples 4 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm plot $(ADAPTER_RESULTS) -o docs/figures/adapter.png
 	$(BIN)/python docs/fill_readme.py
+
+# Every method at every length, as tables and figures: PROFILE=small takes about ten minutes on two cores, full an hour.
+PROFILE ?= small
+REPORT := docs/results/report-$(PROFILE)
+
+report: texts
+	$(BIN)/python docs/run_report.py $(PROFILE)
+	$(BIN)/sharedllm plot $(REPORT).jsonl -o docs/figures/report-$(PROFILE).png
+	$(BIN)/python docs/fill_report.py $(PROFILE)
+	cat $(REPORT).md
 
 # Other people's methods on the same tokens, at as many bytes as ours keeps. kvpress needs an older transformers: an
 # environment of its own.

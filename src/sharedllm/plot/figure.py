@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sharedllm.errors import UsageError, WorkError
-from sharedllm.plot import needle, perplexity, speed, training
+from sharedllm.plot import needle, perplexity, scores, speed, tradeoff, training
 from sharedllm.plot.rows import Row, read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 SUFFIXES = (".png", ".svg", ".pdf")
-TASKS = ("perplexity", "needle", "bench")
+TASKS = ("perplexity", "needle", *scores.TASKS, "bench")
 DRAWABLE = f"plot draws the tasks {', '.join(TASKS[:-1])} and {TASKS[-1]}, and the metrics of training runs"
 WIDTH = 9.0
 """Inches; with `DOTS` an inch. Text is sized to be read where the figure is shown 900 pixels wide."""
@@ -69,22 +69,21 @@ def plan(rows: Sequence[Row]) -> Plan:
     drawn = [row for row in rows if "reason" not in row.values]
     for row in drawn:
         by_task.setdefault(row.task, []).append(row)
-    strips, replaced = [], 0
-    for setting in perplexity.settings(by_task.pop("perplexity", [])):
-        strips.append(
-            Strip(
-                "perplexity", *perplexity.title(setting), perplexity.inches(setting), partial(perplexity.draw, setting)
-            )
-        )
-        replaced += setting.replaced
-    for grid in needle.grids(by_task.pop("needle", [])):
-        strips.append(Strip("needle", *needle.title(grid), needle.inches(grid), partial(needle.draw, grid)))
-        replaced += grid.replaced
-    for figures in speed.settings(by_task.pop("bench", [])):
-        strips.append(Strip("bench", *speed.title(figures), speed.inches(figures), partial(speed.draw, figures)))
-        replaced += figures.replaced
-    if found := training.runs(by_task.pop("training", [])):
-        strips.append(Strip("training", *training.title(found), training.inches(found), partial(training.draw, found)))
+    likelihoods = perplexity.settings(by_task.pop("perplexity", []))
+    grids = needle.grids(by_task.pop("needle", []))
+    boards = scores.boards([row for task in scores.TASKS for row in by_task.pop(task, [])])
+    costs = speed.settings(by_task.pop("bench", []))
+    trades = tradeoff.trades(costs, tradeoff.qualities(likelihoods, grids, boards))
+    runs = training.runs(by_task.pop("training", []))
+    strips = [
+        *(_strip("perplexity", perplexity, setting) for setting in likelihoods),
+        *(_strip("needle", needle, grid) for grid in grids),
+        *(_strip(board.task, scores, board) for board in boards),
+        *(_strip("bench", speed, cost) for cost in costs),
+        *(_strip("quality and cost", tradeoff, trade) for trade in trades),
+        *([_strip("training", training, runs)] if runs else []),
+    ]
+    replaced = sum(group.replaced for groups in (likelihoods, grids, boards, costs) for group in groups)
     unknown = [task for task in by_task if task]
     if not strips:
         raise UsageError(
@@ -98,6 +97,12 @@ def plan(rows: Sequence[Row]) -> Plan:
     if replaced:
         notes.append(f"rows left out because later rows measured the same again: {replaced}.")
     return Plan(strips, notes)
+
+
+def _strip(kind: str, module: Any, what: Any) -> Strip:
+    """The strip of what one of the modules beside this one found in the rows."""
+    headline, below = module.title(what)
+    return Strip(kind, headline, below, module.inches(what), partial(module.draw, what))
 
 
 def plot(files: Sequence[Path], output: Path) -> Plan:

@@ -20,6 +20,7 @@ LOOKS = {
     "passage": ("#4D4D4D", "D"),
     "streaming": ("#7FB2D0", "v"),
     "yarn": ("#C9A4BD", "P"),
+    "dynamic-ntk": ("#9C86B8", "p"),
     "encoder-decoder": ("#80BFA9", "X"),
 }
 OTHER = ("#B9A66B", "*")
@@ -31,9 +32,10 @@ WORDS = {
     "passage": "passage: only the text around the answer",
     "streaming": "streaming: first tokens and a rolling window",
     "yarn": "yarn: scaled positions",
+    "dynamic-ntk": "dynamic-ntk: a rotary base that grows",
     "encoder-decoder": "encoder-decoder: chunks through all layers",
 }
-PLAIN = {"truncate", "full", "streaming", "yarn", "passage"}
+PLAIN = {"truncate", "full", "streaming", "yarn", "dynamic-ntk", "passage"}
 """Methods of the model alone: their rows may name an adapter and settings, which they do not read."""
 
 

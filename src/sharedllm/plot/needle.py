@@ -134,6 +134,6 @@ def _heat_map(axes: Axes, grid: Grid, line: Line) -> AxesImage:
     axes.set_xticks(range(len(ticks)), ticks)
     edges = [round(100 * k / grid.parts) for k in range(grid.parts + 1)]
     axes.set_yticks(range(grid.parts), [f"{a}-{b} %" for a, b in zip(edges, edges[1:], strict=False)])
-    axes.set_xlabel("length (tokens) and share found in all of it")
+    axes.set_xlabel("length (tokens) and\nshare found in all of it")
     axes.grid(False)
     return image

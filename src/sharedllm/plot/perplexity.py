@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sharedllm.evaluate.statistics import bootstrap
 from sharedllm.plot import lines
+from sharedllm.plot.axes import length_axis
 from sharedllm.plot.lines import Line
 from sharedllm.plot.rows import Row
 
@@ -164,11 +165,7 @@ def draw(setting: Setting, place: SubFigure) -> None:
             markerfacecolor=colour if dash == "-" else "white", linewidth=2.4 if strong else 1.6, zorder=4 if strong else 3, label=named[line],
         )  # fmt: skip
     _write_gains(axes, setting)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [lines.length_name(n) for n in lengths])
-    axes.minorticks_off()
-    axes.set_xlim(lengths[0] / 2**0.5, lengths[-1] * 2**0.5)
-    axes.set_xlabel("length of the text (tokens; 1K is 1,024)")
+    length_axis(axes, lengths)
     axes.set_ylabel("nats per token\n(lower is better)")
     place.legend(handles=handles, loc="outside lower center", ncols=3 if max(map(len, named.values())) < 40 else 2)
 

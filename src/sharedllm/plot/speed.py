@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sharedllm.plot import lines
+from sharedllm.plot.axes import draw_line, length_axis
 from sharedllm.plot.lines import Line
 from sharedllm.plot.rows import Row
 
@@ -124,33 +125,16 @@ def inches(setting: Setting) -> float:
 def draw(setting: Setting, place: SubFigure) -> None:
     """Draw a panel a metric, side by side, with one legend."""
     panels = place.subplots(1, len(setting.points), squeeze=False)[0]
-    handles: dict[str, Any] = {}
+    named, handles = lines.names(setting.lines), dict[str, Any]()
     for axes, (metric, by_line) in zip(panels, setting.points.items(), strict=True):
-        handles |= _draw_lines(axes, setting, by_line) | _draw_floors(axes, setting, metric)
-        axes.set_xscale("log", base=2)
+        handles |= {named[line]: draw_line(axes, line, setting.lines, at) for line, at in by_line.items()}
+        handles |= _draw_floors(axes, setting, metric)
         axes.set_yscale("log")
-        axes.set_xticks(setting.lengths, [lines.length_name(n) for n in setting.lengths])
-        axes.minorticks_off()
-        axes.set_xlim(setting.lengths[0] / 2**0.5, setting.lengths[-1] * 2**0.5)
-        axes.set_xlabel("length of the text (tokens; 1K is 1,024)")
+        length_axis(axes, setting.lengths)
         axes.set_ylabel(LABELS[metric])
         axes.yaxis.set_major_formatter("{x:,g}")
     columns = 3 if max(map(len, handles)) < 40 else 2
     place.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
-
-
-def _draw_lines(axes: Axes, setting: Setting, by_line: dict[Line, dict[int, Point]]) -> dict[str, Any]:
-    named, drawn = lines.names(setting.lines), {}
-    for line, at in by_line.items():
-        colour, marker, dash = lines.look(line, setting.lines)
-        strong, lengths = line.method == "shared", sorted(at)
-        axes.vlines(lengths, [at[n].low for n in lengths], [at[n].high for n in lengths], color=colour, linewidth=2)
-        (drawn[named[line]],) = axes.plot(
-            lengths, [at[n].value for n in lengths], color=colour, marker=marker, linestyle=dash,
-            markersize=8 if strong else 6, markerfacecolor=colour if dash == "-" else "white",
-            linewidth=2.4 if strong else 1.6, zorder=4 if strong else 3,
-        )  # fmt: skip
-    return drawn
 
 
 def _draw_floors(axes: Axes, setting: Setting, metric: str) -> dict[str, Any]:

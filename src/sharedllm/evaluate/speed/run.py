@@ -81,7 +81,7 @@ class Bench:
             for name, row in known.items():
                 self.took[name][length], self.first[name][length] = row["seconds"] / row["samples"], row["value"]
             for row in self._at(sample, known, warm=not warmed):
-                yield self.results.keep({**units[row["method"]], "metric": row["metric"]}, lambda row=row: row)
+                yield self.results.keep({**units[row["method"]], "metric": row["metric"]}, row.copy)
             warmed = warmed or len(known) < len(self.methods)
         if self.against:
             for method in self.methods:
@@ -93,7 +93,7 @@ class Bench:
                         "first": self.first,
                         "against": self.against,
                     }
-                    yield self.results.keep(unit, lambda row=row: row)
+                    yield self.results.keep(unit, row.copy)
 
     def _unit(self, method: Method, sample: Sample) -> dict[str, Any]:
         """What the rows of a method at a length depend on."""

@@ -1,0 +1,208 @@
+"""Writes docs/results/report-PROFILE.md from the rows that `run_report.py` left: run `python docs/fill_report.py small`.
+
+Numbers have one home, the results file. What a person reads in them stands in `docs/report-PROFILE-reading.md`, three
+sentences written by hand, and is taken over as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from run_report import DOCS, PROFILES, commands, machine_file, rows_file
+
+from sharedllm.evaluate.results import read_rows
+from sharedllm.evaluate.statistics import bootstrap
+from sharedllm.methods import METHODS
+
+Row = dict[str, Any]
+TO_FIRST, PEAK = "seconds_to_first_token", "working_peak_bytes"
+CEILING = "passage"
+UNREAD = "*Not read yet: write three sentences into `docs/report-{}-reading.md`, where this wins and where it loses.*"
+
+
+def page(name: str, rows: Sequence[Row], machine: Row, reading: str) -> str:
+    """The page of a profile, with what is measured so far."""
+    parts = [
+        f"# Report, profile `{name}`",
+        f"Every method on the same tokens of texts that no adapter was trained on. `make report PROFILE={name}` makes this page, and "
+        "goes on where it was stopped. Brackets: 95 % bootstrap interval.",
+        about(rows, machine),
+        f"![The same as figures.](../figures/report-{name}.png)",
+        *section(
+            "Likelihood, equal window",
+            "Nats a token (lower is better) of a passage's last 1,024 tokens, the same ones at every length. Methods with a window see as many "
+            "tokens of it themselves; `full`, `yarn` and `dynamic-ntk` have none and read everything.",
+            [nll_table(equal_window(rows)), gain_table(equal_window(rows))],
+        ),
+        *section(
+            "Likelihood, best use of the model",
+            "The same targets, with the plain model given all its positions and `shared` a large window and the rest compressed.",
+            [nll_table(best_use(rows)), gain_table(best_use(rows))],
+        ),
+        *section(
+            "Needles",
+            "Share of questions about hidden facts answered exactly. `passage` is the model shown only the right 1,024 tokens.",
+            [table(of(rows, "needle", "found"), share)],
+        ),
+        *section("RULER, a part of it", "0 to 100, the mean over its tasks and each task.", ruler_tables(rows)),
+        *section(
+            "Time",
+            "Seconds from a text to the first token of an answer, and of the answer to a further question on the same text.",
+            [table(of(rows, "bench", TO_FIRST), first_and_second)],
+        ),
+        *section(
+            "Memory",
+            "MB beyond the loaded model at the peak of one question, in a process of its own; and of them, kept of the text for the next question.",
+            [table(of(rows, "bench", PEAK), megabytes)],
+        ),
+        "## Reading",
+        reading.strip() or UNREAD.format(name),
+        "## How it was made",
+        "```\n" + "\n".join(as_typed(arguments) for arguments in commands(name, rows_file(name))) + "\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def about(rows: Sequence[Row], machine: Row) -> str:
+    """Model, adapter, machine and versions, as rows and `doctor` give them."""
+    row = next((row for row in rows if row["method"] == "shared"), None)
+    if row is None:
+        return "Nothing measured yet."
+    versions = ", ".join(
+        f"{package} {machine['versions'][package]}" for package in ("sharedllm", "torch", "transformers")
+    )
+    threads = row.get("threads", machine["threads"])
+    return (
+        f"Model {row['model']}, adapter {row['adapter']}, {row['dtype']}, on {row['device']} with {threads} threads "
+        f"({machine['processor']}, {machine['memory_bytes'] / 2**30:.0f} GiB), seed {row['seed']}; {versions}."
+    )
+
+
+def section(title: str, about: str, tables: Sequence[str]) -> list[str]:
+    """A section, or nothing where nothing was measured."""
+    found = [text for text in tables if text]
+    return [f"## {title}", about, *found] if found else []
+
+
+def of(rows: Sequence[Row], task: str, metric: str) -> list[Row]:
+    return [row for row in rows if row["task"] == task and row["metric"] == metric]
+
+
+def equal_window(rows: Sequence[Row]) -> list[Row]:
+    """Rows of likelihood where a window has the targets and one token more."""
+    return [row for row in of(rows, "perplexity", "nll") if not large(row)]
+
+
+def best_use(rows: Sequence[Row]) -> list[Row]:
+    """Those with a large window, and those of methods that read everything in any case."""
+    found = of(rows, "perplexity", "nll")
+    windowed = {row["method"] for row in found if large(row)}
+    everything = {"full", "yarn", "dynamic-ntk"}
+    return [row for row in found if large(row) or row["method"] in everything] if windowed else []
+
+
+def large(row: Row) -> bool:
+    return "reason" not in row and row["window"] > row["targets"] + 1
+
+
+def latest(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
+    """By method and length; what has a value counts before what has none, otherwise the last."""
+    found: dict[tuple[str, int], Row] = {}
+    for row in sorted(rows, key=lambda row: row["value"] is not None):
+        found[row["method"], row["length"]] = row
+    return found
+
+
+def table(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
+    """Methods by lengths; below it why cells are empty."""
+    found = latest(rows)
+    if not any(row["value"] is not None for row in found.values()):
+        return ""
+    lengths = sorted({length for _, length in found})
+    methods = [name for name in (*METHODS, CEILING) if any(method == name for method, _ in found)]
+    lines = ["| tokens | " + " | ".join(f"{n:,}" for n in lengths) + " |", "| --- " * (len(lengths) + 1) + "|"]
+    reasons: dict[tuple[str, str], list[int]] = {}
+    for method in methods:
+        cells = []
+        for n in lengths:
+            row = found.get((method, n))
+            cells.append("" if row is None else "–" if row["value"] is None else cell(row))
+            if row is not None and row["value"] is None:
+                reasons.setdefault((method, row["reason"]), []).append(n)
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    said = [f"- `{method}` at {', '.join(f'{n:,}' for n in at)}: {why}." for (method, why), at in reasons.items()]
+    return "\n".join([*lines, *([""] if said else []), *said])
+
+
+def nll_table(rows: Sequence[Row]) -> str:
+    return table(rows, lambda row: f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+
+
+def gain_table(rows: Sequence[Row]) -> str:
+    """What each method gains over `truncate`, paired by passage."""
+    found = latest(rows)
+    gains = []
+    for (_, n), row in found.items():
+        alone = found.get(("truncate", n))
+        if row["method"] == "truncate" or alone is None or None in (row["value"], alone["value"]):
+            continue
+        if (row["sources"], row["starts"]) == (alone["sources"], alone["starts"]):
+            values = [a - b for a, b in zip(alone["values"], row["values"], strict=True)]
+            gains.append({**row, "value": sum(values) / len(values), "values": values})
+    made = table(gains, lambda row: interval(row["values"]))
+    passages = f" ({gains[0]['samples']} passages)" if gains else ""
+    return f"Nats won over `truncate`, paired by passage{passages}; more is better:\n\n{made}" if made else ""
+
+
+def interval(values: Sequence[float]) -> str:
+    low, high = bootstrap(values)
+    return f"{sum(values) / len(values):+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def share(row: Row) -> str:
+    return f"{100 * row['value']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}] of {row['samples']}"
+
+
+def ruler_tables(rows: Sequence[Row]) -> list[str]:
+    """A table a task, their mean first."""
+    metrics = dict.fromkeys(row["metric"] for row in rows if row["task"] == "ruler")
+    metrics.pop("ruler_effective_length", None)
+    tables = []
+    for metric in sorted(metrics, key=lambda metric: metric != "ruler_mean"):
+        made = table(of(rows, "ruler", metric), lambda row: f"{row['value']:.0f} [{row['low']:.0f}, {row['high']:.0f}]")
+        name = "Mean over the tasks" if metric == "ruler_mean" else f"`{metric.removeprefix('ruler_')}`"
+        tables.append(f"{name}:\n\n{made}" if made else "")
+    return tables
+
+
+def first_and_second(row: Row) -> str:
+    return f"{row['value']:.1f}, then {row['search_seconds'] + row['first_token_seconds']:.1f}"
+
+
+def megabytes(row: Row) -> str:
+    return f"{row['value'] / 1e6:,.0f}, of them {row['kept_bytes'] / 1e6:,.0f}"
+
+
+def as_typed(arguments: Sequence[str]) -> str:
+    return " ".join(["sharedllm", *arguments]).replace(f"{DOCS.parent}/", "")
+
+
+def made(name: str) -> str:
+    """The page as it should stand in the file."""
+    reading = DOCS / f"report-{name}-reading.md"
+    return page(
+        name,
+        read_rows(rows_file(name)),
+        json.loads(machine_file(name).read_text(encoding="utf-8")),
+        reading.read_text(encoding="utf-8") if reading.is_file() else "",
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the page of a profile of the report.")
+    parser.add_argument("profile", choices=PROFILES)
+    profile = parser.parse_args().profile
+    rows_file(profile).with_suffix(".md").write_text(made(profile), encoding="utf-8")

@@ -1,0 +1,57 @@
+"""Runs a profile of the report: `python docs/run_report.py small`; what its results file has already is not run again.
+
+A profile is `docs/report-PROFILE.yaml`: texts of `data/heldout`, and commands of `sharedllm` that measure on them. Rows go
+to `docs/results/report-PROFILE.jsonl`, what the machine is beside them. `fill_report.py` makes the page of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DOCS = Path(__file__).parent
+PROFILES = ("small", "full")
+SHAREDLLM = [sys.executable, "-c", "from sharedllm.cli import main; main()"]
+
+
+def read_profile(name: str) -> dict[str, Any]:
+    """Texts and commands of a profile."""
+    found: dict[str, Any] = yaml.safe_load((DOCS / f"report-{name}.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def rows_file(name: str) -> Path:
+    return DOCS / "results" / f"report-{name}.jsonl"
+
+
+def machine_file(name: str) -> Path:
+    return DOCS / "results" / f"report-{name}-machine.json"
+
+
+def commands(name: str, output: Path) -> list[list[str]]:
+    """The arguments of `sharedllm` for every step, its rows in `output`."""
+    profile = read_profile(name)
+    texts = [part for text in profile["texts"] for part in ("--text", f"data/heldout/{text}.txt")]
+    return [[*shlex.split(step), *texts, "-o", str(output)] for step in profile["steps"]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run a profile of the report.")
+    parser.add_argument("profile", choices=PROFILES)
+    name = parser.parse_args().profile
+    doctor = subprocess.run([*SHAREDLLM, "doctor", "--json"], check=True, capture_output=True, text=True)
+    machine_file(name).write_text(doctor.stdout.splitlines()[-1] + "\n", encoding="utf-8")
+    for arguments in commands(name, rows_file(name)):
+        print("sharedllm", shlex.join(arguments), flush=True)
+        if subprocess.run([*SHAREDLLM, *arguments]).returncode:
+            raise SystemExit("the step failed; started again, the report goes on with it.")
+
+
+if __name__ == "__main__":
+    main()

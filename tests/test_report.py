@@ -1,0 +1,104 @@
+"""The report: its pages say what the results files say, its profiles are commands that exist, its tables mix nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+
+ROOT = Path(__file__).parent.parent
+MACHINE = {
+    "processor": "a processor",
+    "memory_bytes": 2**34,
+    "threads": 2,
+    "versions": dict.fromkeys(("sharedllm", "torch", "transformers"), "1"),
+}
+COMMON = {"model": "tiny", "adapter": "first", "dtype": "float32", "device": "cpu", "threads": 2, "seed": 0}
+
+
+@pytest.fixture
+def report(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import fill_report
+
+    return fill_report
+
+
+def nll(method: str, length: int, values: list[float], window: int = 1025) -> dict:
+    value = sum(values) / len(values)
+    return {
+        "task": "perplexity", "metric": "nll", "method": method, "length": length, "value": value, "low": value - 0.1,
+        "high": value + 0.1, "samples": len(values), "values": values, "sources": ["a"] * len(values),
+        "starts": list(range(len(values))), "window": window, "targets": 1024, **COMMON,
+    }  # fmt: skip
+
+
+def other(task: str, metric: str, method: str, length: int, value: float | None, **more: object) -> dict:
+    return {
+        "task": task, "metric": metric, "method": method, "length": length, "value": value, "low": value,
+        "high": value, "samples": 6, **COMMON, **more,
+    }  # fmt: skip
+
+
+ROWS = [
+    nll("truncate", 4096, [3.0, 4.0]), nll("shared", 4096, [2.5, 3.7]), nll("full", 4096, [2.0, 3.0]),
+    nll("truncate", 8192, [2.8, 3.8], 8192), nll("shared", 8192, [2.9, 3.9], 4096),
+    other("perplexity", "nll", "full", 8192, None, reason="it would take 9 GB"),
+    other("needle", "found", "shared", 4096, 0.5),
+    other("ruler", "ruler_vt", "shared", 4096, 40.0), other("ruler", "ruler_mean", "shared", 4096, 60.0),
+    other("bench", "seconds_to_first_token", "shared", 4096, 5.04, search_seconds=0.2, first_token_seconds=0.3),
+    other("bench", "working_peak_bytes", "shared", 4096, 50e6, kept_bytes=20e6),
+]  # fmt: skip
+
+
+def test_each_comparison_has_a_table_of_its_own(report):
+    page = report.page("small", ROWS, MACHINE, "We win.\n")
+    equal, best = page.split("## Likelihood, best use")
+    assert "| truncate | 3.500 [3.400, 3.600] |" in equal and "| shared | 3.100 [3.000, 3.200] |" in equal
+    assert "| shared | +0.400 [+0.300, +0.500] |" in equal, "paired by passage"
+    assert "8,192" in best.split("## Needles")[0] and "| shared | -0.100 [-0.100, -0.100] |" in best
+    assert "3.900" not in equal and "| 3.100" not in best
+    assert "- `full` at 8,192: it would take 9 GB." in best
+    assert (
+        "50 % [50, 50] of 6" in page and "| shared | 5.0, then 0.5 |" in page and "| shared | 50, of them 20 |" in page
+    )
+    assert page.index("Mean over the tasks") < page.index("`vt`")
+    assert "a processor, 16 GiB" in page and "## Reading\n\nWe win.\n" in page
+
+
+def test_what_is_not_measured_is_left_out_and_what_was_measured_later_counts(report):
+    rows = [
+        nll("truncate", 4096, [3.0]),
+        nll("truncate", 4096, [2.0]),
+        {**ROWS[5], "length": 4096, "method": "truncate"},
+    ]
+    page = report.page("small", [*rows, ROWS[6]], MACHINE, "")
+    assert "| truncate | 2.000" in page and "Not read yet" in page
+    assert "RULER" not in page and "Time" not in page
+
+
+def test_the_pages_say_what_the_results_files_say(report):
+    for name in report.PROFILES:
+        file = report.rows_file(name)
+        if file.is_file():
+            assert file.with_suffix(".md").read_text(encoding="utf-8") == report.made(name), (
+                f"run python docs/fill_report.py {name}"
+            )
+
+
+@pytest.mark.parametrize("name", ["small", "full"])
+def test_the_steps_are_commands_that_exist(report, name):
+    from sharedllm.cli import app, common
+    from sharedllm.cli.evaluate.tasks import TASKS
+
+    known = typer.main.get_command(app).commands
+    steps = report.commands(name, Path("rows.jsonl"))
+    assert {step[0] for step in steps} == {"eval", "bench"}
+    for command, *arguments in steps:
+        given = known[command].make_context(command, arguments).params
+        methods = common.method_names(given["methods"])
+        common.windows(given["window"], methods)
+        common.numbers_by_method("--at-most", given.get("at_most", ""), methods)
+        assert command == "bench" or given["task"] in TASKS
+        assert given["text"] and common.positive_numbers("--lengths", given["lengths"])
