@@ -231,7 +231,7 @@ def test_kinds_are_stacked_in_svg_and_pdf_too(run):
 def test_unknown_tasks_beside_known_ones_are_named(run):
     Path("demo.jsonl").write_text('{"task": "demo", "method": "shared"}\n')
     code, _, err = run("metrics.jsonl", "demo.jsonl", "-o", "figure.png")
-    assert code == 0 and "rows of demo" in err and "needle, ruler, questions and bench" in err
+    assert code == 0 and "rows of demo" in err and "needle, ruler, questions, real and bench" in err
 
 
 def line(**change: object) -> str:
@@ -247,7 +247,7 @@ def line(**change: object) -> str:
         (line() + '{"task": "perpl\n', 1, ["bad.jsonl, line 2"]),
         (line() + "[1, 2]\n", 1, ["bad.jsonl, line 2"]),
         ('{"hello": 1}\n', 2, ["no row can be drawn", "perplexity, needle, ruler"]),
-        ('{"task": "demo", "method": "shared"}\n', 2, ["demo", "questions and bench"]),
+        ('{"task": "demo", "method": "shared"}\n', 2, ["demo", "questions, real and bench"]),
         ('{"task": "ruler", "method": "shared"}\n', 2, ["line 1", "metric is missing"]),
         (line(metric="accuracy"), 2, ["no row can be drawn"]),
         (line() + line(length=...), 2, ["bad.jsonl, line 2", "length is missing"]),

@@ -21,10 +21,13 @@ Subtasks = Annotated[
 Variant = Annotated[str, typer.Option("--variant", help="longbench: v1, e (scored by length as well) or v2.")]
 Methods = Annotated[str, typer.Option("--methods", help="Methods, separated by commas.")]
 Lengths = Annotated[
-    str, typer.Option("--lengths", help="All tokens a method is given, separated by commas; needle: of the text.")
+    str,
+    typer.Option(
+        "--lengths", help="All tokens a method is given, separated by commas; needle: of the text; real has its own."
+    ),
 ]
 Samples = Annotated[
-    int, typer.Option("--samples", help="perplexity: passages; needle, questions: questions; else of each task.")
+    int, typer.Option("--samples", help="perplexity: passages; needle, questions, real: questions; else of each task.")
 ]
 Targets = Annotated[int, typer.Option("--targets", help="perplexity: how many of the last tokens are scored.")]
 Window = Annotated[
@@ -39,7 +42,7 @@ MaxNewTokens = Annotated[
     int | None,
     typer.Option(
         "--max-new-tokens",
-        help="Longest answer, in tokens: for needle and questions otherwise 32; ruler has its own, longbench and "
+        help="Longest answer, in tokens: for needle, questions and real otherwise 32; ruler has its own, longbench and "
         "infinitebench too, which this only lowers.",
     ),
 ]

@@ -134,6 +134,16 @@ def _questions(asked: Request) -> Rows:
     )
 
 
+def _real(asked: Request) -> Rows:
+    """Rows of the one text that ships, whatever the lengths."""
+    from sharedllm.evaluate import real
+
+    return real.run(
+        asked.llm, asked.methods, real.load().spread(asked.samples), asked.max_new_tokens or NEW_TOKENS, asked.seed,
+        common.say, asked.ceiling, asked.results, asked.free,
+    )  # fmt: skip
+
+
 def _ruler(asked: Request) -> Rows:
     from sharedllm.evaluate.ruler.corpus import Corpus
     from sharedllm.evaluate.ruler.run import run
@@ -200,6 +210,7 @@ TASKS = {
     "perplexity": Task(_perplexity, needs_text=True, samples=_passages),
     "needle": Task(_needle, needs_text=True, samples=_needle_samples),
     "questions": Task(_questions, needs_text=True),
+    "real": Task(_real),
     "ruler": Task(_ruler, subtasks=_ruler_tasks),
     "longbench": Task(_longbench, needs_data=True, subtasks=_longbench_tasks),
     "infinitebench": Task(_infinitebench, needs_data=True, subtasks=_infinitebench_tasks),
