@@ -125,6 +125,17 @@ def test_rows_and_averages(make):
     assert average["groups"]["short"] == {"value": 25, "samples": 3}
 
 
+def test_what_does_not_fit_has_a_reason_and_so_has_its_average(make):
+    llm = make(max_position_embeddings=512)
+    sets = [dataset(example(context="c" * 20), name="a"), dataset(example(), name="b")]
+    free = 1.25 * create("full", llm, 64).peak_bytes(150)
+    averages = {"average": {"qa": ["a", "b"]}}
+    a, b, average = rows_of(llm, ["full"], sets, averages, said={"variant": "e"}, free=free)
+    assert a["value"] is not None and b["value"] is None and "GB of memory" in b["reason"]
+    assert (b["dataset"], b["variant"], b["length"], b["samples"]) == ("b", "e", 200, 0)
+    assert (average["dataset"], average["value"]) == ("average", None) and average["reason"].startswith("b: it would")
+
+
 def test_too_small_a_window_is_refused_before_anything_runs(make, monkeypatch):
     llm = make(max_position_embeddings=512)
     monkeypatch.setattr(type(create("shared", llm, 64)), "prepare", lambda *_: pytest.fail("something was run"))

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -80,7 +80,8 @@ def mean_score(scores: Sequence[float]) -> str:
 class Examination:
     """Texts of one length with what is asked of them, and what the rows say of it.
 
-    `more` gives the benchmark's own fields of a row, `summary` is what progress says of the scores so far.
+    `more` gives the benchmark's own fields of a row, `about` those that also a row without a value has; `summary` is
+    what progress says of the scores so far.
     """
 
     task: str
@@ -89,6 +90,7 @@ class Examination:
     texts: Sequence[Text]
     more: Callable[[Asked], dict[str, Any]] = lambda asked: {}
     summary: Callable[[Sequence[float]], str] = mean_score
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def ask_methods(
@@ -119,7 +121,7 @@ def ask_methods(
         entries.append((CEILING, {}, Full(llm, CEILING_TOKENS)))
     for name, settings, method in entries:
         compute = partial(_examine, name, settings, method, examination, seed, progress, free)
-        yield results.keep({"method": name, **settings, **common}, compute)
+        yield results.keep({"method": name, **settings, **common, **examination.about}, compute)
 
 
 def _examine(
@@ -134,6 +136,7 @@ def _examine(
     """The row of a method that is called `name`, or the one that says why it is not asked."""
     llm, task, metric, length = method.llm, examination.task, examination.metric, examination.length
     texts = around_answers(examination.texts, CEILING_TOKENS) if name == CEILING else examination.texts
+    settings = {**settings, **examination.about}
     if reason := refusal(method, length, most_tokens(texts), 0, free):
         return {**settings, **refused(llm, task, metric, name, length, reason, seed)}
     asked = ask_all(method, texts, progress, f"{name} at {length:,}", examination.summary)

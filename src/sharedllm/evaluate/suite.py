@@ -6,18 +6,20 @@ these benchmarks do, and the rows say of how many samples that took the answer a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from sharedllm.errors import UsageError
-from sharedllm.evaluate.asking import Asked, Question, Text, ask_all, hash_of, row
+from sharedllm.evaluate.asking import Asked, Examination, Question, Text, ask_methods, mean_score
 from sharedllm.evaluate.examples import Dataset, Example, Task
 from sharedllm.evaluate.middle import answer_lost, cut_middle
 from sharedllm.evaluate.results import Results
-from sharedllm.evaluate.row import machine
+from sharedllm.evaluate.row import machine, refused
 from sharedllm.evaluate.statistics import bootstrap_nested
 from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
@@ -59,6 +61,7 @@ def run(
     results: Results,
     max_new_tokens: int | None = None,
     said: Mapping[str, Any] | None = None,
+    free: float = math.inf,
 ) -> Iterator[dict[str, Any]]:
     """Put all data sets to all methods, unless `results` has the row already; then average for every method.
 
@@ -70,6 +73,7 @@ def run(
         averages: what is averaged; those with fewer than two data sets at hand are left out.
         max_new_tokens: a lower limit for answers than the benchmark's.
         said: what every row says besides.
+        free: memory that can be taken, in bytes; a method that needs more gives rows without a value.
     Raises:
         UsageError: a method's limit cannot hold an example's instructions and answer; nothing was run then.
     """
@@ -81,31 +85,17 @@ def run(
     for dataset, asking in zip(datasets, questions, strict=True):
         puts = _puts(llm, dataset, asking)
         for method in methods:
-            shown = _shown(method, dataset.task.name, puts)
-            about = {**method.settings(), **(said or {})}
-
-            def ask(m: Method = method, task: Task = dataset.task, shown: Shown = shown) -> dict[str, Any]:
-                asked = ask_all(m, shown.texts, progress, f"{m.name}, {task.name}")
-                return {**m.settings(), **(said or {}), **_row(m, benchmark, task, shown, asked, seed)}
-
-            unit = {**about, "method": method.name, "dataset": dataset.task.name, "texts": hash_of(shown.texts)}
-            rows[method.name].append(results.keep(unit, ask))
-            yield rows[method.name][-1]
+            examination = _examination(method, benchmark, dataset.task, puts, said or {})
+            for row in ask_methods(llm, [method], examination, seed, progress, results, free=free):
+                rows[method.name].append(row)
+                yield row
     for method in methods:
         for name, categories in averages.items():
             chosen = [r for r in rows[method.name] if any(r["dataset"] in sets for sets in categories.values())]
-            if len(chosen) < 2:
-                continue
-
-            def average(
-                m: Method = method,
-                name: str = name,
-                categories: Mapping[str, Sequence[str]] = categories,
-                chosen: Sequence[dict[str, Any]] = chosen,
-            ) -> dict[str, Any]:
-                return {**m.settings(), **(said or {}), **_average(m, benchmark, name, categories, chosen, seed)}
-
-            yield results.keep({"average": name, "of": [r["run"] for r in chosen]}, average)
+            if len(chosen) > 1:
+                about = {**method.settings(), **(said or {}), "dataset": name}
+                average = partial(_average, method, benchmark, about, categories, chosen, seed)
+                yield results.keep({"average": name, "of": [r.get("run") for r in chosen]}, average)
 
 
 def _question(llm: SharedLLM, task: Task, example: Example, max_new_tokens: int | None) -> Question:
@@ -163,48 +153,58 @@ def _shown(method: Method, source: str, puts: Sequence[Put]) -> Shown:
     return Shown(texts, list(puts), cut, lost)
 
 
-def _row(method: Method, benchmark: str, task: Task, shown: Shown, asked: Asked, seed: int) -> dict[str, Any]:
+def _examination(
+    method: Method, benchmark: str, task: Task, puts: Sequence[Put], said: Mapping[str, Any]
+) -> Examination:
+    """A data set as it is put to one method."""
+    shown = _shown(method, task.name, puts)
     tokens = [len(put.ids) for put in shown.order]
-    new = shown.order[0].question.max_new_tokens
-    groups: dict[str, list[float]] = {}
-    for put, score in zip(shown.order, asked.scores, strict=True):
-        for group in put.example.groups:
-            groups.setdefault(group, []).append(score)
-    return {
-        **row(
-            method.llm, benchmark, task.metric, method.name, round(sum(tokens) / len(tokens)), shown.texts, asked, seed
-        ),
-        "dataset": task.name,
-        "sources": [task.name],
-        "cut": shown.cut,
-        "cut_to": None if method.limit is None else method.limit - new,
-        "answer_lost": shown.lost,
-        "groups": {name: {"value": _mean(scores), "samples": len(scores)} for name, scores in groups.items()},
-        "ids": [put.example.id for put in shown.order],
-        "tokens": tokens,
-        "expected": [list(put.example.expected) for put in shown.order],
-    }
+
+    def more(asked: Asked) -> dict[str, Any]:
+        groups: dict[str, list[float]] = {}
+        for put, score in zip(shown.order, asked.scores, strict=True):
+            for group in put.example.groups:
+                groups.setdefault(group, []).append(score)
+        return {
+            "sources": [task.name],
+            "cut": shown.cut,
+            "cut_to": None if method.limit is None else method.limit - shown.order[0].question.max_new_tokens,
+            "answer_lost": shown.lost,
+            "groups": {name: {"value": _mean(scores), "samples": len(scores)} for name, scores in groups.items()},
+            "ids": [put.example.id for put in shown.order],
+            "tokens": tokens,
+            "expected": [list(put.example.expected) for put in shown.order],
+        }
+
+    return Examination(
+        benchmark, task.metric, round(_mean(tokens)), shown.texts, more,
+        summary=lambda scores: f"{task.name}, {mean_score(scores)}", about={**said, "dataset": task.name},
+    )  # fmt: skip
 
 
 def _average(
     method: Method,
     benchmark: str,
-    name: str,
+    about: Mapping[str, Any],
     categories: Mapping[str, Sequence[str]],
     rows: Sequence[Mapping[str, Any]],
     seed: int,
 ) -> dict[str, Any]:
-    """The mean over categories of their data sets' mean, of all samples and of each group."""
+    """The mean over categories of their data sets' mean, of all samples and of each group; none where one has none."""
+    metric, length = "mean of categories", round(_mean([r["length"] for r in rows]))
+    if lacking := next((r for r in rows if "reason" in r), None):
+        reason = f"{lacking['dataset']}: {lacking['reason']}"
+        return {**about, **refused(method.llm, benchmark, metric, method.name, length, reason, seed)}
     parts = {c: [r for r in rows if r["dataset"] in sets] for c, sets in categories.items()}
     parts = {category: inside for category, inside in parts.items() if inside}
     low, high = bootstrap_nested([[r["scores"] for r in inside] for inside in parts.values()], seed)
     means = {category: _mean([r["value"] for r in inside]) for category, inside in parts.items()}
     return {
+        **about,
         "task": benchmark,
-        "dataset": name,
         "method": method.name,
-        "length": round(_mean([r["length"] for r in rows])),
-        "metric": "mean of categories",
+        "length": length,
+        "metric": metric,
         "value": _mean(list(means.values())),
         "low": low,
         "high": high,

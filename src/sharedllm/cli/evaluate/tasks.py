@@ -190,7 +190,7 @@ def _suite(
     return run(
         asked.llm, asked.methods, name, [dataset.spread(asked.samples) for dataset in datasets],
         averages([dataset.task for dataset in datasets]), asked.seed, common.say, asked.results,
-        asked.max_new_tokens, said,
+        asked.max_new_tokens, said, asked.free,
     )  # fmt: skip
 
 
