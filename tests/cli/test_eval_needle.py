@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from sharedllm import SharedLLM
+from sharedllm.methods.encoder_decoder import CrossConfig, EncoderDecoder
+
 ROW_FIELDS = {
     "task", "method", "length", "metric", "value", "samples", "seconds", "peak_memory_bytes",
     "model", "adapter", "device", "dtype", "seed",
@@ -36,6 +39,14 @@ def test_the_command_writes_rows(command, home):
         assert row["value"] == sum(row["found"]) / 3 and len(row["answers"]) == 3
         assert row["sources"] == ["long.txt"] * 2
     assert out.count("0-20 %") == 8 and "80-100 %" in out and "shared at 300: question 3 of 3" in err
+
+
+def test_trained_cross_attention_is_asked(command, home):
+    model = SharedLLM.from_pretrained(home / "model", adapter="none")
+    EncoderDecoder(model, 16, config=CrossConfig(64)).save(home / "cross")
+    options = ("--methods", "encoder-decoder", "--lengths", "300", "--fresh", "--json", *SMALL)
+    last = [json.loads(command("needle", *TEXT, *options, *more)[1])["last"] for more in ((), ("--cross", "cross"))]
+    assert "untrained" in last[0]["reason"] and last[1]["value"] is not None and last[1]["chunk_length"] == 64
 
 
 def test_a_text_must_be_named(command):

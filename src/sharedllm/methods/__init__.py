@@ -5,6 +5,8 @@ A benchmark asks `create(name, llm, window)` and never which method it runs.
 
 from __future__ import annotations
 
+from typing import Any
+
 from sharedllm.config import check_choice
 from sharedllm.methods.base import Method
 from sharedllm.methods.encoder_decoder import EncoderDecoder
@@ -20,14 +22,14 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def create(name: str, llm: SharedLLM, window: int) -> Method:
-    """The method of that name.
+def create(name: str, llm: SharedLLM, window: int, **given: Any) -> Method:
+    """The method of that name; `given` are arguments of its own.
 
     Raises:
         UsageError: there is none; the nearest name is given.
     """
     check_choice("method", name, METHODS)
-    return METHODS[name](llm, window)
+    return METHODS[name](llm, window, **given)
 
 
 __all__ = ["METHODS", "Method", "create"]

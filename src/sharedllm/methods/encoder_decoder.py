@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharedllm.adapter import check_adapter, load_weights, read_described, save_adapter
+from sharedllm.adapter import check_adapter, load_weights, read_described, save_adapter, weights_digest
 from sharedllm.architectures import Parts
 from sharedllm.config import check_keys
 from sharedllm.errors import UsageError
@@ -115,6 +115,8 @@ class CrossAttentions(nn.Module):
     def __init__(self, parts: Parts) -> None:
         super().__init__()
         self.layers: Any = nn.ModuleList(CrossAttention(parts, j) for j in range(len(parts.layers)))
+        self._past: Projected | None = None
+        self._attached = False
 
     def project(self, states_BSE: Tensor, mask: Tensor | None = None) -> Projected:
         pairs = [layer.project(states_BSE) for layer in self.layers]
@@ -122,25 +124,32 @@ class CrossAttentions(nn.Module):
 
     @contextmanager
     def reading(self, parts: Parts, past: Projected | None) -> Iterator[None]:
-        """Within this block the model's layers attend to `past`, by hooks that are gone afterwards."""
-        handles: list[Any] = []
+        """Within this block the model's layers attend to `past`, by hooks that are gone afterwards; inside another such
+        block, to this one's instead of that one's, and to nothing where it is None."""
+        before, self._past = self._past, past
+        attaching, handles = past is not None and not self._attached, list[Any]()
+        self._attached |= attaching
         try:
-            for j in range(len(self.layers) if past is not None else 0):
-                handles += self._attach(parts, j, past)
+            for j in range(len(self.layers) if attaching else 0):
+                handles += self._attach(parts, j)
             yield
         finally:
+            self._past = before
+            self._attached &= not attaching
             for handle in handles:
                 handle.remove()
 
-    def _attach(self, parts: Parts, j: int, past: Any) -> list[Any]:
+    def _attach(self, parts: Parts, j: int) -> list[Any]:
         residual: list[Tensor] = []
 
         def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             residual.append(args[0] if args else kwargs["hidden_states"])
 
         def add(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-            attended = output[0] if isinstance(output, tuple) else output
+            past, attended = self._past, output[0] if isinstance(output, tuple) else output
             hidden = parts.joined(j, residual.pop(), attended)
+            if past is None:
+                return output
             crossed = self.layers[j](hidden, past.keys[j], past.values[j], past.mask)
             return (attended + crossed, *output[1:]) if isinstance(output, tuple) else attended + crossed
 
@@ -173,6 +182,7 @@ class EncoderDecoder(Method):
             check_adapter(described, llm.parts, weights)
             self.config = CrossConfig(**described["config"])
             load_weights(weights, self.cross)
+        self._digest = weights_digest(self.cross) if self.trained else None
 
     def save(self, folder: str | Path, about: dict[str, Any] | None = None, dtype: torch.dtype | None = None) -> None:
         """Write the cross-attention's weights; see `adapter.save_adapter`."""
@@ -235,4 +245,4 @@ class EncoderDecoder(Method):
         return "the cross-attention is untrained and adds nothing, so only its speed and memory say something"
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), **self.config.to_dict(), "trained": self.trained}
+        return {**super().settings(), **self.config.to_dict(), "trained": self.trained, "weights": self._digest}

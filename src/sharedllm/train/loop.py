@@ -1,4 +1,4 @@
-"""The training loop: only the adapter learns, everything else is frozen and without gradients.
+"""The training loop: only what the recipe's method trains learns, everything else is frozen and without gradients.
 
 A run goes on by itself: started again with the same recipe, it takes up its last checkpoint and ends
 in the weights an unbroken run would have had (bit for bit in fp32 on a CPU).
@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from sharedllm.adapter import load_weights
-from sharedllm.context import Context
 from sharedllm.data.folder import TokenFolder
 from sharedllm.data.study import Study
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.hardware import return_freed_memory
 from sharedllm.model import SharedLLM
 from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from sharedllm.train.learner import Batch, learner
 from sharedllm.train.loss import divergence, next_token_loss
 from sharedllm.train.recipe import Recipe, recipe_from_dict
 from sharedllm.train.recompute import recomputed
@@ -35,17 +34,6 @@ from sharedllm.train.samples import ASKED, STUDY, Sample, Sampler
 FAST = ("gate", "null_logit", "null_growth")  # learn at the gates' rate
 Report = Callable[[dict[str, Any]], None]
 """Called with a row of metrics after every step and every validation."""
-
-
-@dataclass
-class Batch:
-    """Windows of one sample: ids, labels, where the prompts and where the questions are [B, T]; a context a row."""
-
-    contexts: Sequence[Context]
-    ids: Tensor
-    labels: Tensor
-    prompt: Tensor
-    question: Tensor
 
 
 class Trainer:
@@ -71,13 +59,14 @@ class Trainer:
         self.frozen = [p for p in self.llm.model.parameters() if p.requires_grad]
         for parameter in self.frozen:
             parameter.requires_grad_(False)
-        self.module: nn.Module = self.llm.injection.float()
+        self.learner = learner(self.llm, recipe)
+        self.module = self.learner.module
         if recipe.start is not None:
             load_weights(Path(recipe.start), self.module, partly=True)
         self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
         self.step = 0
         self.tokens = 0
-        self._contexts: dict[bytes, Context] = {}
+        self._contexts: dict[bytes, Any] = {}
         self._resume()
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -135,7 +124,7 @@ class Trainer:
             raise
         if self.step == self.recipe.steps:
             about = {"recipe": self.recipe.to_dict(), "steps": self.step, "target_tokens": self.tokens}
-            self.llm.save_adapter(self.run / "adapter", about, dtype=torch.bfloat16)
+            self.learner.save(self.run / "adapter", about)
 
     def checkpoint(self) -> None:
         save_checkpoint(self.run, self.module, self.optimizer, {"step": self.step, "tokens": self.tokens})
@@ -197,11 +186,9 @@ class Trainer:
     def _taken_in(self, sample: Sample, generator: torch.Generator | None) -> Iterator[Batch]:
         """A sample's batch; within the block the model takes its contexts in."""
         batch = self._batch(sample)
-        noise = self.recipe.config.split_noise if generator is not None else 0.0
-        memory = self.llm.recall(
-            batch.contexts, batch.ids, batch.prompt, sample.search, noise, generator, batch.question
-        )
-        with self.llm.injection.reading(memory):
+        encoded, chunks = self._encoded(sample.context), [w.chunks for w in sample.windows]
+        memory = self.learner.memory(encoded, chunks, batch, sample.search, generator)
+        with self.learner.reading(memory):
             yield batch
 
     def _loss(self, sample: Sample, batch: Batch) -> Tensor:
@@ -209,7 +196,8 @@ class Trainer:
         distill = 1.0 if sample.kind == STUDY else 0.0 if sample.kind in ASKED else self.recipe.distill
         if not distill:
             return next_token_loss(logits, batch.labels)
-        taught = divergence(self.llm, sample, logits, batch.ids.shape[1])
+        with self.learner.reading(None):
+            taught = divergence(self.llm, sample, logits, batch.ids.shape[1])
         if distill == 1:
             return taught
         return (1 - distill) * next_token_loss(logits, batch.labels) + distill * taught
@@ -221,21 +209,17 @@ class Trainer:
         logits: Tensor = self.llm.model(input_ids=batch.ids, use_cache=False, logits_to_keep=kept).logits
         return logits
 
-    def _encoded(self, ids: np.ndarray) -> Context:
+    def _encoded(self, ids: np.ndarray) -> Any:
         """A sample's context; the last ones are kept, for steps that read them again (`recipe.reuse`)."""
         key = ids.tobytes()
         if key not in self._contexts:
             while len(self._contexts) >= self.recipe.accumulate:
                 self._contexts.pop(next(iter(self._contexts)))
-            context = self.llm.reader.new_context()
-            context.ids = torch.as_tensor(ids, dtype=torch.int32)
-            self.llm.reader.encode(context, every_token=self.recipe.config.split_noise > 0)
-            self._contexts[key] = context
+            self._contexts[key] = self.learner.encode(torch.from_numpy(ids))
         return self._contexts[key]
 
     def _batch(self, sample: Sample) -> Batch:
-        """Encode a sample's context once and pad its windows at the right, where causal attention never looks."""
-        context = self._encoded(sample.context)
+        """Pad a sample's windows at the right, where causal attention never looks."""
         width = max(len(w.ids) for w in sample.windows)
         ids = torch.zeros(len(sample.windows), width, dtype=torch.long)
         labels = torch.full_like(ids, -100)  # what cross_entropy ignores
@@ -246,9 +230,7 @@ class Trainer:
             prompt[row, : len(w.ids) - w.targets] = 1
             if w.question is not None:
                 question[row, : len(w.ids)] = torch.from_numpy(w.question)
-        device = self.llm.device
-        contexts = [context.first(w.chunks) for w in sample.windows]
-        return Batch(contexts, *(x.to(device) for x in (ids, labels, prompt, question)))
+        return Batch(*(x.to(self.llm.device) for x in (ids, labels, prompt, question)))
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
@@ -259,7 +241,7 @@ class Trainer:
             sample = self.held_out.draw(10**9 + i)
             with self._taken_in(sample, None) as batch:
                 read = next_token_loss(self._logits(batch), batch.labels).item()
-                with self.llm.injection.reading(None):
+                with self.learner.reading(None):
                     alone = next_token_loss(self._logits(batch), batch.labels).item()
             kinds.setdefault(sample.kind, []).append((alone, read))
         rows = [pair for pairs in kinds.values() for pair in pairs]

@@ -11,8 +11,11 @@ from typing import Any
 
 import yaml
 
-from sharedllm.config import SharedConfig, check_keys
+from sharedllm.config import SharedConfig, check_choice, check_keys
 from sharedllm.errors import UsageError
+
+METHODS = ("shared", "encoder-decoder")
+"""What can be trained."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Recipe:
     """Folder of the run: checkpoints, metrics and the finished adapter."""
     data: str = "data/text"
     """Folder written by `sharedllm data build`."""
+    method: str = "shared"
+    """What is trained: the injection of `shared`, or the cross-attention of `encoder-decoder`."""
     model: str | None = None
     """As `--model`; none is the default model."""
     start: str | None = None
@@ -89,6 +94,7 @@ class Recipe:
     config: SharedConfig = field(default_factory=SharedConfig)
 
     def __post_init__(self) -> None:
+        check_choice("method", self.method, METHODS)
         for name in ("accumulate", "reuse", "windows", "window_tokens", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1.")

@@ -25,6 +25,7 @@ def evaluate(
     targets: options.Targets = 1024,
     window: options.Window = "1024",
     at_most: options.AtMost = "",
+    cross: options.Cross = None,
     needles: options.PerText = 8,
     max_new_tokens: options.MaxNewTokens = None,
     ceiling: options.Ceiling = False,
@@ -57,7 +58,8 @@ def evaluate(
     from sharedllm.hardware import free_memory_bytes
     from sharedllm.methods import create
 
-    chosen_methods = [create(name, llm, windows[name]) for name in names]
+    given: dict[str, dict[str, Any]] = {"encoder-decoder": {"weights": cross}}
+    chosen_methods = [create(name, llm, windows[name], **given.get(name, {})) for name in names]
     for method in chosen_methods:
         method.longest = longest.get(method.name)
     request = Request(

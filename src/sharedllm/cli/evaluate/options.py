@@ -33,6 +33,9 @@ Targets = Annotated[int, typer.Option("--targets", help="perplexity: how many of
 Window = Annotated[
     str, typer.Option("--window", help="Newest tokens the model sees itself; by method: shared=4096,truncate=8192.")
 ]
+Cross = Annotated[
+    Path | None, typer.Option("--cross", help="Trained weights of encoder-decoder: the adapter folder of its run.")
+]
 AtMost = Annotated[
     str,
     typer.Option("--at-most", help="Longest length of a method: full=16384,yarn=32768; beyond it is not measured."),
