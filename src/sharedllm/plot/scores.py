@@ -14,7 +14,11 @@ from sharedllm.plot.rows import Row
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
-TASKS = {"ruler": "RULER", "questions": "Questions drawn from real texts", "real": "Questions about the text that ships"}
+TASKS = {
+    "ruler": "RULER",
+    "questions": "Questions drawn from real texts",
+    "real": "Questions about the text that ships",
+}
 MEAN = "ruler_mean"
 NAMES = {MEAN: "mean over the tasks", "f1": "token F1", "answered": "share answered"}
 COLUMNS = 3

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sharedllm.context import Context
 from sharedllm.methods.encoder_decoder import CrossConfig, EncoderDecoder, Projected
 from sharedllm.model import SharedLLM
-from sharedllm.train.recipe import METHODS, Recipe
+from sharedllm.train.recipe import TRAINABLE, Recipe
 
 SAVED = torch.bfloat16
 """What weights are saved in."""
@@ -118,6 +118,6 @@ class CrossLearner(Learner):
 def learner(llm: SharedLLM, recipe: Recipe) -> Learner:
     """What trains the recipe's method."""
     kinds: dict[str, type[SharedLearner | CrossLearner]] = dict(
-        zip(METHODS, (SharedLearner, CrossLearner), strict=True)
+        zip(TRAINABLE, (SharedLearner, CrossLearner), strict=True)
     )
     return kinds[recipe.method](llm, recipe)

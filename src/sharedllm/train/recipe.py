@@ -14,7 +14,7 @@ import yaml
 from sharedllm.config import SharedConfig, check_choice, check_keys
 from sharedllm.errors import UsageError
 
-METHODS = ("shared", "encoder-decoder")
+TRAINABLE = ("shared", "encoder-decoder")
 """What can be trained."""
 
 
@@ -94,7 +94,7 @@ class Recipe:
     config: SharedConfig = field(default_factory=SharedConfig)
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, METHODS)
+        check_choice("method", self.method, TRAINABLE)
         for name in ("accumulate", "reuse", "windows", "window_tokens", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1.")
