@@ -55,6 +55,12 @@ class Memory:
     def rows(self) -> int:
         return self.mask.shape[0]
 
+    def __getitem__(self, rows: Tensor) -> Memory:
+        """Some of the rows, by their numbers."""
+        keys, values = ([x[rows.to(x.device)] for x in layers] for layers in (self.keys, self.values))
+        at = rows.to(self.mask.device)
+        return Memory(keys, values, self.mask[at], self.query_at[at])
+
     def expand(self, rows: int) -> Memory:
         """Each row repeated in place until there are `rows`: how `generate` lays out beams."""
         n, rest = divmod(rows, self.rows)
@@ -95,24 +101,24 @@ class Projection(nn.Module):
 
     def __init__(self, weight: Tensor, rank: int, seed: int) -> None:
         super().__init__()
-        self._frozen: list[Tensor] = []  # in a list, so that it is no parameter of the adapter
+        self.frozen: list[Tensor] = []  # in a list, so that it is no parameter of the adapter
         if rank == 0:
             self.weight = nn.Parameter(weight.detach().clone())
             return
-        self._frozen.append(weight)
+        self.frozen.append(weight)
         draw = torch.randn(rank, weight.shape[1], generator=torch.Generator().manual_seed(seed))
         self.down = nn.Parameter((draw / weight.shape[1] ** 0.5).to(weight))
         self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        if not self._frozen:
+        if not self.frozen:
             return F.linear(x, self.weight.to(x.dtype), bias)
         change = F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
-        return F.linear(x, self._frozen[0].detach().to(x.dtype), bias) + change
+        return F.linear(x, self.frozen[0].detach().to(x.dtype), bias) + change
 
     def matrix(self) -> Tensor:
         """The map as one matrix [out, in]."""
-        return self.weight if not self._frozen else self._frozen[0].detach() + self.up @ self.down
+        return self.weight if not self.frozen else self.frozen[0].detach() + self.up @ self.down
 
 
 class Branch(nn.Module):
@@ -217,11 +223,11 @@ class Injection(nn.Module):
     def reading(self, memory: Memory | None) -> Iterator[None]:
         """Within this block the model's forward passes take `memory` in; backward passes that compute layers again belong
         inside as well."""
-        before, self._memory = self._memory, memory
+        before, self._memory = (self._memory, self._place), memory
         try:
             yield
         finally:
-            self._memory, self._place = before, None
+            self._memory, self._place = before
             self._hidden.clear()
 
     def remove(self) -> None:

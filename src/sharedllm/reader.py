@@ -105,12 +105,10 @@ class Reader:
         self, ids_XC: Tensor, told: Callable[[int], None] | None = None, every_token: bool = False
     ) -> Encoded:
         """Encode chunks of one length, as many side by side as memory holds; `told` hears how many tokens were read."""
-        parts, n = self.lower.parts, ids_XC.shape[1]
-        a_token = 2 * parts.kv_heads * parts.head_dim * self.config.injected_layers + 12 * parts.hidden_size
-        batch = chunk_batch(self.lower.device, n * a_token * self.lower.dtype.itemsize)
+        n = ids_XC.shape[1]
         tokens, reps = self._kept(n, every_token)
         done = []
-        for rows in ids_XC.split(batch):
+        for rows in ids_XC.split(self._side_by_side(n)):
             lengths = torch.full((len(rows),), n, device=self.lower.device)
             kept = (t.to(self.lower.device).expand(len(rows), -1).contiguous() for t in (tokens, reps))
             encoded = self.lower.encode(rows.to(self.lower.device, torch.long), lengths, *kept)
@@ -118,6 +116,12 @@ class Reader:
             if told is not None:
                 told(rows.numel())
         return Encoded.cat(done)
+
+    def _side_by_side(self, n: int) -> int:
+        """How many chunks of `n` tokens are read at once."""
+        parts = self.lower.parts
+        a_token = 2 * parts.kv_heads * parts.head_dim * self.config.injected_layers + 12 * parts.hidden_size
+        return chunk_batch(self.lower.device, n * a_token * self.lower.dtype.itemsize)
 
     def speed(self) -> float:
         """Tokens read a second, timed on one chunk after another has warmed the machine up."""

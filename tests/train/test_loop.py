@@ -240,7 +240,7 @@ def test_training_starts_from_an_adapter_that_lacks_a_setting(data, tmp_path):
     assert now and all(name.endswith("null_growth") and bool((w == 3.5).all()) for name, w in now.items())
 
 
-@pytest.mark.parametrize("settings", [{}, {"long_windows": 1.0, "long_window_tokens": 40}])
+@pytest.mark.parametrize("settings", [{}, {"long_windows": 1.0, "long_window_tokens": 40}, {"distill": 0.5}])
 def test_recomputing_layers_changes_nothing(data, tmp_path, settings, monkeypatch):
     kept, again = (trainer(data, tmp_path / str(r), recompute_from=r, **settings) for r in (0, 1))
     gradients, computed = [], []
@@ -258,7 +258,7 @@ def test_recomputing_layers_changes_nothing(data, tmp_path, settings, monkeypatc
             t._learn(t.sampler.draw(0), torch.Generator().manual_seed(0))
         gradients.append({n: p.grad for n, p in t.module.named_parameters()})
         computed.append(calls)
-    assert computed[1] > 1.3 * computed[0], "nothing was computed again"
+    assert computed[1] - computed[0] >= 4 * 7, "the layers were not computed again"
     assert_same(*gradients)
     assert any(g.abs().sum() > 0 for g in gradients[0].values())
 

@@ -41,6 +41,7 @@ def test_shipped_recipes_are_valid(name):
         ("output: a\nconfig:\n  positions: chunks\n", [], ["positions", "Did you mean chunk"]),
         ("output: a\ncontext_chunks: [7, 4]\n", [], ["context_chunks"]),
         ("output: a\n", ["hops=0.7", "counts=0.4"], ["hops and counts", "between 0 and 1"]),
+        ("output: a\n", ["parallel=chunk"], ["parallel", "Did you mean chunks"]),
         ("output: a\n", ["whole_answers=2"], ["whole_answers is 2"]),
         ("steps: 3\n", [], ["output"]),
         ("- a\n", [], ["mapping"]),

@@ -33,10 +33,10 @@ app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 
 
-def main(arguments: list[str] | None = None) -> Any:
+def main(arguments: list[str] | None = None, commands: typer.Typer = app) -> Any:
     """Run the command line and exit: 0 well, 1 the work failed, 2 used wrongly, 130 interrupted."""
     try:
-        app(arguments, standalone_mode=True)
+        commands(arguments, standalone_mode=True)
     except SharedLLMError as error:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:

@@ -1,13 +1,19 @@
-"""`sharedllm train`: train an adapter by a recipe; started again, it goes on where it was."""
+"""`sharedllm train`: train an adapter by a recipe; started again, it goes on where it was.
+
+Under a launcher (`accelerate launch -m sharedllm.train`) each process runs this, and the first one speaks.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sharedllm.cli import common
+
+if TYPE_CHECKING:
+    from sharedllm.train.loop import Trainer
 
 
 def train(
@@ -22,27 +28,40 @@ def train(
     from transformers.utils import logging
 
     from sharedllm.hardware import keep_freed_memory
+    from sharedllm.processes import launched
     from sharedllm.train.loop import Trainer
 
     logging.set_verbosity_error()
     keep_freed_memory()
     with common.status("loading model and data"):
-        trainer = Trainer(settings)
+        if launched() > 1:
+            from sharedllm.train.distributed import DistributedTrainer
+
+            trainer: Trainer = DistributedTrainer(settings)
+        else:
+            trainer = Trainer(settings)
+    if not trainer.main:
+        trainer.train()
+    else:
+        _train(trainer, as_json)
+    trainer.close()
+
+
+def _train(trainer: Trainer, as_json: bool) -> None:
+    """Train, and say on stderr how it goes and on stdout what came of it."""
+    steps = trainer.recipe.steps
     if trainer.step:
-        print(f"going on from step {trainer.step} of {settings.steps}", file=sys.stderr)
-    with _display(settings.steps, trainer.step) as show:
+        print(f"going on from step {trainer.step} of {steps}", file=sys.stderr)
+    with _display(steps, trainer.step) as show:
         trainer.train(show)
-    folder = trainer.run / "adapter"
-    figures = {
-        "adapter": str(folder),
-        "steps": trainer.step,
-        "target_tokens": trainer.tokens,
-        "metrics": str(trainer.run / "metrics.jsonl"),
-    }
+    figures = trainer.figures()
+    if "received_bytes" in figures:
+        megabytes = figures["received_bytes"] / 1e6
+        print(f"each of {figures['processes']} processes received {megabytes:,.1f} MB", file=sys.stderr)
     if as_json:
         common.print_json(figures)
     else:
-        print(f"adapter written to {folder} after {trainer.step} steps, {trainer.tokens:,} target tokens")
+        print("adapter written to {adapter} after {steps} steps, {target_tokens:,} target tokens".format(**figures))
 
 
 def _display(steps: int, done: int) -> Any:

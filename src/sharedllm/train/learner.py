@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,11 @@ from torch import Tensor, nn
 from sharedllm.context import Context
 from sharedllm.methods.encoder_decoder import CrossConfig, EncoderDecoder, Projected
 from sharedllm.model import SharedLLM
+from sharedllm.train.batch import Batch
 from sharedllm.train.recipe import TRAINABLE, Recipe
 
 SAVED = torch.bfloat16
 """What weights are saved in."""
-
-
-@dataclass
-class Batch:
-    """Windows of one sample: ids, labels, where the prompts and where the questions are [B, T]."""
-
-    ids: Tensor
-    labels: Tensor
-    prompt: Tensor
-    question: Tensor
 
 
 class Learner(ABC):

@@ -6,13 +6,12 @@ in the weights an unbroken run would have had (bit for bit in fp32 on a CPU).
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,32 +20,36 @@ from torch import Tensor, nn
 from sharedllm.adapter import load_weights
 from sharedllm.data.folder import TokenFolder
 from sharedllm.data.study import Study
-from sharedllm.errors import UsageError, WorkError
+from sharedllm.errors import WorkError
 from sharedllm.hardware import return_freed_memory
 from sharedllm.model import SharedLLM
-from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from sharedllm.train.learner import Batch, learner
+from sharedllm.train.batch import Batch
+from sharedllm.train.learner import learner
 from sharedllm.train.loss import divergence, next_token_loss
-from sharedllm.train.recipe import Recipe, recipe_from_dict
+from sharedllm.train.recipe import Recipe
 from sharedllm.train.recompute import recomputed
+from sharedllm.train.run_folder import METRICS, RunFolder
 from sharedllm.train.samples import ASKED, STUDY, Sample, Sampler
 
 FAST = ("gate", "null_logit", "null_growth")  # learn at the gates' rate
+Row = TypeVar("Row")
 Report = Callable[[dict[str, Any]], None]
 """Called with a row of metrics after every step and every validation."""
 
 
 class Trainer:
-    """One run of a recipe.
+    """One run of a recipe, in one process; `distributed` has the one whose steps several processes share.
 
     Attributes:
         llm: in the dtype of the model; its adapter is kept in fp32 while training.
         step: steps done.
+        main: whether this process writes and reports.
     """
 
-    def __init__(self, recipe: Recipe, llm: SharedLLM | None = None) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, llm: SharedLLM | None = None, main: bool = True) -> None:
+        self.recipe, self.main = recipe, main
         self.run = Path(recipe.output)
+        self.records = RunFolder(self.run, writes=main)
         self.llm = llm or SharedLLM.from_pretrained(
             recipe.model, adapter="none", config=recipe.config, device=recipe.device, dtype=recipe.dtype
         )
@@ -64,10 +67,10 @@ class Trainer:
         if recipe.start is not None:
             load_weights(Path(recipe.start), self.module, partly=True)
         self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
-        self.step = 0
-        self.tokens = 0
         self._contexts: dict[bytes, Any] = {}
-        self._resume()
+        self.records.open(recipe)
+        state = self.records.resume(self.module, self.optimizer)
+        self.step, self.tokens = int(state["step"]), int(state["tokens"])
 
     def _groups(self) -> list[dict[str, Any]]:
         fast = [p for n, p in self.module.named_parameters() if n.endswith(FAST)]
@@ -76,35 +79,6 @@ class Trainer:
             {"params": slow, "top": self.recipe.learning_rate},
             {"params": fast, "top": self.recipe.gate_learning_rate, "weight_decay": 0.0},
         ]
-
-    def _resume(self) -> None:
-        recipe_file = self.run / "recipe.json"
-        same = json.loads(json.dumps(self.recipe.to_dict()))
-        if recipe_file.is_file():
-            before = recipe_from_dict(json.loads(recipe_file.read_text(encoding="utf-8")), str(recipe_file)).to_dict()
-            before = json.loads(json.dumps(before))
-            free = {"device", "validate_every", "validate_samples", "checkpoint_every"}
-            changed = [k for k in same if k not in free and before.get(k) != same[k]]
-            if changed:
-                raise UsageError(
-                    f"{self.run} holds a run of another recipe ({changed[0]} was {before.get(changed[0])!r}); "
-                    "choose another output, or remove that folder to start afresh."
-                )
-        else:
-            self.run.mkdir(parents=True, exist_ok=True)
-            recipe_file.write_text(json.dumps(same, indent=2) + "\n", encoding="utf-8")
-        found = checkpoints(self.run)
-        if found:
-            state = load_checkpoint(found[-1], self.module, self.optimizer)
-            self.step, self.tokens = int(state["step"]), int(state["tokens"])
-        self._trim_metrics()
-
-    def _trim_metrics(self) -> None:
-        """Drop rows past the checkpoint, so that the file tells one run once."""
-        file = self.run / "metrics.jsonl"
-        if file.is_file():
-            rows = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= self.step]
-            file.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
 
     def train(self, report: Report | None = None, until: int | None = None) -> None:
         """Train to the recipe's last step (or `until`), then write the adapter.
@@ -122,23 +96,25 @@ class Trainer:
         except KeyboardInterrupt:
             self.checkpoint()
             raise
-        if self.step == self.recipe.steps:
+        if self.main and self.step == self.recipe.steps:
             about = {"recipe": self.recipe.to_dict(), "steps": self.step, "target_tokens": self.tokens}
             self.learner.save(self.run / "adapter", about)
 
     def checkpoint(self) -> None:
-        save_checkpoint(self.run, self.module, self.optimizer, {"step": self.step, "tokens": self.tokens})
+        self.records.save(self.module, self.optimizer, {"step": self.step, "tokens": self.tokens})
+
+    def figures(self) -> dict[str, Any]:
+        """What came of the run, for whoever started it."""
+        files = {"adapter": str(self.run / "adapter"), "metrics": str(self.run / METRICS)}
+        return {**files, "steps": self.step, "target_tokens": self.tokens}
 
     def _one_step(self) -> dict[str, Any]:
         started = time.perf_counter()
-        losses, kinds, targets = [], [], 0
         rate = self._set_rates()
-        for part in range(self.recipe.accumulate):
-            sample = self.sampler.draw(self.step, part)
-            noise = torch.Generator().manual_seed(_seed(self.recipe.seed, self.step, part))
-            losses.append(self._learn(sample, noise))
-            kinds.append(sample.kind)
-            targets += sum(w.targets for w in sample.windows)
+        parts = self._gathered({part: self._learn_part(part) for part in self._dealt(self.recipe.accumulate)})
+        self._sum_gradients()
+        losses, kinds = [loss for loss, _, _ in parts], [kind for _, kind, _ in parts]
+        targets = sum(n for _, _, n in parts)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -156,12 +132,34 @@ class Trainer:
             "tokens_a_second": targets / seconds,
         }
 
+    def _learn_part(self, part: int) -> tuple[float, str, int]:
+        """Loss, kind and number of targets of one sample of the step, whose gradients are added to the step's."""
+        sample = self.sampler.draw(self.step, part)
+        noise = torch.Generator().manual_seed(_seed(self.recipe.seed, self.step, part))
+        return self._learn(sample, noise), sample.kind, sum(w.targets for w in sample.windows)
+
+    # Three things that are nothing here, and work for processes that share a step.
+    def _dealt(self, n: int) -> Iterable[int]:
+        """Which of `n` samples are this process's."""
+        return range(n)
+
+    def _gathered(self, rows: dict[int, Row]) -> list[Row]:
+        """What all processes have, in the order of the samples."""
+        return list(rows.values())
+
+    def _sum_gradients(self) -> None:
+        """Bring the gradients of all processes together."""
+
     def _learn(self, sample: Sample, noise: torch.Generator) -> float:
         """Add a sample's gradients to those of the step; returns its loss."""
+        return self._backward(sample, *self._taken_in(sample, noise))
+
+    def _backward(self, sample: Sample, batch: Batch, memory: Any, share: float = 1.0) -> float:
+        """Add the gradients of a share of the loss; returns that share."""
         least = self.recipe.recompute_from
-        with self._taken_in(sample, noise) as batch:
+        with self.learner.reading(memory):
             with recomputed(self.llm.parts.layers) if 0 < least <= batch.ids.numel() else nullcontext():
-                loss = self._loss(sample, batch)
+                loss = share * self._loss(sample, batch)
             if not torch.isfinite(loss):
                 raise WorkError(
                     f"the loss is {loss.item()} at step {self.step + 1} ({sample.kind}); the last good checkpoint is kept: "
@@ -179,25 +177,22 @@ class Trainer:
         Args:
             generator: of the split noise; None for no noise.
         """
-        with self._taken_in(sample, generator) as batch:
+        batch, memory = self._taken_in(sample, generator)
+        with self.learner.reading(memory):
             return self._loss(sample, batch)
 
-    @contextmanager
-    def _taken_in(self, sample: Sample, generator: torch.Generator | None) -> Iterator[Batch]:
-        """A sample's batch; within the block the model takes its contexts in."""
-        batch = self._batch(sample)
+    def _taken_in(self, sample: Sample, generator: torch.Generator | None) -> tuple[Batch, Any]:
+        """A sample's batch, and what of its context the batch reads."""
+        batch = Batch.of(sample, self.llm.device)
         encoded, chunks = self._encoded(sample.context), [w.chunks for w in sample.windows]
-        memory = self.learner.memory(encoded, chunks, batch, sample.search, generator)
-        with self.learner.reading(memory):
-            yield batch
+        return batch, self.learner.memory(encoded, chunks, batch, sample.search, generator)
 
     def _loss(self, sample: Sample, batch: Batch) -> Tensor:
         logits = self._logits(batch)
         distill = 1.0 if sample.kind == STUDY else 0.0 if sample.kind in ASKED else self.recipe.distill
         if not distill:
             return next_token_loss(logits, batch.labels)
-        with self.learner.reading(None):
-            taught = divergence(self.llm, sample, logits, batch.ids.shape[1])
+        taught = divergence(self.llm, sample, logits, batch.ids.shape[1])
         if distill == 1:
             return taught
         return (1 - distill) * next_token_loss(logits, batch.labels) + distill * taught
@@ -218,32 +213,12 @@ class Trainer:
             self._contexts[key] = self.learner.encode(torch.from_numpy(ids))
         return self._contexts[key]
 
-    def _batch(self, sample: Sample) -> Batch:
-        """Pad a sample's windows at the right, where causal attention never looks."""
-        width = max(len(w.ids) for w in sample.windows)
-        ids = torch.zeros(len(sample.windows), width, dtype=torch.long)
-        labels = torch.full_like(ids, -100)  # what cross_entropy ignores
-        prompt, question = torch.zeros_like(ids), torch.zeros_like(ids)
-        for row, w in enumerate(sample.windows):
-            ids[row, : len(w.ids)] = torch.from_numpy(w.ids)
-            labels[row, len(w.ids) - w.targets : len(w.ids)] = torch.from_numpy(w.ids[len(w.ids) - w.targets :])
-            prompt[row, : len(w.ids) - w.targets] = 1
-            if w.question is not None:
-                question[row, : len(w.ids)] = torch.from_numpy(w.question)
-        return Batch(*(x.to(self.llm.device) for x in (ids, labels, prompt, question)))
-
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
         """Held-out loss with the context and without, on the same windows, by kind of text."""
-        assert self.held_out is not None
         kinds: dict[str, list[tuple[float, float]]] = {}
-        for i in range(self.recipe.validate_samples):
-            sample = self.held_out.draw(10**9 + i)
-            with self._taken_in(sample, None) as batch:
-                read = next_token_loss(self._logits(batch), batch.labels).item()
-                with self.learner.reading(None):
-                    alone = next_token_loss(self._logits(batch), batch.labels).item()
-            kinds.setdefault(sample.kind, []).append((alone, read))
+        for kind, pair in self._gathered({i: self._compare(i) for i in self._dealt(self.recipe.validate_samples)}):
+            kinds.setdefault(kind, []).append(pair)
         rows = [pair for pairs in kinds.values() for pair in pairs]
         gains = {kind: sum(a - b for a, b in pairs) / len(pairs) for kind, pairs in kinds.items()}
         return {
@@ -252,6 +227,16 @@ class Trainer:
             "held_out_with": sum(b for _, b in rows) / len(rows),
             "held_out_gain": gains,
         }
+
+    def _compare(self, i: int) -> tuple[str, tuple[float, float]]:
+        """Kind of a held-out sample, and its loss without the context and with it."""
+        assert self.held_out is not None
+        sample = self.held_out.draw(10**9 + i)
+        batch, memory = self._taken_in(sample, None)
+        with self.learner.reading(memory):
+            read = next_token_loss(self._logits(batch), batch.labels).item()
+        alone = next_token_loss(self._logits(batch), batch.labels).item()
+        return sample.kind, (alone, read)
 
     def _set_rates(self) -> float:
         recipe = self.recipe
@@ -265,28 +250,14 @@ class Trainer:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _log(self, row: dict[str, Any], report: Report | None) -> None:
-        file = self.run / "metrics.jsonl"
-        try:
-            with file.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise WorkError(
-                f"cannot write to {file}: {error.strerror or error}; the last checkpoint is kept, make room and train on."
-            ) from error
-        if report is not None:
+        self.records.log(row)
+        if self.main and report is not None:
             report(row)
 
     def close(self) -> None:
         """Give the model its gradient flags back."""
         for parameter in self.frozen:
             parameter.requires_grad_(True)
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 2**62
 
 
 def _seed(*parts: int) -> int:

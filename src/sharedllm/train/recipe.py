@@ -16,6 +16,7 @@ from sharedllm.errors import UsageError
 
 TRAINABLE = ("shared", "encoder-decoder")
 """What can be trained."""
+PARALLEL = ("samples", "chunks")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Recipe:
     loss is then the KL divergence alone, from the plain model shown the passage to the one that reads the compressed text."""
     study_data: str | None = None
     """Folder written by `sharedllm data study` with this model, of `data`. At most `question_windows` pairs a sample."""
+    parallel: str = "samples"
+    """What several processes share of a step: `samples`, each a whole one, or the `chunks` and windows of every sample."""
     checkpoint_every: int = 50
     validate_every: int = 50
     validate_samples: int = 8
@@ -103,6 +106,7 @@ class Recipe:
         for name in ("learning_rate", "gate_learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        check_choice("parallel", self.parallel, PARALLEL)
         if not 0 <= self.distill <= 1:
             raise UsageError(f"distill is {self.distill}; it must lie between 0 and 1.")
         shares = (self.needles, self.questions, self.study)

@@ -1,0 +1,89 @@
+"""A run's folder: its recipe, metrics and checkpoints, which say where a run that was stopped goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sharedllm.errors import UsageError, WorkError
+from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from sharedllm.train.recipe import Recipe, recipe_from_dict
+
+RECIPE, METRICS = "recipe.json", "metrics.jsonl"
+FREE = {"device", "validate_every", "validate_samples", "checkpoint_every", "parallel"}
+"""Settings that may differ when a run goes on: none of them changes what is learned."""
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        writes: False for all but one of the processes that train together; they only read here.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
+
+    def open(self, recipe: Recipe) -> None:
+        """Note the recipe, or check that it is the one noted before.
+
+        Raises:
+            UsageError: the folder holds a run of another recipe.
+        """
+        file = self.path / RECIPE
+        same = json.loads(json.dumps(recipe.to_dict()))
+        if file.is_file():
+            before = recipe_from_dict(json.loads(file.read_text(encoding="utf-8")), str(file)).to_dict()
+            before = json.loads(json.dumps(before))
+            changed = [k for k in same if k not in FREE and before.get(k) != same[k]]
+            if changed:
+                raise UsageError(
+                    f"{self.path} holds a run of another recipe ({changed[0]} was {before.get(changed[0])!r}); "
+                    "choose another output, or remove that folder to start afresh."
+                )
+        elif self.writes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(same, indent=2) + "\n", encoding="utf-8")
+
+    def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Put the last checkpoint back and drop metrics past it; gives its state, that of step 0 where there is none."""
+        found = checkpoints(self.path)
+        state = load_checkpoint(found[-1], module, optimizer) if found else {"step": 0, "tokens": 0}
+        file = self.path / METRICS
+        if self.writes and file.is_file():
+            lines = file.read_text(encoding="utf-8").splitlines()
+            file.write_text("".join(f"{row}\n" for row in lines if _step_of(row) <= state["step"]), encoding="utf-8")
+        return state
+
+    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Write a checkpoint."""
+        if self.writes:
+            save_checkpoint(self.path, module, optimizer, state)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a row of metrics.
+
+        Raises:
+            WorkError: it cannot be written.
+        """
+        if not self.writes:
+            return
+        file = self.path / METRICS
+        try:
+            with file.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise WorkError(
+                f"cannot write to {file}: {error.strerror or error}; the last checkpoint is kept, make room and train on."
+            ) from error
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**62

@@ -1,0 +1,83 @@
+"""Reading one text by several real processes: the folder is that of `sharedllm encode`, and what goes wrong is said."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from sharedllm import Library, SharedLLM, UsageError
+from sharedllm.parallel import ParallelReader
+from sharedllm.processes import Processes
+from sharedllm.train.distributed import dealt_rows
+from tests.contexts import assert_one_sentence, assert_same_chunks, files
+from tests.launches import launched, write_model
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """A launch of one process."""
+    return Processes(cpu=True)
+
+
+def test_two_processes_write_the_folder_that_one_writes(tmp_path):
+    model = write_model(tmp_path)
+    texts = {"long.txt": "".join(f"Box {i} holds item {i * i}. " for i in range(60)), "short.txt": "Nothing else."}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    options = ("--model", str(model), "--adapter", str(tmp_path / "adapter"), "--dtype", "float32", "--device", "cpu")
+    paths = [str(tmp_path / name) for name in texts]
+    said = launched(2, "sharedllm.reading", *paths, "-o", str(tmp_path / "two"), *options, "--json")
+    figures = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+    assert figures["processes"] == 2 and figures["context_tokens"] == sum(map(len, texts.values()))
+    assert figures["received_bytes"] > 0 and "each of 2 processes received 0." in said
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    llm = SharedLLM.from_pretrained(str(model), str(tmp_path / "adapter"), device="cpu", dtype="float32")
+    Library(tmp_path / "one", llm).update(dict(zip(paths, texts.values(), strict=True)))
+    torch.set_num_threads(threads)
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_one_process_alone_reads_as_ever(make, processes):
+    llm = make()
+    ids = torch.arange(16 * 5 + 3) % 256
+    alone = llm.read(ids)
+    llm.reader = ParallelReader(llm.reader, processes)
+    assert_same_chunks(llm.read(ids), alone)
+    assert processes.received == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("n", [1, 3, 4, 7, 8])
+def test_rows_are_dealt_once_and_all_processes_get_equally_many(n, count):
+    dealt = [dealt_rows(n, index, count) for index in range(count)]
+    assert sorted(row for rows, counted in dealt for row in rows[:counted]) == list(range(n))
+    assert {len(rows) for rows, _ in dealt} == {-(-n // count)}
+
+
+@pytest.mark.parametrize(
+    "name, said", [("DEEPSPEED", "DeepSpeed is not used"), ("MEGATRON_LM", "Megatron-LM is not used")]
+)
+def test_an_engine_that_is_not_used_is_refused(name, said, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(UsageError, match=said) as error:
+        Processes(cpu=True)
+    assert_one_sentence(error)
+
+
+def test_the_first_version_of_fsdp_is_refused(processes, monkeypatch):
+    assert not processes.sharded
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(UsageError, match="fsdp_version: 2") as error:
+        _ = processes.sharded
+    assert_one_sentence(error)
+
+
+def test_processes_with_different_models_are_refused(processes, monkeypatch):
+    monkeypatch.setattr(processes, "listed", lambda rows: [*rows, "another"])
+    with pytest.raises(UsageError, match="the model is this in process 0 and another in process 1") as error:
+        processes.agree("model", "this")
+    assert_one_sentence(error)
