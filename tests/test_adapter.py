@@ -197,6 +197,9 @@ BROKEN = {
     "settings are missing": (UsageError, lambda f: (f / SETTINGS).unlink(), SETTINGS),
     "another kind": (UsageError, edit(lambda a: a.update(format="lora")), "another kind"),
     "another version": (UsageError, edit(lambda a: a.update(version=9)), "version 9"),
+    "a changed weight": (WorkError, weights(lambda w: w[GATE].add_(1)), "not the file that was saved"),
+    "a changed hash": (WorkError, edit(lambda a: a.update(weights_sha256="0" * 64)), "not the file that was saved"),
+    "no hash": (WorkError, edit(lambda a: a.pop("weights_sha256")), "lacks the hash"),
     "no config": (WorkError, edit(lambda a: a.pop("config")), "config"),
     "no model": (WorkError, edit(lambda a: a.pop("model")), "model"),
     "an unknown setting": (

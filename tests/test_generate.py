@@ -9,7 +9,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-import sharedllm.model as model_file
+import sharedllm.recall as recall_file
 from sharedllm import SharedLLM, UsageError
 from tests.conftest import CONFIG, tiny_model, tokens
 from tests.test_batch import padded
@@ -177,7 +177,7 @@ def counted(monkeypatch, place, name):
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_the_context_is_searched_once_and_never_encoded_again(llm, context, monkeypatch, num_beams):
-    searches, queries = counted(monkeypatch, model_file, "select_slots"), counted(monkeypatch, llm, "query")
+    searches, queries = counted(monkeypatch, recall_file, "select_slots"), counted(monkeypatch, llm, "query")
     encoded = counted(monkeypatch, llm.lower, "encode")
     llm.generate(tokens(6, 1)[None], context=context, num_beams=num_beams, do_sample=False, **FIXED)
     assert (len(searches), len(queries), len(encoded)) == (1, 1, 0)
@@ -186,7 +186,7 @@ def test_the_context_is_searched_once_and_never_encoded_again(llm, context, monk
 
 
 def test_ask_searches_once_and_never_encodes_again(llm, context, monkeypatch):
-    searches, encoded = counted(monkeypatch, model_file, "select_slots"), counted(monkeypatch, llm.lower, "encode")
+    searches, encoded = counted(monkeypatch, recall_file, "select_slots"), counted(monkeypatch, llm.lower, "encode")
     first, second = (llm.answer(context, q, max_new_tokens=4) for q in ("one?", "two?"))
     assert (len(searches), len(encoded)) == (2, 0)
     assert first.compressed and second.compressed

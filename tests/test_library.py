@@ -230,7 +230,7 @@ def test_a_question_loads_what_it_takes_in_and_no_more(make, tmp_path, monkeypat
     sizes = dict(injected_layers=4, chunk_length=1024, tree_depth=3, slots_per_leaf=8, search_layer=1)
     llm: SharedLLM = make(SharedConfig(**sizes, fine_chunks=1, read_chunks=2), head_dim=64)
     real = llm.reader.encode_rows
-    monkeypatch.setattr(llm.reader, "encode_rows", lambda ids, told: Encoded.cat([real(ids[:1], told)] * len(ids)))
+    monkeypatch.setattr(llm.reader, "encode_rows", lambda ids, told, **_: Encoded.cat([real(ids[:1], told)] * len(ids)))
     Library(tmp_path / "c", llm).add("text", tokens(1024 * 32))
     size = sum(f.stat().st_size for f in segments(tmp_path / "c"))
     context = Context.load(tmp_path / "c", llm)

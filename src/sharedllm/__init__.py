@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sharedllm.errors import SharedLLMError, UsageError, WorkError
     from sharedllm.library import Library
     from sharedllm.model import SharedLLM
+    from sharedllm.pipelines import pipeline, register_pipeline
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -17,6 +18,8 @@ _HOMES = {
     "SharedConfig": "config",
     "Context": "context",
     "Library": "library",
+    "pipeline": "pipelines",
+    "register_pipeline": "pipelines",
     "SharedLLMError": "errors",
     "UsageError": "errors",
     "WorkError": "errors",
@@ -30,6 +33,8 @@ __all__ = [
     "UsageError",
     "WorkError",
     "__version__",
+    "pipeline",
+    "register_pipeline",
 ]
 
 

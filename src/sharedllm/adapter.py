@@ -16,10 +16,12 @@ from sharedllm.architectures import Parts
 from sharedllm.config import SharedConfig
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.files import replaceable, replaced_folder
+from sharedllm.hub import fetched, is_hub_name
 from sharedllm.loading import fingerprint as fingerprint_of
 
-VERSION, KIND = 1, "sharedllm-adapter"
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+VERSION, KIND = 2, "sharedllm-adapter"
+READ = (1, VERSION)  # 1 had no hash of the weights
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
 SHIPPED = Path(__file__).parent / "adapters"
 
 
@@ -50,6 +52,8 @@ def save_adapter(
     about: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     kind: str = KIND,
+    base: str = "",
+    card: str | None = None,
 ) -> None:
     """Write an adapter folder, whole or not at all.
 
@@ -57,22 +61,29 @@ def save_adapter(
         about: free remarks kept in the configuration (recipe, tokens trained, ...).
         dtype: what the weights are stored in; None leaves them as they are.
         kind: what the weights are of; a reader of another kind refuses them.
+        base: name of the model that it was trained for, kept as peft does.
+        card: Markdown for people, written beside.
     Raises:
         UsageError: `folder` holds anything but an adapter.
         WorkError: the folder cannot be written; what was there before stays.
     """
-    described = {
+    described: dict[str, Any] = {
         "format": kind,
         "version": VERSION,
+        "base_model_name_or_path": base,
         "fingerprint": fingerprint,
         "model": model_sizes(parts),
         "config": config.to_dict(),
         "about": about or {},
     }
     weights = {name: p.detach().to("cpu", dtype).contiguous() for name, p in injection.state_dict().items()}
-    replaceable(Path(folder), (CONFIG_FILE, WEIGHTS_FILE), "an adapter")
+    ours = (Path(folder) / CONFIG_FILE).exists()  # else a README.md there is someone else's
+    replaceable(Path(folder), (CONFIG_FILE, WEIGHTS_FILE, *((CARD_FILE,) if ours else ())), "an adapter")
     with replaced_folder(Path(folder)) as temporary:
         save_file(weights, temporary / WEIGHTS_FILE)
+        described["weights_sha256"] = _sha256(temporary / WEIGHTS_FILE)
+        if card is not None:
+            (temporary / CARD_FILE).write_text(card, encoding="utf-8")
         (temporary / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
@@ -100,10 +111,12 @@ def read_described(folder: str | Path, kind: str = KIND) -> dict[str, Any]:
         raise WorkError(f"{file} cannot be read ({error}); train or copy the adapter again.") from error
     if not isinstance(described, dict) or described.get("format") != kind:
         raise UsageError(f"{folder} holds an adapter of another kind; this library reads its own adapters only.")
-    if described.get("version") != VERSION:
+    if described.get("version") not in READ:
         raise UsageError(
-            f"the adapter in {folder} has format version {described.get('version')}, this release reads {VERSION}."
+            f"the adapter in {folder} has format version {described.get('version')}, this release reads 1 and {VERSION}."
         )
+    if described["version"] > 1 and not isinstance(described.get("weights_sha256"), str):
+        raise WorkError(f"{file} lacks the hash of its weights; train or copy the adapter again.")
     if not isinstance(described.get("config"), dict) or not isinstance(described.get("model"), dict):
         raise WorkError(f"{file} lacks its model or config part; train or copy the adapter again.")
     return described
@@ -126,7 +139,7 @@ def load_weights(folder: str | Path, injection: nn.Module, partly: bool = False)
     Args:
         partly: what the adapter lacks stays as it is, to train on from an adapter with fewer settings.
     Raises:
-        WorkError: the file is missing, cut short, or its tensors are not those expected.
+        WorkError: the file is missing or cut short, its tensors are not those expected, or its hash is not the recorded one.
     """
     file = Path(folder) / WEIGHTS_FILE
     try:
@@ -145,7 +158,17 @@ def load_weights(folder: str | Path, injection: nn.Module, partly: bool = False)
         raise WorkError(f"{file} has a tensor {min(extra)} that this adapter does not know.")
     if bad := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
         raise WorkError(f"{file} holds values that are not numbers in {bad[0]}; train or copy the adapter again.")
+    recorded = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8")).get("weights_sha256")
+    if recorded is not None and recorded != _sha256(file):
+        raise WorkError(
+            f"{file} is not the file that was saved with its {CONFIG_FILE}; train or copy the adapter again."
+        )
     injection.load_state_dict({name: t.to(expected[name]) for name, t in weights.items()}, strict=not partly)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def weights_digest(injection: nn.Module) -> str:
@@ -176,7 +199,7 @@ def find_adapter(
         if folder is None:
             return None, None
     else:
-        folder = Path(adapter)
+        folder = fetched(str(adapter), (CONFIG_FILE, WEIGHTS_FILE)) if is_hub_name(adapter) else Path(adapter)
     described = read_adapter_config(folder)
     if config is not None and config != described["config"]:
         if adapter == "default":

@@ -18,11 +18,11 @@ from torch import Tensor
 from sharedllm.config import SharedConfig
 from sharedllm.encoder import Encoded
 from sharedllm.errors import UsageError, WorkError
+from sharedllm.keep import Keep, Span, clipped, merged, shifted
 from sharedllm.manifest import STORED_UNDER, VERSION_2_SLOTS, Document, Manifest, broken, read_about
 from sharedllm.memory import find
 from sharedllm.packing import GROUP
 from sharedllm.store import Writer, chunk_kind, chunk_name, read_documents, writing
-from sharedllm.tree import slot_tokens
 
 if TYPE_CHECKING:
     from sharedllm.architectures import Parts
@@ -41,6 +41,7 @@ class Context:
     Attributes:
         blocks: encoded chunks in text order.
         ids: all token ids, int32.
+        keep: spans of tokens kept from compression, ascending and apart; see `keep`.
     """
 
     def __init__(self, reader: Reader | None, fingerprint: str, shape: dict[str, int]) -> None:
@@ -50,6 +51,7 @@ class Context:
         """Settings that say which slots are stored, by the names in `STORED_UNDER`."""
         self.blocks: list[Encoded] = []
         self.ids = torch.empty(0, dtype=torch.int32)
+        self.keep: list[Span] = []
 
     @property
     def tokens(self) -> int:
@@ -71,7 +73,7 @@ class Context:
         if not self.blocks:
             return 0
         config = self.reader.config if self.reader is not None else self.config
-        return sum(int(slot_tokens(f.leaves, f.slots[:, None, None])[1].sum()) for f in find(self.blocks, config))
+        return sum(int(found.taken().sum()) for found in find(self.blocks, config, keep=self.keep))
 
     @property
     def nbytes(self) -> int:
@@ -82,15 +84,17 @@ class Context:
     def config(self) -> SharedConfig:
         return SharedConfig.from_dict(self.shape)
 
-    def append(self, more: str | Sequence[int] | Tensor, progress: Progress | None = None) -> None:
+    def append(self, more: str | Sequence[int] | Tensor, progress: Progress | None = None, keep: Keep = None) -> None:
         """Read on; the complete chunks before are not read again.
 
+        Args:
+            progress, keep: as for `SharedLLM.read`; ranges are counted from where `more` begins.
         Raises:
-            UsageError: the context was loaded without a model (pass `llm` to `Context.load`).
+            UsageError: the context was loaded without a model (pass `llm` to `Context.load`), or `keep` fits not.
         """
         if self.reader is None:
             raise UsageError("this context has no model to read with; load it with Context.load(folder, llm).")
-        self.reader.append(self, more, progress)
+        self.reader.append(self, more, progress, keep)
 
     def first(self, chunks: int) -> Context:
         """A view of the first `chunks` chunks, sharing their storage; what is not encoded yet is encoded now."""
@@ -115,6 +119,7 @@ class Context:
         lengths = torch.cat([block.lengths for block in self.blocks]) if self.blocks else torch.empty(0)
         skipped = int(lengths[:start].sum())
         part.ids = self.ids[skipped : skipped + part.encoded_tokens]
+        part.keep = clipped(self.keep, skipped, skipped + part.tokens)
         return part
 
     @classmethod
@@ -139,7 +144,10 @@ class Context:
         if len({context.fingerprint for context in contexts}) > 1:
             raise UsageError("the contexts were made with different models; encode them with one.")
         whole = cls(reader, contexts[0].fingerprint, shape)
-        whole.ids = torch.cat([context.ids for context in contexts])
+        for context in contexts:
+            whole.keep += shifted(context.keep, whole.tokens)
+            whole.ids = torch.cat([whole.ids, context.ids])
+        whole.keep = merged(whole.keep)
         unread = [context for context in contexts if context.encoded_tokens < context.tokens]
         if len(unread) == len(contexts) and (reader is None or whole.tokens <= reader.lower.parts.window):
             return whole
@@ -171,7 +179,7 @@ class Context:
             segments = {} if before is None else before.segments
             store.manifest = Manifest(self.fingerprint, self.shape, segments=segments)
             chunks = [chunk for ids, kept in self._stored_chunks() for chunk in self._put(store, ids, kept)]
-            store.manifest.documents[names[0] if names else "text"] = Document(self.tokens, chunks)
+            store.manifest.documents[names[0] if names else "text"] = Document(self.tokens, chunks, self.keep)
             store.finish()
 
     def _stored_chunks(self) -> Iterator[tuple[Tensor, Encoded | None]]:
@@ -232,6 +240,18 @@ class Context:
             expected = [(X,), (X, P), *kept, *scales, (X, R), (X, R, E)]
             if [tuple(tensor.shape) for tensor in vars(block).values()] != expected:
                 raise WorkError("the parts of the context do not fit together; encode the text again.")
+        if self.keep and not self._holds_its_spans():
+            raise WorkError("the context lacks tokens that it is to keep; encode the text again.")
+
+    def _holds_its_spans(self) -> bool:
+        """Whether the kept tokens are in the text, and every chunk with one of them stores all of its tokens."""
+        start = 0
+        for block in self.blocks:
+            for n in block.lengths.tolist():
+                if block.tokens.shape[1] < n and clipped(self.keep, start, start + n):
+                    return False
+                start += n
+        return 0 <= self.keep[0][0] and self.keep[-1][1] <= self.tokens
 
 
 def segment_chunks(kept: Encoded) -> int:
@@ -243,9 +263,9 @@ def segment_chunks(kept: Encoded) -> int:
 def _load(folder: Path, names: Sequence[str] | None) -> list[Context]:
     manifest, documents = read_documents(folder, names)
     parts = []
-    for ids, blocks in documents:
+    for ids, blocks, keep in documents:
         part = Context(None, manifest.model, manifest.shape)
-        part.ids, part.blocks = ids, blocks
+        part.ids, part.blocks, part.keep = ids, blocks, keep
         parts.append(part)
     return parts
 

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from sharedllm.context import Context, Progress, segment_chunks
 from sharedllm.errors import UsageError, WorkError
+from sharedllm.keep import Keep, Span
 from sharedllm.manifest import LOCK, MANIFEST, Document, Manifest, find_document, read_manifest
 from sharedllm.model import SharedLLM
-from sharedllm.reader import chunk_rows
+from sharedllm.reader import chunk_runs
 from sharedllm.store import chunk_kind, chunk_name, writing
 
 Text = str | Sequence[int] | Tensor
+Tokenised = tuple[Tensor, list[Span]]
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,17 @@ class Library:
         """Some documents as one context, in that order; None: all. Nothing is read or loaded."""
         return Context.load(self.folder, self.llm, documents)
 
-    def add(self, name: str, text: Text, progress: Progress | None = None) -> None:
+    def add(self, name: str, text: Text, progress: Progress | None = None, keep: Keep = None) -> None:
         """Read a document and keep it; one of the same name is replaced. See `update`."""
-        self.update({name: text}, progress=progress)
+        self.update({name: text}, progress=progress, keep={name: keep})
 
-    def update(self, documents: Mapping[str, Text], only: bool = False, progress: Progress | None = None) -> None:
+    def update(
+        self,
+        documents: Mapping[str, Text],
+        only: bool = False,
+        progress: Progress | None = None,
+        keep: Mapping[str, Keep] | None = None,
+    ) -> None:
         """Read documents and keep them; those that ask see all of them at once, when all are read.
 
         What is read is on the disk within a segment; stopped in any way, the same call goes on from there.
@@ -78,11 +86,12 @@ class Library:
         Args:
             only: drop all other documents then.
             progress: called with tokens read and tokens to read, those of chunks that were there left out.
+            keep: by document, what of it is kept from compression; see `SharedLLM.read`.
         Raises:
             UsageError: another process is writing, or the library was made with another model.
             WorkError: the disk is full or will be, or cannot be written; what was there stays.
         """
-        texts = self._tokenised(documents)
+        texts = self._tokenised(documents, keep)
         self._check(self._manifest())
         with writing(self.folder) as store:
             reader = self._llm.reader
@@ -103,10 +112,13 @@ class Library:
                 if progress is not None:
                     progress(done, plan.new_tokens)
 
-            for chunks, ids in self._missing(texts, store.stored):
-                store.put(chunks, ids, reader.encode_rows(ids, told))
+            for chunks, ids, whole in self._missing(texts, store.stored):
+                store.put(chunks, ids, reader.encode_rows(ids, told, whole=whole))
                 store.commit()
-            new = {name: Document(len(ids), [c for c, _ in self._chunks(ids)]) for name, ids in texts.items()}
+            new = {
+                name: Document(len(ids), [chunk for chunk, _, _ in self._chunks(ids, spans)], spans)
+                for name, (ids, spans) in texts.items()
+            }
             store.manifest.documents = {**({} if only else store.manifest.documents), **new}
             store.finish()
 
@@ -123,10 +135,10 @@ class Library:
                 del store.manifest.documents[find_document(self.folder, store.manifest, name)]
             store.finish()
 
-    def plan(self, documents: Mapping[str, Text]) -> Plan:
+    def plan(self, documents: Mapping[str, Text], keep: Mapping[str, Keep] | None = None) -> Plan:
         """What `update` would read and write, without doing it."""
         manifest = self._manifest()
-        return self._plan(self._tokenised(documents), set() if manifest is None else set(manifest.places()))
+        return self._plan(self._tokenised(documents, keep), set() if manifest is None else set(manifest.places()))
 
     @property
     def _llm(self) -> SharedLLM:
@@ -152,31 +164,37 @@ class Library:
                     f"{here.shape[name]}; choose another folder."
                 )
 
-    def _tokenised(self, documents: Mapping[str, Text]) -> dict[str, Tensor]:
-        return {name: self._llm.reader.token_ids(text) for name, text in documents.items()}
+    def _tokenised(self, documents: Mapping[str, Text], keep: Mapping[str, Keep] | None) -> dict[str, Tokenised]:
+        reader = self._llm.reader
+        return {name: reader.tokenised(text, (keep or {}).get(name)) for name, text in documents.items()}
 
-    def _chunks(self, ids: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Name and token ids [n] of each chunk of a document."""
+    def _chunks(self, ids: Tensor, spans: Sequence[Span]) -> Iterator[tuple[str, Tensor, bool]]:
+        """Name and token ids [n] of each chunk of a document, and whether it holds a kept token."""
         reader = self._llm.reader
         here = reader.new_context()
-        for rows in chunk_rows(ids, reader.config.chunk_length):
-            kind = chunk_kind(reader.layout(rows.shape[1]), here.fingerprint, here.shape)
-            yield from ((chunk_name(kind, row), row) for row in rows)
+        for rows, whole in chunk_runs(ids, reader.config.chunk_length, spans):
+            kind = chunk_kind(reader.layout(rows.shape[1], whole), here.fingerprint, here.shape)
+            yield from ((chunk_name(kind, row), row, whole) for row in rows)
 
-    def _missing(self, texts: Mapping[str, Tensor], stored: set[str]) -> Iterator[tuple[list[str], Tensor]]:
-        """Names and token ids [X, n] of the chunks that go into one segment: of one document and of one length."""
+    def _missing(self, texts: Mapping[str, Tokenised], stored: set[str]) -> Iterator[tuple[list[str], Tensor, bool]]:
+        """Names and token ids [X, n] of the chunks that go into one segment, and whether they hold kept tokens.
+
+        They are of one document and of one length.
+        """
         reader, known = self._llm.reader, set(stored)
-        C = reader.config.chunk_length
-        most = segment_chunks(reader.layout(C))
-        for ids in texts.values():
-            new = {chunk: row for chunk, row in self._chunks(ids) if chunk not in known}
-            known.update(new)
-            whole = [chunk for chunk, row in new.items() if len(row) == C]
-            groups = [whole[i : i + most] for i in range(0, len(whole), most)]
-            for chunks in [*groups, *([chunk] for chunk, row in new.items() if len(row) < C)]:
-                yield chunks, torch.stack([new[chunk] for chunk in chunks])
+        for ids, spans in texts.values():
+            new: dict[tuple[int, bool], dict[str, Tensor]] = {}
+            for chunk, row, whole in self._chunks(ids, spans):
+                if chunk not in known:
+                    new.setdefault((len(row), whole), {})[chunk] = row
+                    known.add(chunk)
+            for (n, whole), rows in new.items():
+                most, chunks = segment_chunks(reader.layout(n, whole)), list(rows)
+                for some in (chunks[i : i + most] for i in range(0, len(chunks), most)):
+                    yield some, torch.stack([rows[chunk] for chunk in some]), whole
 
-    def _plan(self, texts: Mapping[str, Tensor], stored: set[str]) -> Plan:
-        groups = [ids for _, ids in self._missing(texts, stored)]
-        size = sum(len(ids) * (self._llm.reader.layout(ids.shape[1]).nbytes + 4 * ids.shape[1]) for ids in groups)
-        return Plan(sum(map(len, texts.values())), sum(ids.numel() for ids in groups), size)
+    def _plan(self, texts: Mapping[str, Tokenised], stored: set[str]) -> Plan:
+        groups = [(ids, whole) for _, ids, whole in self._missing(texts, stored)]
+        layout = self._llm.reader.layout
+        size = sum(len(ids) * (layout(ids.shape[1], whole).nbytes + 4 * ids.shape[1]) for ids, whole in groups)
+        return Plan(sum(len(ids) for ids, _ in texts.values()), sum(ids.numel() for ids, _ in groups), size)

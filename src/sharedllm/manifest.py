@@ -12,9 +12,11 @@ from typing import Any
 
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.files import replaceable
+from sharedllm.keep import Span, merged
 
 FORMAT = "sharedllm-context"
-VERSION = 3
+VERSION = 4
+READ = (2, 3, VERSION)  # 3 kept no spans, 2 had one text and no manifest
 MANIFEST, LOCK, UNFINISHED = "context.json", ".lock", ".unfinished"
 VERSION_2_SLOTS = "slots.safetensors"
 STORED_UNDER = ("injected_layers", "chunk_length", "tree_depth", "slots_per_leaf", "fine_chunks")
@@ -27,6 +29,8 @@ class Document:
     tokens: int
     chunks: list[str]
     """Names of its chunks, in order."""
+    keep: list[Span] = field(default_factory=list)
+    """Spans of its tokens kept from compression."""
 
 
 @dataclass
@@ -62,7 +66,10 @@ class Manifest:
         return cls(
             str(about["model"]),
             {name: int(about[name]) for name in STORED_UNDER},
-            {n: Document(int(d["tokens"]), list(d["chunks"])) for n, d in about["documents"].items()},
+            {
+                n: Document(int(d["tokens"]), list(d["chunks"]), merged(d.get("keep", ())))
+                for n, d in about["documents"].items()
+            },
             {n: Segment(int(s["bytes"]), list(s["chunks"])) for n, s in about["segments"].items()},
         )
 
@@ -83,9 +90,9 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise WorkError(f"{file} cannot be read ({error}); encode the text again.") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise UsageError(f"{folder} is not a saved context: its {MANIFEST} is of another kind.")
-    if about.get("version") not in (2, VERSION):
+    if about.get("version") not in READ:
         raise UsageError(
-            f"the context in {folder} has format version {about.get('version')}, this release reads 2 and {VERSION}; "
+            f"the context in {folder} has format version {about.get('version')}, this release reads 2 to {VERSION}; "
             "encode the text again."
         )
     return about
@@ -99,7 +106,7 @@ def read_manifest(folder: Path) -> Manifest:
         WorkError: the manifest is broken.
     """
     about = read_about(folder)
-    if about["version"] != VERSION:
+    if about["version"] == 2:
         raise UsageError(
             f"the context in {folder} was saved by an earlier release as one text; "
             "load it and save it to another folder, or encode the text again."

@@ -6,17 +6,18 @@ S slots, B rows, Q tokens of a question, R size of a representation (see `releva
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sharedllm.architectures import Parts, rotate
 from sharedllm.config import SharedConfig
 from sharedllm.encoder import Encoded
 from sharedllm.inject import WIDER, Memory
+from sharedllm.keep import Span, span_mask
 from sharedllm.relevance import compare, priors
 from sharedllm.tree import search, slot_tokens, tree_borders
 
@@ -47,6 +48,10 @@ class Found:
     """[X, L + 1, 2], start and end in tokens, in text order."""
     slots: Tensor
     """[X], slots a leaf of each chunk keeps at most; 0 for a chunk that is left out."""
+    scores: Tensor | None
+    """[X], how near each chunk is to the question; None without one."""
+    kept: Tensor
+    """[X, C], tokens that are taken in besides, because they are kept from compression."""
     borders: Tensor
     """[X, F + 1], of the finest spans in tokens."""
     priors: Tensor | None
@@ -59,6 +64,14 @@ class Found:
         span_S = (self.borders[chunk_S, 1:] <= token_S[:, None]).sum(1)
         return self.priors[chunk_S, span_S]
 
+    def taken(self) -> Tensor:
+        """Which tokens of the chunks are slots, [X, C]."""
+        tokens, mask = (x.flatten(1) for x in slot_tokens(self.leaves, self.slots[:, None, None]))
+        chunk = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(tokens)
+        taken = self.kept.clone()
+        taken[chunk[mask], tokens[mask]] = True
+        return taken
+
 
 def find(
     blocks: Sequence[Encoded],
@@ -66,44 +79,64 @@ def find(
     question_QR: Tensor | None = None,
     noise: float = 0.0,
     generator: torch.Generator | None = None,
+    keep: Sequence[Span] = (),
 ) -> list[Found]:
     """Search all chunks of one context for one question.
 
     The nearest `config.fine_chunks` chunks keep every token, the others what their trees say, and those beyond
     the nearest `config.read_chunks` nothing. Without a question the newest chunks and the later halves are
-    chosen. Under `config.search_prior` the chunk of the nearest span is the nearest, else that which has most of the
-    question somewhere in it.
+    chosen. A chunk with a token of `keep`, spans of the context's tokens, is never left out.
+    Under `config.search_prior` the chunk of the nearest span is the nearest, else that which has most of the question
+    somewhere in it.
     """
     borders = [tree_borders(b.lengths, config.tree_depth, noise, generator) for b in blocks]
     sizes = [len(b.lengths) for b in blocks]
     scores: Sequence[list[Tensor] | None] = [None] * len(blocks)
     prior: Sequence[Tensor | None] = [None] * len(blocks)
+    near_X: Sequence[Tensor | None] = [None] * len(blocks)
     order = torch.arange(sum(sizes))
     if question_QR is not None:
         compared = list(zip(compare(blocks, config, question_QR), borders, strict=True))
         spans = [near.spans(b) for near, b in compared]
         levels = [near.levels(s) for (near, _), s in zip(compared, spans, strict=True)]
-        scores, near_X = levels, [level[0][:, 0] for level in levels]
+        scores, nearness = levels, [level[0][:, 0] for level in levels]
         if config.search_prior:
             prior = priors(spans, config.search_prior)
-            near_X = [p.amax(1) for p in prior]
-        order = torch.cat(near_X).argsort(stable=True)
+            nearness = [p.amax(1) for p in prior]
+        near_X, order = nearness, torch.cat(nearness).argsort(stable=True)
     total = sum(sizes)
     read = max(config.read_chunks, config.fine_chunks) if config.read_chunks else total
     slots = torch.full((total,), config.slots_per_leaf, device=borders[0].device)
     slots[order[: max(0, total - read)]] = 0
     slots[order[max(0, total - config.fine_chunks) :]] = config.chunk_length
-    chosen = zip(borders, scores, slots.split(sizes), prior, strict=True)
-    return [Found(search(b, score), n, b, p) for b, score, n, p in chosen]
+    found = []
+    chosen = zip(borders, scores, near_X, slots.split(sizes), prior, _kept_tokens(blocks, keep), strict=True)
+    for border, score, near, n, p, kept in chosen:
+        n = torch.where(kept.any(1) & (n == 0), config.slots_per_leaf, n)
+        found.append(Found(search(border, score), n, near, kept, border, p))
+    return found
+
+
+def _kept_tokens(blocks: Sequence[Encoded], keep: Sequence[Span]) -> Iterator[Tensor]:
+    """Which tokens of each block's chunks are kept, [X, C]."""
+    lengths = [block.lengths.tolist() for block in blocks]
+    kept = span_mask(keep, sum(map(sum, lengths))).split([n for some in lengths for n in some])
+    for block, some in zip(blocks, lengths, strict=True):
+        rows, kept = kept[: len(some)], kept[len(some) :]
+        yield nn.utils.rnn.pad_sequence(rows, batch_first=True).to(block.lengths.device)
+
+
+def _every(tokens: Tensor) -> Tensor:
+    """The numbers of a chunk's tokens, in each row of [X, C]."""
+    return torch.arange(tokens.shape[1], device=tokens.device).repeat(len(tokens), 1)
 
 
 def gather_slots(encoded: Encoded, found: Found) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Keys, values [M, K, S, D] of the leaves' slots in text order, with their chunk (from 0) and token [S]."""
-    tokens, mask = (x.flatten(1) for x in slot_tokens(found.leaves, found.slots[:, None, None]))
-    at = torch.searchsorted(encoded.tokens, tokens.contiguous())
-    chunk = torch.arange(tokens.shape[0], device=tokens.device)[:, None].expand_as(tokens)
-    chunk_S, at_S, token_S = chunk[mask], at[mask], tokens[mask]
-    return *encoded.at(chunk_S, at_S), chunk_S, token_S
+    """Keys, values [M, K, S, D] of the slots in text order, with their chunk (from 0) and token [S]."""
+    taken = found.taken()
+    chunk_S, token_S = taken.nonzero(as_tuple=True)
+    place = torch.searchsorted(encoded.tokens, _every(taken))
+    return *encoded.at(chunk_S, place[chunk_S, token_S]), chunk_S, token_S
 
 
 def select_slots(
@@ -112,12 +145,13 @@ def select_slots(
     question_QR: Tensor | None,
     noise: float = 0.0,
     generator: torch.Generator | None = None,
+    keep: Sequence[Span] = (),
 ) -> Slots | None:
     """Search all chunks of one context and take their slots; None when there are no chunks."""
     if not blocks:
         return None
     parts, added, before = [], [], 0
-    for block, found in zip(blocks, find(blocks, config, question_QR, noise, generator), strict=True):
+    for block, found in zip(blocks, find(blocks, config, question_QR, noise, generator, keep), strict=True):
         keys, values, chunk, token = gather_slots(block, found)
         parts.append((keys, values, chunk + before + 1, token))
         if (prior := found.prior(chunk, token)) is not None:

@@ -7,7 +7,6 @@ print(llm.ask(context, "Who ...?"))
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,29 @@ import torch
 from torch import Tensor, nn
 
 from sharedllm import adapter as adapters
+from sharedllm import answering
 from sharedllm.architectures import Parts
 from sharedllm.config import SharedConfig, check_choice
 from sharedllm.context import Context, Progress
 from sharedllm.encoder import LowerModel
 from sharedllm.errors import UsageError
+from sharedllm.explain import Passage
 from sharedllm.hardware import DTYPES, choose_device, choose_dtype
 from sharedllm.inject import Injection, Memory
+from sharedllm.keep import Keep
 from sharedllm.loading import fingerprint, load_model, moved
-from sharedllm.memory import Slots, build_memory, select_slots
-from sharedllm.prompts import Answer, Prompt
+from sharedllm.prompts import Answer
+from sharedllm.publish import Published
 from sharedllm.reader import Reader
+from sharedllm.recall import Contexts, recalled
 from sharedllm.relevance import asked
+from sharedllm.resolution import AS_TRAINED, Resolution
 from sharedllm.selfcheck import checked_parts
 
 SEARCHES = ("query", "later")
-Contexts = Context | Sequence[Context | None] | None
 
 
-class SharedLLM:
+class SharedLLM(Published):
     """A Hugging Face decoder with the injection attached.
 
     Attributes:
@@ -77,8 +80,8 @@ class SharedLLM:
         Args:
             model: None for the default model; a Hugging Face name, a folder or a `.gguf` file; or an
                 already loaded model, which is taken as it is.
-            adapter: `default` (the one shipped for this model, untrained if there is none), `none`, or a
-                folder written by `sharedllm train`.
+            adapter: `default` (the one shipped for this model, untrained if there is none), `none`, a folder
+                written by `sharedllm train` or `save_pretrained`, or `user/name`, `user/name@revision` on the Hub.
             config: the mechanism's settings when no adapter brings its own.
             device, dtype: None chooses what this machine is fast with; see `hardware`.
             tokenizer: one already loaded; needed for `ask` and text when `model` is an object.
@@ -108,7 +111,7 @@ class SharedLLM:
             except Exception:
                 llm.detach()
                 raise
-            llm.adapter = folder.name if folder.parent == adapters.SHIPPED else str(folder)
+            llm.adapter = folder.name if folder.parent == adapters.SHIPPED else str(adapter)
         return llm
 
     @property
@@ -130,25 +133,21 @@ class SharedLLM:
         self._attached = False
         return self.model
 
-    def save_adapter(
-        self, folder: str | Path, about: dict[str, Any] | None = None, dtype: torch.dtype | None = None
-    ) -> None:
-        """Write the adapter to `folder`; see `adapter.save_adapter`."""
-        adapters.save_adapter(folder, self.injection, self.config, self.parts, self.fingerprint, about, dtype)
-
-    def read(self, text: str | Sequence[int] | Tensor, progress: Progress | None = None) -> Context:
+    def read(self, text: str | Sequence[int] | Tensor, progress: Progress | None = None, keep: Keep = None) -> Context:
         """Read a text (or token ids) once.
 
         A text that fits the model's window is only tokenised: `ask` hands it to the plain model.
 
         Args:
             progress: called with tokens read and tokens in all.
+            keep: what every question takes in whole: ranges of characters, [(start, end), ...] (of token ids: of
+                tokens), or `tags` for what stands between `<keep>` and `</keep>`, which are not read themselves.
         Raises:
-            UsageError: text without a tokenizer, or ids outside the vocabulary.
+            UsageError: text without a tokenizer, ids outside the vocabulary, or `keep` fits not.
         """
         self._check_attached()
         context = self.reader.new_context()
-        self.reader.append(context, text, progress)
+        self.reader.append(context, text, progress, keep)
         return context
 
     @torch.no_grad()
@@ -167,6 +166,7 @@ class SharedLLM:
         noise: float = 0.0,
         generator: torch.Generator | None = None,
         question_mask: Tensor | None = None,
+        resolution: Resolution = AS_TRAINED,
     ) -> Memory | None:
         """Search the contexts once and give the slots the rows of `input_ids` attend to; None without any.
 
@@ -176,32 +176,11 @@ class SharedLLM:
             search: `query` (what is nearest to the question) or `later` (the newest chunks, the later halves).
             noise: of split points; needs contexts encoded with `every_token`.
             question_mask: [B, T], which tokens of the window ask; None: its last 64.
+            resolution: settings of this reading alone.
         """
         self._check_attached()
         check_choice("search", search, SEARCHES)
-        if input_ids.shape[1] == 0:
-            raise UsageError("the window is empty; give at least one token to read the context with.")
-        rows = list(contexts) if isinstance(contexts, Sequence) else [contexts] * input_ids.shape[0]
-        if len(rows) != input_ids.shape[0]:
-            raise UsageError(
-                f"there are {len(rows)} contexts for {input_ids.shape[0]} rows; give one a row, or a single one for all."
-            )
-        for context in rows:
-            if context is not None:
-                self.reader.bind(context)
-                if context.encoded_tokens < context.tokens:
-                    self.reader.encode(context)
-        if all(c is None or not c.blocks for c in rows):
-            return None
-        queries = self.query(input_ids, attention_mask, question_mask) if search == "query" else None
-        slots: list[Slots | None] = []
-        for b, context in enumerate(rows):
-            query = None if queries is None else queries[b]
-            slots.append(
-                None if context is None else select_slots(context.blocks, self.config, query, noise, generator)
-            )
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
-        return build_memory(slots, self.parts, self.config, like)
+        return recalled(self, contexts, input_ids, attention_mask, search, noise, generator, question_mask, resolution)
 
     def __call__(
         self,
@@ -250,51 +229,55 @@ class SharedLLM:
             return self.model.generate(input_ids, attention_mask=attention_mask, **kwargs)
 
     def ask(self, context: Context, question: str, max_new_tokens: int = 128, **kwargs: Any) -> str:
-        """Answer a question about a context; `answer` gives the times and counts as well."""
+        """Answer a question about a context; `answer` gives the times and counts as well, and says what `kwargs` may be."""
         return self.answer(context, question, max_new_tokens, **kwargs).text
 
-    def answer(self, context: Context, question: str, max_new_tokens: int = 128, **kwargs: Any) -> Answer:
+    def answer(
+        self,
+        context: Context,
+        question: str,
+        max_new_tokens: int = 128,
+        *,
+        slots_per_leaf: int | None = None,
+        fine_chunks: int | None = None,
+        read_chunks: int | None = None,
+        **kwargs: Any,
+    ) -> Answer:
         """Answer a question about a context, greedily unless `kwargs` say otherwise.
 
         A context that fits the window beside the question and the answer is not compressed: the plain
         model reads it.
 
+        Args:
+            slots_per_leaf, fine_chunks, read_chunks: as in `SharedConfig`, for this question alone, from what the
+                context stores; None: as the adapter was trained.
+            kwargs: whatever the model's own `generate` takes.
         Raises:
-            UsageError: an empty question, no tokenizer, or `max_new_tokens` below 1.
+            UsageError: an empty question, no tokenizer, `max_new_tokens` below 1, or settings that the context
+                does not store enough for.
         """
         self._check_attached()
-        if max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
-        self.reader.bind(context)
-        prompt = Prompt(self.tokenizer, question)
-        plain = prompt.with_text(context.ids)
-        memory, started = None, time.perf_counter()
-        if len(plain) + max_new_tokens <= self.window:
-            ids = torch.tensor([plain], device=self.device)
-        else:
-            ids = torch.tensor([prompt.alone()], device=self.device)
-            if ids.shape[1] >= self.window:
-                raise UsageError(
-                    f"the question has {ids.shape[1]} tokens and the model's window {self.window}; ask a shorter one."
-                )
-            memory = self.recall(context, ids, question_mask=prompt.question_mask().to(self.device))
-        searched = time.perf_counter()
-        with self.injection.reading(memory):
-            out = self.model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                **{"do_sample": False, "pad_token_id": prompt.pad_id, **kwargs},
-            )
-        new = getattr(out, "sequences", out)[0, ids.shape[1] :]  # a dictionary under return_dict_in_generate
-        return Answer(
-            text=self.tokenizer.decode(new, skip_special_tokens=True).strip(),
-            compressed=memory is not None,
-            slots=0 if memory is None else memory.mask.shape[1] - 1,
-            search_seconds=searched - started,
-            generate_seconds=time.perf_counter() - searched,
-            generated_tokens=len(new),
-        )
+        resolution = Resolution(slots_per_leaf, fine_chunks, read_chunks)
+        return answering.answer(self, context, question, max_new_tokens, resolution, kwargs)
+
+    def explain(
+        self,
+        context: Context,
+        question: str,
+        passages: int = 5,
+        max_new_tokens: int = 128,
+        *,
+        slots_per_leaf: int | None = None,
+        fine_chunks: int | None = None,
+        read_chunks: int | None = None,
+    ) -> list[Passage]:
+        """At most `passages` passages, those that `answer` with the same arguments reads most finely and nearest first.
+
+        A context that is not compressed is one passage.
+        """
+        self._check_attached()
+        resolution = Resolution(slots_per_leaf, fine_chunks, read_chunks)
+        return answering.explain(self, context, question, passages, max_new_tokens, resolution)
 
     def _check_attached(self) -> None:
         if not self._attached:

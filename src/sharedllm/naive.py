@@ -45,8 +45,17 @@ class Slot:
     prior: float = 0.0  # added to its logits
 
 
-def forward(llm: Any, window: Sequence[int], chunks: Sequence[Sequence[int]], search: str = "query") -> Tensor:
-    """Logits [T, V] of one row: a window of token ids after some chunks of token ids."""
+def forward(
+    llm: Any,
+    window: Sequence[int],
+    chunks: Sequence[Sequence[int]],
+    search: str = "query",
+    keep: Sequence[Span] = (),
+) -> Tensor:
+    """Logits [T, V] of one row: a window of token ids after some chunks of token ids.
+
+    `keep` are spans of the chunks' tokens, counted from the first one's beginning, that are kept from compression.
+    """
     config: SharedConfig = llm.config
     read = [read_chunk(llm, chunk) for chunk in chunks]
     lengths = [len(chunk) for chunk in chunks]
@@ -56,18 +65,22 @@ def forward(llm: Any, window: Sequence[int], chunks: Sequence[Sequence[int]], se
     nearest = None if prior is None else lambda i, span: max(prior(i, token) for token in range(*span))
     order = chunk_order(lengths, nearest or score)
     fine = order[max(0, len(order) - config.fine_chunks) :]
-    taken = order[-max(config.read_chunks, config.fine_chunks) :] if config.read_chunks else order
+    near_enough = order[-max(config.read_chunks, config.fine_chunks) :] if config.read_chunks else order
+    kept = kept_tokens(lengths, keep)
+    taken = {*near_enough, *(i for i, tokens in enumerate(kept) if tokens)}
     slots: list[Slot] = []
     for number, i in enumerate(sorted(taken), 1):
         keys, values = read[i]
         near = None if score is None else partial(score, i)
+        tokens = set(kept[i])
         for leaf in search_tree(len(chunks[i]), config.tree_depth, near):
-            for token in compress(leaf, config.chunk_length if i in fine else config.slots_per_leaf):
-                at = (
-                    [[head[token] for head in layer] for layer in keys],
-                    [[head[token] for head in layer] for layer in values],
-                )
-                slots.append(Slot(number, token, *at, 0.0 if prior is None else prior(i, token)))
+            tokens |= set(compress(leaf, config.chunk_length if i in fine else config.slots_per_leaf))
+        for token in sorted(tokens):
+            at = (
+                [[head[token] for head in layer] for layer in keys],
+                [[head[token] for head in layer] for layer in values],
+            )
+            slots.append(Slot(number, token, *at, 0.0 if prior is None else prior(i, token)))
     return decode(llm, window, slots, len(taken))
 
 
@@ -124,6 +137,15 @@ def finest(node: Span, depth: int) -> list[Span]:
         return [node]
     middle = (node[0] + node[1]) // 2
     return finest((node[0], middle), depth - 1) + finest((middle, node[1]), depth - 1)
+
+
+def kept_tokens(lengths: list[int], keep: Sequence[Span]) -> list[list[int]]:
+    """Of each chunk its tokens that are kept from compression."""
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    return [
+        [t for t in range(n) if any(a <= start + t < b for a, b in keep)]
+        for start, n in zip(starts, lengths, strict=True)
+    ]
 
 
 def chunk_order(lengths: list[int], score: Callable[[int, Span], float] | None) -> list[int]:

@@ -28,14 +28,18 @@ class ParallelReader(Reader):
 
     @torch.no_grad()
     def encode_rows(
-        self, ids_XC: Tensor, told: Callable[[int], None] | None = None, every_token: bool = False
+        self,
+        ids_XC: Tensor,
+        told: Callable[[int], None] | None = None,
+        every_token: bool = False,
+        whole: bool = False,
     ) -> Encoded:
         """Encode this process's share of the chunks, and gather those of the others."""
         X, each = len(ids_XC), -(-len(ids_XC) // self.processes.count)
         # All processes encode as many: where chunks run out, the last one again. So what they send has one shape, and they
         # call the model's layers alike, as FSDP needs.
         mine = torch.arange(self.processes.index * each, (self.processes.index + 1) * each).clamp(max=X - 1)
-        encoded = gathered(self.processes, super().encode_rows(ids_XC[mine], None, every_token))[:X]
+        encoded = gathered(self.processes, super().encode_rows(ids_XC[mine], None, every_token, whole))[:X]
         if told is not None:
             told(ids_XC.numel())
         return encoded
@@ -51,27 +55,32 @@ class LeadingReader(ParallelReader):
 
     @torch.no_grad()
     def encode_rows(
-        self, ids_XC: Tensor, told: Callable[[int], None] | None = None, every_token: bool = False
+        self,
+        ids_XC: Tensor,
+        told: Callable[[int], None] | None = None,
+        every_token: bool = False,
+        whole: bool = False,
     ) -> Encoded:
         device = self.processes.device
-        self.processes.broadcast(torch.tensor([*ids_XC.shape, every_token], device=device))
+        self.processes.broadcast(torch.tensor([*ids_XC.shape, every_token, whole], device=device))
         self.processes.broadcast(ids_XC.to(device))
-        return super().encode_rows(ids_XC, told, every_token)
+        return super().encode_rows(ids_XC, told, every_token, whole)
 
     def end(self) -> None:
         """Let the others go."""
-        self.processes.broadcast(torch.zeros(3, dtype=torch.long, device=self.processes.device))
+        self.processes.broadcast(torch.zeros(4, dtype=torch.long, device=self.processes.device))
 
 
 def follow(reader: ParallelReader) -> None:
     """Encode shares of what the main process's `LeadingReader` reads, and keep nothing, until it ends."""
     processes = reader.processes
     while True:
-        X, n, every_token = processes.broadcast(torch.zeros(3, dtype=torch.long, device=processes.device)).tolist()
+        asked = processes.broadcast(torch.zeros(4, dtype=torch.long, device=processes.device))
+        X, n, every_token, whole = asked.tolist()
         if not X:
             return
         ids_XC = processes.broadcast(torch.zeros(X, n, dtype=torch.int32, device=processes.device))
-        reader.encode_rows(ids_XC.cpu(), every_token=bool(every_token))
+        reader.encode_rows(ids_XC.cpu(), every_token=bool(every_token), whole=bool(whole))
 
 
 def gathered(processes: Processes, encoded: Encoded) -> Encoded:

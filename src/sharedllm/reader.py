@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from sharedllm.context import MERGED_CHUNKS, Context, Progress
 from sharedllm.encoder import Encoded, LowerModel
 from sharedllm.errors import UsageError
 from sharedllm.hardware import chunk_batch
+from sharedllm.keep import Keep, Span, checked, clipped, keep_spans, merged, shifted, span_mask
 from sharedllm.manifest import STORED_UNDER
 from sharedllm.tree import candidate_tokens, tree_borders
 
@@ -27,6 +29,16 @@ def chunk_rows(ids: Tensor, length: int) -> Iterator[Tensor]:
         yield ids[None, full * length :]
 
 
+def chunk_runs(ids: Tensor, length: int, keep: Sequence[Span]) -> Iterator[tuple[Tensor, bool]]:
+    """The same cut once more, where chunks that hold a kept token meet chunks that do not, and whether they do."""
+    kept = [bool(part.any()) for part in span_mask(keep, len(ids)).split(length)]
+    for rows in chunk_rows(ids, length):
+        here, kept = kept[: len(rows)], kept[len(rows) :]
+        runs = [(whole, len(list(run))) for whole, run in groupby(here)]
+        for (whole, _), some in zip(runs, rows.split([size for _, size in runs]), strict=True):
+            yield some, whole
+
+
 class Reader:
     """Fills contexts by the lower model; memory grows with the slots kept, not with the text."""
 
@@ -37,13 +49,21 @@ class Reader:
         """An empty context of this model."""
         return Context(self, self.fingerprint, {name: getattr(self.config, name) for name in STORED_UNDER})
 
-    def append(self, context: Context, more: str | Sequence[int] | Tensor, progress: Progress | None = None) -> None:
+    def append(
+        self,
+        context: Context,
+        more: str | Sequence[int] | Tensor,
+        progress: Progress | None = None,
+        keep: Keep = None,
+    ) -> None:
         """Read `more` on; the context's complete chunks are not read again.
 
         Nothing is encoded while all of it fits the model's window.
         """
         self.bind(context)
-        context.ids = torch.cat([context.ids, self.token_ids(more)])
+        ids, spans = self.tokenised(more, keep)
+        context.keep = merged([*context.keep, *shifted(spans, context.tokens)])
+        context.ids = torch.cat([context.ids, ids])
         if context.blocks or context.tokens > self.lower.parts.window:
             self.encode(context, progress)
 
@@ -96,17 +116,27 @@ class Reader:
                 progress(done, total)
 
         place = context.blocks[0].lengths.device if context.blocks else self.lower.device
-        for rows in chunk_rows(context.ids[done:], C):
+        for rows, whole in chunk_runs(context.ids[done:], C, clipped(context.keep, done, total)):
             for some in rows.split(MERGED_CHUNKS):
-                context.blocks.append(self.encode_rows(some, told, every_token).to(place))
+                context.blocks.append(self.encode_rows(some, told, every_token, whole).to(place))
 
     @torch.no_grad()
     def encode_rows(
-        self, ids_XC: Tensor, told: Callable[[int], None] | None = None, every_token: bool = False
+        self,
+        ids_XC: Tensor,
+        told: Callable[[int], None] | None = None,
+        every_token: bool = False,
+        whole: bool = False,
     ) -> Encoded:
-        """Encode chunks of one length, as many side by side as memory holds; `told` hears how many tokens were read."""
+        """Encode chunks of one length, as many side by side as memory holds.
+
+        Args:
+            told: hears how many tokens were read.
+            every_token: as for `encode`.
+            whole: store every token all the same, in the bits of the settings: the chunks hold kept spans.
+        """
         n = ids_XC.shape[1]
-        tokens, reps = self._kept(n, every_token)
+        tokens, reps = self._kept(n, every_token, whole)
         done = []
         for rows in ids_XC.split(self._side_by_side(n)):
             lengths = torch.full((len(rows),), n, device=self.lower.device)
@@ -131,21 +161,21 @@ class Reader:
         self.encode_rows(chunk)
         return chunk.numel() / (time.perf_counter() - started)
 
-    def layout(self, n: int) -> Encoded:
+    def layout(self, n: int, whole: bool = False) -> Encoded:
         """What is kept of a chunk of `n` tokens, without its numbers: on torch's `meta` device."""
-        tokens, reps = self._kept(n)
+        tokens, reps = self._kept(n, whole=whole)
         parts = self.lower.parts
         keys = torch.empty(self.config.injected_layers, 1, parts.kv_heads, len(tokens), parts.head_dim)
         keys = keys.to("meta", self.lower.dtype)
         none = keys.new_empty(*keys.shape[:2], 0)
-        whole = torch.empty(1, len(reps), parts.hidden_size, device="meta", dtype=self.lower.dtype)
+        told = torch.empty(1, len(reps), parts.hidden_size, device="meta", dtype=self.lower.dtype)
         lengths, tokens, reps = (t.to("meta")[None] for t in (torch.tensor(n), tokens, reps))
-        return Encoded(lengths, tokens, keys, keys, none, none, none, none, reps, whole).packed(self.config.stored_bits)
+        return Encoded(lengths, tokens, keys, keys, none, none, none, none, reps, told).packed(self.config.stored_bits)
 
-    def _kept(self, n: int, every_token: bool = False) -> tuple[Tensor, Tensor]:
+    def _kept(self, n: int, every_token: bool = False, whole: bool = False) -> tuple[Tensor, Tensor]:
         """Which tokens of a chunk of `n` are stored, and which have a representation."""
         depth = self.config.tree_depth
-        if every_token or self.config.fine_chunks:
+        if every_token or whole or self.config.fine_chunks:
             tokens = torch.arange(n)
         else:
             tokens = candidate_tokens(n, depth, self.config.slots_per_leaf)
@@ -154,6 +184,22 @@ class Reader:
         if every_token:
             return tokens, torch.arange(n)
         return tokens, (tree_borders(torch.tensor([n]), depth)[0, 1:] - 1).clamp(min=0).unique()
+
+    def tokenised(self, text: str | Sequence[int] | Tensor, keep: Keep = None) -> tuple[Tensor, list[Span]]:
+        """Token ids of a text, [n] int32, and the spans of them that are kept from compression.
+
+        Raises:
+            UsageError: `keep` does not fit the text; see `keep`.
+        """
+        if not keep:
+            return self.token_ids(text), []
+        if isinstance(text, str) and self.tokenizer is not None:
+            coded, spans = keep_spans(self.tokenizer, text, keep)
+            return self.token_ids(coded), spans
+        ids = self.token_ids(text)
+        if keep == "tags":
+            raise UsageError("keep is 'tags', which stand in text; with token ids give ranges of tokens.")
+        return ids, checked(keep, len(ids), "tokens")
 
     def token_ids(self, text: str | Sequence[int] | Tensor) -> Tensor:
         """Token ids of a text, [n] int32, without special tokens; ids given are checked."""

@@ -27,11 +27,12 @@ from torch import Tensor
 
 from sharedllm.encoder import Encoded
 from sharedllm.errors import UsageError, WorkError
+from sharedllm.keep import Span
 from sharedllm.manifest import (
     LOCK,
     MANIFEST,
+    READ,
     UNFINISHED,
-    VERSION,
     VERSION_2_SLOTS,
     Manifest,
     Segment,
@@ -59,8 +60,10 @@ def chunk_name(kind: str, ids: Tensor) -> str:
 
 def read_documents(
     folder: Path, names: Sequence[str] | None = None
-) -> tuple[Manifest, list[tuple[Tensor, list[Encoded]]]]:
-    """Token ids and encoded chunks of each document, mapped into memory; None: of all, in the order they were added.
+) -> tuple[Manifest, list[tuple[Tensor, list[Encoded], list[Span]]]]:
+    """Token ids, encoded chunks and kept spans of each document; None: of all, in the order they were added.
+
+    Chunks are mapped into memory.
 
     Raises:
         UsageError: there is no such document, or none at all.
@@ -78,7 +81,9 @@ def read_documents(
                 raise broken(folder, error) from error
 
 
-def _documents(folder: Path, manifest: Manifest, names: Sequence[str]) -> list[tuple[Tensor, list[Encoded]]]:
+def _documents(
+    folder: Path, manifest: Manifest, names: Sequence[str]
+) -> list[tuple[Tensor, list[Encoded], list[Span]]]:
     places = manifest.places()
     opened: dict[str, tuple[Tensor, Encoded | None]] = {}
     found = []
@@ -104,7 +109,7 @@ def _documents(folder: Path, manifest: Manifest, names: Sequence[str]) -> list[t
         whole = torch.cat(ids)
         if len(whole) != document.tokens:
             raise ValueError(f"{name} has {len(whole)} tokens, not {document.tokens}")
-        found.append((whole, blocks))
+        found.append((whole, blocks, document.keep))
     return found
 
 
@@ -133,7 +138,7 @@ class Writer:
         self.folder = folder
         self.manifest: Manifest | None = None
         self.stored: set[str] = set()
-        if _version(folder) == VERSION:
+        if _current(folder):
             self.manifest = read_manifest(folder)
             whole = {n: s for n, s in self.manifest.segments.items() if _size(folder / n) == s.bytes}
             self.manifest.segments = whole
@@ -167,8 +172,7 @@ class Writer:
 
     def sweep(self) -> None:
         """Remove what the committed state does not name: segments out of use, and what a killed writer left."""
-        current = _version(self.folder) == VERSION
-        keep = {MANIFEST, LOCK, *(read_manifest(self.folder).segments if current else [VERSION_2_SLOTS])}
+        keep = {MANIFEST, LOCK, *(read_manifest(self.folder).segments if _current(self.folder) else [VERSION_2_SLOTS])}
         for file in self.folder.iterdir():
             if file.name not in keep:
                 file.unlink(missing_ok=True)
@@ -210,10 +214,10 @@ def writing(folder: Path) -> Iterator[Writer]:
         lock.release()
 
 
-def _version(folder: Path) -> object:
-    """Format version of what a folder holds; None where it holds nothing."""
+def _current(folder: Path) -> bool:
+    """Whether a folder holds documents and segments, rather than nothing or a context of version 2."""
     file = folder / MANIFEST
-    return json.loads(file.read_text(encoding="utf-8")).get("version") if file.exists() else None
+    return file.exists() and json.loads(file.read_text(encoding="utf-8")).get("version") in READ[1:]
 
 
 def _size(file: Path) -> int:

@@ -84,6 +84,34 @@ def test_encode_then_ask_gives_the_same_answer(run, home):
     assert json.loads(kept)["answer"] == json.loads(direct)["answer"]
 
 
+def test_ask_explains_and_reads_as_finely_as_told(run):
+    ask = ("ask", "long.txt", "-q", "What colour is item 7?", *MODEL, "--max-new-tokens", "2")
+    code, out, _ = run(*ask, "--explain")
+    assert code == 0 and "\nchunk " in out and "read, score " in out
+    _, out, _ = run(*ask, "--explain", "--json")
+    figures = json.loads(out)
+    assert 1 <= len(figures["passages"]) <= 5
+    assert all(TEXT[p["start"] : p["end"]] == p["text"] and p["slots"] > 0 for p in figures["passages"])
+    _, out, _ = run(*ask, "--read-chunks", "2", "--slots-per-leaf", "1", "--json")
+    assert 0 < json.loads(out)["slots"] < figures["slots"] and "passages" not in json.loads(out)
+    code, out, err = run(*ask, "--fine-chunks", "1")
+    assert code == 2 and "fine_chunks 1" in err and out == ""
+
+
+def test_kept_spans_are_read_from_tags(run, home):
+    (home / "tagged.txt").write_text(TEXT.replace("item 7", "<keep>item 7</keep>"))
+    ask = ("-q", "What?", *MODEL, "--max-new-tokens", "2", "--json")
+    _, out, _ = run("ask", "tagged.txt", "--keep-tags", *ask)
+    direct = json.loads(out)
+    assert direct["context_tokens"] == len(TEXT)
+    run("encode", "tagged.txt", "-o", "tagged", "--keep-tags", *MODEL)
+    _, out, _ = run("ask", "tagged", *ask)
+    assert (json.loads(out)["answer"], json.loads(out)["slots"]) == (direct["answer"], direct["slots"])
+    (home / "tagged.txt").write_text(TEXT + "<keep>")
+    code, _, err = run("ask", "tagged.txt", "--keep-tags", *ask)
+    assert code == 2 and "</keep>" in err
+
+
 def test_eval_writes_rows(run, home):
     (home / "rows.jsonl").unlink(missing_ok=True)
     code, out, _ = run(

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sharedllm.cli import common
+
+if TYPE_CHECKING:
+    from sharedllm.context import Context
+    from sharedllm.explain import Passage
+    from sharedllm.model import SharedLLM
+    from sharedllm.prompts import Answer
+
+EXCERPT = 160  # characters of a passage that are shown
 
 
 def ask(
     sources: common.SourcesArgument,
     question: Annotated[str, typer.Option("-q", "--question", help="What you want to know.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 128,
+    explain: Annotated[bool, typer.Option("--explain", help="Also print the passages read most finely.")] = False,
+    keep_tags: common.KeepTagsOption = False,
+    slots_per_leaf: Annotated[
+        int | None, typer.Option("--slots-per-leaf", help="Tokens a leaf gives; else the adapter's.")
+    ] = None,
+    fine_chunks: Annotated[
+        int | None, typer.Option("--fine-chunks", help="Chunks read in whole; else the adapter's.")
+    ] = None,
+    read_chunks: Annotated[
+        int | None, typer.Option("--read-chunks", help="Chunks taken in, 0 for all; else the adapter's.")
+    ] = None,
     model: common.ModelOption = None,
     adapter: common.AdapterOption = "default",
     device: common.DeviceOption = None,
@@ -27,11 +46,19 @@ def ask(
         raise UsageError("the question is empty; say what you want to know.")
     common.positive("--max-new-tokens", max_new_tokens)
     llm = common.load(model, adapter, device, dtype, seed)
+    from dataclasses import asdict
+
     from sharedllm.evaluate.row import machine
 
-    context, encode_seconds = common.read(llm, sources)
+    context, encode_seconds = common.read(llm, sources, keep_tags)
+    resolution: dict[str, Any] = {
+        "slots_per_leaf": slots_per_leaf,
+        "fine_chunks": fine_chunks,
+        "read_chunks": read_chunks,
+    }
     with common.status("answering"):
-        answer = llm.answer(context, question, max_new_tokens)
+        answer = llm.answer(context, question, max_new_tokens, **resolution)
+        read = llm.explain(context, question, max_new_tokens=max_new_tokens, **resolution) if explain else []
     figures = {
         "answer": answer.text,
         "context_tokens": context.tokens,
@@ -41,12 +68,19 @@ def ask(
         "search_seconds": round(answer.search_seconds, 3),
         "generate_seconds": round(answer.generate_seconds, 3),
         "generated_tokens": answer.generated_tokens,
+        **({"passages": [asdict(passage) for passage in read]} if explain else {}),
         **machine(llm),
     }
     if as_json:
         common.print_json(figures)
-        return
+    else:
+        _show(llm, context, answer, read, encode_seconds)
+
+
+def _show(llm: SharedLLM, context: Context, answer: Answer, read: list[Passage], encode_seconds: float) -> None:
     print(answer.text)
+    for passage in read:
+        print(f"\n{_line(passage)}")
     how = f"{answer.slots:,} slots" if answer.compressed else "all in the window, nothing compressed"
     typer.echo(
         f"\n{context.tokens:,} tokens read in {encode_seconds:.1f} s ({how}); "
@@ -55,3 +89,12 @@ def ask(
     )
     if answer.compressed and llm.adapter == "none":
         typer.echo("no trained adapter is in use: the text that was read cannot influence the answer.", err=True)
+
+
+def _line(passage: Passage) -> str:
+    """Where a passage is, how finely it was read and why, and how it begins."""
+    score = "" if passage.score is None else f", score {passage.score:.2f}"
+    where = f"chunk {passage.chunk}, tokens {passage.start:,} to {passage.end:,}"
+    text = " ".join(passage.text.split())
+    excerpt = text if len(text) <= EXCERPT else f"{text[:EXCERPT]} ..."
+    return f"{where} ({passage.slots:,} of {passage.end - passage.start:,} read{score}): {excerpt}"

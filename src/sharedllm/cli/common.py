@@ -19,11 +19,17 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="Hugging Face name, folder or .gguf file; the default ships with the package."),
 ]
-AdapterOption = Annotated[str, typer.Option("--adapter", help="Adapter folder, `default` (the shipped one) or `none`.")]
+AdapterOption = Annotated[
+    str,
+    typer.Option("--adapter", help="Adapter folder, user/name on the Hub, `default` (the shipped one) or `none`."),
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; chosen when left out.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; chosen when left out.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+KeepTagsOption = Annotated[
+    bool, typer.Option("--keep-tags", help="Read what stands between <keep> and </keep> in the text in whole, always.")
+]
 _SOURCES = "Files (text, Markdown, HTML, PDF), folders, - for standard input"
 SourcesArgument = Annotated[
     list[str], typer.Argument(metavar="SOURCE...", help=f"{_SOURCES}, or saved contexts, in any mix.")
@@ -66,10 +72,10 @@ def depends_on(task: str, llm: SharedLLM, seed: int) -> dict[str, Any]:
     }
 
 
-def read(llm: SharedLLM, sources: Sequence[str]) -> tuple[Context, float]:
+def read(llm: SharedLLM, sources: Sequence[str], keep_tags: bool = False) -> tuple[Context, float]:
     """The context of some sources, saved contexts among them, and the seconds that reading took.
 
-    Texts that follow each other are read as one.
+    Texts that follow each other are read as one; with `keep_tags`, what stands between their tags is kept.
     """
     import time
     from itertools import groupby
@@ -84,7 +90,7 @@ def read(llm: SharedLLM, sources: Sequence[str]) -> tuple[Context, float]:
         text = text_of(list(group))
         started = time.perf_counter()
         with reading_bar() as progress:
-            contexts.append(llm.read(text, progress=progress))
+            contexts.append(llm.read(text, progress=progress, keep="tags" if keep_tags else None))
         seconds += time.perf_counter() - started
     return contexts[0] if len(contexts) == 1 else Context.compose(contexts), seconds
 

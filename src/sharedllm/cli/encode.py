@@ -11,6 +11,7 @@ import typer
 from sharedllm.cli import common
 
 if TYPE_CHECKING:
+    from sharedllm.keep import Keep
     from sharedllm.library import Library
 
 
@@ -19,6 +20,7 @@ def encode(
     sources: common.OptionalSourcesArgument = None,
     append: Annotated[bool, typer.Option("--append", help="Keep what the folder holds and add to it.")] = False,
     remove: Annotated[list[str] | None, typer.Option("--remove", metavar="SOURCE", help="Forget a source.")] = None,
+    keep_tags: common.KeepTagsOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
     model: common.ModelOption = None,
     adapter: common.AdapterOption = "default",
@@ -49,8 +51,9 @@ def encode(
 
     library = Library(output, llm)
     texts = {source: common.text_of([source]) for source in sources or []}
+    keep: dict[str, Keep] | None = dict.fromkeys(texts, "tags") if keep_tags else None
     if dry_run:
-        plan = library.plan(texts)
+        plan = library.plan(texts, keep)
         seconds = plan.new_tokens / llm.reader.speed() if plan.new_tokens else 0.0
         figures = {**_kept(library), "context_tokens": plan.tokens, "new_tokens": plan.new_tokens, "bytes": plan.bytes}
         line = (
@@ -60,7 +63,7 @@ def encode(
         return
     started = time.perf_counter()
     with common.reading_bar() as progress:
-        library.update(texts, only=not append, progress=progress)
+        library.update(texts, only=not append, progress=progress, keep=keep)
     seconds = round(time.perf_counter() - started, 3)
     line = "{context_tokens:,} tokens kept in {context} ({megabytes:,.1f} MB), read in {seconds:,.1f} s"
     _tell({**_kept(library), "encode_seconds": seconds, **machine(llm)}, line, as_json)

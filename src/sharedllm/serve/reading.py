@@ -49,7 +49,7 @@ def read_on(context: Context, ids: Tensor, chunks: int, told: Callable[[int], No
 def _put(blocks: list[Encoded], new: Encoded) -> None:
     """Add chunks, joined to the last block while that is small, so that a question walks few blocks."""
     last = blocks[-1] if blocks else None
-    alike = last is not None and bool(last.lengths[0] == new.lengths[0])
+    alike = last is not None and bool(last.lengths[0] == new.lengths[0]) and last.tokens.shape[1] == new.tokens.shape[1]
     if last is None or not alike or len(last.lengths) + len(new.lengths) > MERGED_CHUNKS:
         blocks.append(new)
     else:

@@ -1,0 +1,90 @@
+"""Questions about a context: whether the model reads the text itself, the answer, and what was read for it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sharedllm.context import Context
+from sharedllm.errors import UsageError
+from sharedllm.explain import Passage, chunks_read, finest
+from sharedllm.prompts import Answer, Prompt
+from sharedllm.recall import settings_of
+from sharedllm.resolution import Resolution
+
+if TYPE_CHECKING:
+    from sharedllm.model import SharedLLM
+
+
+def answer(
+    llm: SharedLLM,
+    context: Context,
+    question: str,
+    max_new_tokens: int,
+    resolution: Resolution,
+    kwargs: dict[str, Any],
+) -> Answer:
+    """See `SharedLLM.answer`."""
+    prompt, started = Prompt(llm.tokenizer, question), time.perf_counter()
+    ids, compressed = window(llm, context, prompt, max_new_tokens)
+    memory = None
+    if compressed:
+        asks = prompt.question_mask().to(llm.device)
+        memory = llm.recall(context, ids, question_mask=asks, resolution=resolution)
+    searched = time.perf_counter()
+    with llm.injection.reading(memory):
+        out = llm.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            **{"do_sample": False, "pad_token_id": prompt.pad_id, **kwargs},
+        )
+    new = getattr(out, "sequences", out)[0, ids.shape[1] :]  # a dictionary under return_dict_in_generate
+    return Answer(
+        text=llm.tokenizer.decode(new, skip_special_tokens=True).strip(),
+        compressed=memory is not None,
+        slots=0 if memory is None else memory.mask.shape[1] - 1,
+        search_seconds=searched - started,
+        generate_seconds=time.perf_counter() - searched,
+        generated_tokens=len(new),
+    )
+
+
+def explain(
+    llm: SharedLLM,
+    context: Context,
+    question: str,
+    passages: int,
+    max_new_tokens: int,
+    resolution: Resolution,
+) -> list[Passage]:
+    """See `SharedLLM.explain`."""
+    prompt = Prompt(llm.tokenizer, question)
+    ids, compressed = window(llm, context, prompt, max_new_tokens)
+    if not compressed:
+        return [Passage(1, 0, context.tokens, context.tokens, None, llm.tokenizer.decode(context.ids))]
+    (asks,) = llm.query(ids, question_mask=prompt.question_mask().to(llm.device))
+    config = settings_of(llm, context, resolution)
+    return finest(llm, context, chunks_read(context, config, asks), passages)
+
+
+def window(llm: SharedLLM, context: Context, prompt: Prompt, max_new_tokens: int) -> tuple[Tensor, bool]:
+    """What the model itself reads, [1, T]: text and question where the answer fits behind them, else the question alone.
+
+    Also whether the latter, so that the text is compressed.
+    """
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+    llm.reader.bind(context)
+    plain = prompt.with_text(context.ids)
+    if len(plain) + max_new_tokens <= llm.window:
+        return torch.tensor([plain], device=llm.device), False
+    ids = torch.tensor([prompt.alone()], device=llm.device)
+    if ids.shape[1] >= llm.window:
+        raise UsageError(
+            f"the question has {ids.shape[1]} tokens and the model's window {llm.window}; ask a shorter one."
+        )
+    return ids, True

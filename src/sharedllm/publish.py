@@ -1,0 +1,74 @@
+"""Saving an adapter, for oneself or for others: a folder, with a model card, or a repository of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sharedllm.adapter import save_adapter
+from sharedllm.architectures import Parts
+from sharedllm.card import model_card
+from sharedllm.config import SharedConfig
+from sharedllm.hub import pushed
+from sharedllm.inject import Injection
+
+
+class Published:
+    """The part of `SharedLLM` that gives its adapter away."""
+
+    parts: Parts
+    config: SharedConfig
+    injection: Injection
+    fingerprint: str
+    name: str
+
+    def save_adapter(
+        self,
+        folder: str | Path,
+        about: dict[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        card: str | None = None,
+    ) -> None:
+        """Write the adapter to `folder`; see `adapter.save_adapter`."""
+        known = (self.injection, self.config, self.parts, self.fingerprint)
+        save_adapter(folder, *known, about, dtype, base=self.name, card=card)
+
+    def save_pretrained(
+        self, folder: str | Path, results: Sequence[Mapping[str, Any]] = (), license: str | None = None
+    ) -> None:
+        """Write the adapter to `folder` with a model card; `from_pretrained(model, adapter=folder)` reads it.
+
+        Args:
+            results, license: for the card; see `card.model_card`.
+        Raises:
+            UsageError: `folder` holds anything but an adapter.
+            WorkError: the folder cannot be written; what was there before stays.
+        """
+        card = model_card(self.name, self.parts, self.config, self.injection, results, license)
+        self.save_adapter(folder, card=card)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        results: Sequence[Mapping[str, Any]] = (),
+        license: str | None = None,
+        commit_message: str = "A SharedLLM adapter",
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Put what `save_pretrained` writes on the Hugging Face Hub; returns the address of the commit.
+
+        Args:
+            repository: `user/name`; made where it is not there, `private` or not.
+            token: of an account that may write there; None: the one of `hf auth login`.
+        Raises:
+            WorkError: the Hub cannot be reached, or refuses.
+        """
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "adapter"
+            self.save_pretrained(folder, results, license)
+            return pushed(folder, repository, commit_message, private, token)

@@ -1,0 +1,64 @@
+"""Recalling: contexts searched once for the rows of a window, as the memory that the rows attend to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sharedllm.config import SharedConfig
+from sharedllm.context import Context
+from sharedllm.errors import UsageError
+from sharedllm.inject import Memory
+from sharedllm.memory import build_memory, select_slots
+from sharedllm.resolution import AS_TRAINED, Resolution
+
+if TYPE_CHECKING:
+    from sharedllm.model import SharedLLM
+
+Contexts = Context | Sequence[Context | None] | None
+
+
+def recalled(
+    llm: SharedLLM,
+    contexts: Contexts,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    search: str,
+    noise: float,
+    generator: torch.Generator | None,
+    question_mask: Tensor | None,
+    resolution: Resolution,
+) -> Memory | None:
+    """See `SharedLLM.recall`."""
+    if input_ids.shape[1] == 0:
+        raise UsageError("the window is empty; give at least one token to read the context with.")
+    rows = list(contexts) if isinstance(contexts, Sequence) else [contexts] * input_ids.shape[0]
+    if len(rows) != input_ids.shape[0]:
+        raise UsageError(
+            f"there are {len(rows)} contexts for {input_ids.shape[0]} rows; give one a row, or a single one for all."
+        )
+    settings = [llm.config if context is None else settings_of(llm, context, resolution) for context in rows]
+    if all(c is None or not c.blocks for c in rows):
+        return None
+    queries = llm.query(input_ids, attention_mask, question_mask) if search == "query" else [None] * len(rows)
+    slots = [
+        None if c is None else select_slots(c.blocks, config, query, noise, generator, c.keep)
+        for c, config, query in zip(rows, settings, queries, strict=True)
+    ]
+    like = torch.empty(0, dtype=llm.dtype, device=llm.device)
+    return build_memory(slots, llm.parts, llm.config, like)
+
+
+def settings_of(llm: SharedLLM, context: Context, resolution: Resolution = AS_TRAINED) -> SharedConfig:
+    """The settings that a question reads a context under; what of it is not encoded yet is encoded.
+
+    Raises:
+        UsageError: it does not store what they need, or was made with another model or other settings.
+    """
+    llm.reader.bind(context)
+    if context.encoded_tokens < context.tokens:
+        llm.reader.encode(context)
+    return resolution.settings(llm.config, context.blocks)
