@@ -12,6 +12,7 @@ import torch
 
 from sharedllm import SharedLLM, UsageError
 from tests.conftest import CONFIG, byte_tokenizer, hooks, randomize, tiny_model, tokens
+from tests.contexts import encoded
 
 
 def attach(model: Any, config=CONFIG) -> SharedLLM:
@@ -245,3 +246,19 @@ def test_more_injected_layers_than_the_model_has_are_refused():
 def test_a_model_of_one_layer_is_refused(adapter):
     with pytest.raises(UsageError, match="two"):
         SharedLLM.from_pretrained(tiny_model(num_hidden_layers=1), adapter=adapter)
+
+
+def test_what_a_branch_says_it_attends_to_is_what_it_adds(make):
+    """Weights times values, through the output projection, are the branch; the null slot's value is zero."""
+    llm = make()
+    branch, memory = llm.injection.branches[0], llm.recall(encoded(llm, tokens(110, 3)), tokens(7)[None])
+    with torch.no_grad():
+        branch.gate.fill_(1.0)
+    heard, added = [], []
+    branch.register_forward_hook(lambda _branch, _args, out: added.append(out))
+    with torch.no_grad(), llm.injection.reading(memory, heard.append):
+        llm.model(tokens(7)[None])
+    weights_BHTS, values_BKSD = heard[0], memory.values[0][..., : branch.head_dim]
+    torch.testing.assert_close(weights_BHTS.sum(3), torch.ones(1, 4, 7))
+    attended = weights_BHTS @ values_BKSD.repeat_interleave(2, dim=1)
+    torch.testing.assert_close(branch.output(attended.transpose(1, 2).flatten(2)), added[0], atol=1e-5, rtol=1e-5)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sharedllm.memory import find
-from sharedllm.relevance import compare, priors, search_layer, token_reps
+from sharedllm.relevance import compare, near_parts, priors, search_layer, token_reps
 from sharedllm.tree import tree_borders
 from tests.conftest import CONFIG, tokens
 
@@ -111,11 +111,11 @@ def test_a_prior_is_what_a_span_with_a_neighbour_lacks_to_the_nearest_pair():
         torch.tensor([[[0.1, 0.9], [0.8, 0.2]]]),
         torch.tensor([[[0.3, 0.4], [0.0, 0.0]]]),
     ]  # 2 blocks, 1 chunk, 2 spans
-    first, second = priors(spans, 10.0)
+    first, second = priors(near_parts(spans), 10.0)
     # Pairs: (0.8, 0.9), across the blocks (0.8, 0.4), (0.3, 0.4); means 0.85, 0.6, 0.35.
     assert first.tolist() == [[0.0, 0.0]]
     assert second.tolist() == [[pytest.approx(-2.5), pytest.approx(-5.0)]]
-    (alone,) = priors([torch.tensor([[[0.3, 0.4]]])], 10.0)
+    (alone,) = priors(near_parts([torch.tensor([[[0.3, 0.4]]])]), 10.0)
     assert alone.tolist() == [[0.0]]
 
 

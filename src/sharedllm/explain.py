@@ -40,7 +40,8 @@ class ChunkRead:
     slots: int
     """0: the chunk is left out."""
     score: float | None
-    """Mean over the question's tokens of the cosine with the nearest token of the chunk; None without a question."""
+    """Mean over the question's tokens of the cosine with the nearest token of the chunk, or of its nearest part under
+    `config.search_prior`; None without a question."""
     leaves: list[Leaf]
 
 
@@ -65,8 +66,7 @@ def chunks_read(context: Context, config: SharedConfig, question_QR: Tensor | No
     at, depth = 0, config.tree_depth
     found = find(context.blocks, config, question_QR, keep=context.keep)
     for block, here in zip(context.blocks, found, strict=True):
-        asked = 1 if question_QR is None else len(question_QR)
-        scores = [None] * len(block.lengths) if here.scores is None else (here.scores / asked).tolist()
+        scores = [None] * len(block.lengths) if here.scores is None else here.scores.tolist()
         trees = zip(block.lengths.tolist(), scores, here.leaves.tolist(), here.taken().cpu(), strict=True)
         for tokens, score, spans, taken in trees:
             leaves = [

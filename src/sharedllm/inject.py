@@ -17,7 +17,7 @@ Source of the branch: arXiv 2603.04759. Gate and null slot are this project's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -142,8 +142,19 @@ class Branch(nn.Module):
         self.null_growth = nn.Parameter(weight.new_full((self.heads,), GROWTH)) if config.null_growth else None
         self.requires_grad_(True)
 
-    def forward(self, hidden_BTE: Tensor, memory: Memory, layer: int, place: Place) -> Tensor:
-        """What the branch adds to the residual, [B, T, E], in the dtype of `hidden_BTE`."""
+    def forward(
+        self,
+        hidden_BTE: Tensor,
+        memory: Memory,
+        layer: int,
+        place: Place,
+        heard: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
+        """What the branch adds to the residual, [B, T, E], in the dtype of `hidden_BTE`.
+
+        Args:
+            heard: hears how much each head attended to each slot, [B, H, T, 1 + S], times the size of its gate.
+        """
         B, T, _ = hidden_BTE.shape
         H, K, D = self.heads, self.kv_heads, self.head_dim
         dtype = hidden_BTE.dtype
@@ -164,6 +175,9 @@ class Branch(nn.Module):
             attended = F.scaled_dot_product_attention(
                 query, keys, values, attn_mask=padding.expand(-1, H // K, T, -1), scale=self.scaling
             )
+        if heard is not None:
+            weights = attention(query, keys[:, :1], padding, self.scaling, self.softcap).reshape(B, H, T, -1)
+            heard(weights if self.gate is None else weights * self.gate.detach().abs().to(dtype).view(1, H, 1, 1))
         attended = attended.view(B, H, T, -1)[..., :D]
         if self.gate is not None:
             attended = attended * self.gate.to(dtype).view(1, H, 1, 1)
@@ -196,12 +210,18 @@ def attend_plainly(
     backward over 4 x 512 tokens and 1,793 slots took 0.23 s a layer with it, 0.08 s so, in bf16 on two cores.
     """
     X, G, T, _ = query.shape
+    weights = attention(query, keys, bias, scaling, softcap)
+    return torch.matmul(weights.flatten(1, 2), values[:, 0]).view(X, G, T, -1)
+
+
+def attention(query: Tensor, keys: Tensor, bias: Tensor, scaling: float, softcap: float | None = None) -> Tensor:
+    """How much each query attends to each slot, [X, G, T, S]; arguments as of `attend_plainly`."""
+    X, G, T, _ = query.shape
     rows = (query * scaling).flatten(1, 2)
     logits = torch.matmul(rows, keys[:, 0].transpose(1, 2)).view(X, G, T, -1)
     if softcap:
         logits = torch.cat([logits[..., :1], softcap * torch.tanh(logits[..., 1:] / softcap)], dim=3)
-    logits = logits + bias
-    return torch.matmul(logits.softmax(dim=3).flatten(1, 2), values[:, 0]).view(X, G, T, -1)
+    return (logits + bias).softmax(dim=3)
 
 
 class Injection(nn.Module):
@@ -212,6 +232,7 @@ class Injection(nn.Module):
         self.branches = nn.ModuleList(Branch(parts, j, config) for j in range(config.injected_layers))
         self._parts, self._config = parts, config
         self._memory: Memory | None = None
+        self._heard: Callable[[Tensor], None] | None = None
         self._place: Place | None = None
         self._handles: list[Any] = [parts.rotary.register_forward_pre_hook(self._locate, with_kwargs=True)]
         self._hidden: dict[int, Tensor] = {}
@@ -220,14 +241,15 @@ class Injection(nn.Module):
             self._handles.append(parts.attention(j).register_forward_hook(self._after(j)))
 
     @contextmanager
-    def reading(self, memory: Memory | None) -> Iterator[None]:
+    def reading(self, memory: Memory | None, heard: Callable[[Tensor], None] | None = None) -> Iterator[None]:
         """Within this block the model's forward passes take `memory` in; backward passes that compute layers again belong
-        inside as well."""
-        before, self._memory = (self._memory, self._place), memory
+        inside as well. `heard` hears of each branch what was attended to, as `Branch.forward` says."""
+        before = self._memory, self._heard, self._place
+        self._memory, self._heard = memory, heard
         try:
             yield
         finally:
-            self._memory, self._place = before
+            self._memory, self._heard, self._place = before
             self._hidden.clear()
 
     def remove(self) -> None:
@@ -267,7 +289,7 @@ class Injection(nn.Module):
                 return None
             attended = output[0] if isinstance(output, tuple) else output
             hidden = self._parts.joined(layer, self._hidden.pop(layer), attended)
-            added = attended + self.branches[layer](hidden, self._memory, layer, self._place)
+            added = attended + self.branches[layer](hidden, self._memory, layer, self._place, self._heard)
             return (added, *output[1:]) if isinstance(output, tuple) else added
 
         return add

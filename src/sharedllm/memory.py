@@ -18,7 +18,7 @@ from sharedllm.config import SharedConfig
 from sharedllm.encoder import Encoded
 from sharedllm.inject import WIDER, Memory
 from sharedllm.keep import Span, span_mask
-from sharedllm.relevance import compare, priors
+from sharedllm.relevance import compare, near_parts, priors
 from sharedllm.tree import search, slot_tokens, tree_borders
 
 
@@ -49,7 +49,7 @@ class Found:
     slots: Tensor
     """[X], slots a leaf of each chunk keeps at most; 0 for a chunk that is left out."""
     scores: Tensor | None
-    """[X], how near each chunk is to the question; None without one."""
+    """[X], how near each chunk is to the question, in mean cosine of the tokens that ask; None without one."""
     kept: Tensor
     """[X, C], tokens that are taken in besides, because they are kept from compression."""
     borders: Tensor
@@ -99,10 +99,10 @@ def find(
         compared = list(zip(compare(blocks, config, question_QR), borders, strict=True))
         spans = [near.spans(b) for near, b in compared]
         levels = [near.levels(s) for (near, _), s in zip(compared, spans, strict=True)]
-        scores, nearness = levels, [level[0][:, 0] for level in levels]
+        scores, nearness = levels, [level[0][:, 0] / len(question_QR) for level in levels]
         if config.search_prior:
-            prior = priors(spans, config.search_prior)
-            nearness = [p.amax(1) for p in prior]
+            parts = near_parts(spans)
+            prior, nearness = priors(parts, config.search_prior), [near.amax(1) for near in parts]
         near_X, order = nearness, torch.cat(nearness).argsort(stable=True)
     total = sum(sizes)
     read = max(config.read_chunks, config.fine_chunks) if config.read_chunks else total

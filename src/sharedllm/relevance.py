@@ -64,13 +64,11 @@ class Nearness:
         return levels
 
 
-def priors(spans_XFQ: Sequence[Tensor], weight: float) -> list[Tensor]:
-    """What the search says of every finest span of some blocks to attention: added to its slots' logits, [X, F] each.
+def near_parts(spans_XFQ: Sequence[Tensor]) -> list[Tensor]:
+    """How near every finest span of some blocks is to the question, [X, F] each: a mean over the tokens that ask of the
+    cosine that it or a neighbour comes to.
 
-    `weight` times the mean, over the tokens that ask, of the cosine a span or a neighbour of it comes to, less the same of
-    the nearest: 0 at best. With a neighbour, because a statement may lie across a border, and what it says of a thing
-    before the words that name it. So attention is a mixture over parts of the text under the search's own
-    distribution over them, p(part | question), as in retrieval-augmented models (arXiv 2002.08909).
+    With a neighbour, because a statement may lie across a border, and what it says of a thing before the words that name it.
 
     Args:
         spans_XFQ: cosines of `Nearness.spans`, a tensor a block, in text order.
@@ -80,9 +78,22 @@ def priors(spans_XFQ: Sequence[Tensor], weight: float) -> list[Tensor]:
     if len(near_N) > 1:
         pairs = torch.maximum(every_NQ[:-1], every_NQ[1:]).mean(1)
         near_N = torch.maximum(F.pad(pairs, (1, 0), value=-torch.inf), F.pad(pairs, (0, 1), value=-torch.inf))
-    near_N = weight * (near_N - near_N.max())
     sizes = [spans.shape[0] * spans.shape[1] for spans in spans_XFQ]
     return [near.view(spans.shape[:2]) for near, spans in zip(near_N.split(sizes), spans_XFQ, strict=True)]
+
+
+def priors(near_XF: Sequence[Tensor], weight: float) -> list[Tensor]:
+    """What the search adds to the logits of attention in every finest span, [X, F] a block: `weight` times what it lacks
+    to the nearest of all; 0 at best.
+
+    So attention is a mixture over parts of the text under the search's own distribution over them, p(part | question), as
+    in retrieval-augmented models (arXiv 2002.08909).
+
+    Args:
+        near_XF: of `near_parts`, a tensor a block.
+    """
+    nearest = torch.stack([near.max() for near in near_XF]).max()
+    return [weight * (near - nearest) for near in near_XF]
 
 
 def asked(

@@ -7,7 +7,9 @@ import threading
 import time
 
 import pytest
+import torch
 
+from sharedllm.prompts import Prompt
 from tests.contexts import assert_same_chunks, encoded
 from tests.serve.conftest import LONG, read, started, upload
 
@@ -37,7 +39,8 @@ def test_a_context_is_followed_listed_appended_to_and_deleted(http, served):
 
 def test_the_map_says_what_a_question_reads(http, served):
     key = upload(http)
-    drawn = http.get(f"/v1/contexts/{key}/map", params={"question": "Where is item 3?"}).json()
+    asks = {"messages": [{"role": "user", "content": "Where is item 3?"}], "context": key, "max_tokens": 9}
+    drawn = http.post("/v1/map", json=asks).json()
     config, C = served.llm.config, 16
     assert drawn["tokens"] == len(LONG) and len(drawn["chunks"]) == -(-len(LONG) // C)
     for chunk in drawn["chunks"]:
@@ -48,11 +51,51 @@ def test_the_map_says_what_a_question_reads(http, served):
     assert sorted(leaf["end"] - leaf["start"] for leaf in whole["leaves"]) == [4, 4, 8]
     assert {leaf["level"]: leaf["chosen"] for leaf in whole["leaves"]} == {1: False, 2: True}
     assert whole["slots"] == config.slots_per_chunk
-    answer = http.post(
-        "/v1/chat/completions",
-        json={"messages": [{"role": "user", "content": "Where is item 3?"}], "context": key, "max_tokens": 1},
+    assert drawn["attention"] is None and drawn["parts"][0]["context"] == key
+    answer = http.post("/v1/chat/completions", json=asks).json()
+    assert drawn["slots"] == answer["sharedllm"]["slots"]
+    full = drawn["full_attention"]
+    assert full["bytes"] == len(LONG) * 4 * 2 * 2 * 8 * 4, "4 layers, keys and values of 2 heads of 8 numbers, fp32"
+    assert full["bytes"] > drawn["attended_bytes"] > 0 and full["seconds_at_least"] > 0
+
+
+def test_the_map_says_what_an_answer_attended_to(http, served):
+    """As running the model over question and answer at once says, branch by branch."""
+    key, llm, said = upload(http), served.llm, "On the roof."
+    asks = {"messages": [{"role": "user", "content": "Where is item 3?"}], "context": key, "answer": said}
+    drawn = http.post("/v1/map", json=asks).json()
+    prompt = Prompt(llm.tokenizer, "Where is item 3?")
+    ids, answer = prompt.alone(), llm.tokenizer(said)["input_ids"]
+    memory = llm.recall(
+        served.service.shelf.get(key).context, torch.tensor([ids]), question_mask=prompt.question_mask()
     )
-    assert drawn["slots"] == answer.json()["sharedllm"]["slots"]
+    heard = []
+    with torch.no_grad(), llm.injection.reading(memory, heard.append):
+        llm.model(torch.tensor([[*ids, *answer[:-1]]]))
+    slots = torch.stack([weights[0, :, len(ids) - 1 :].sum((0, 1)) for weights in heard]).sum(0)
+    assert drawn["attention"] == pytest.approx(float(slots[1:].sum() / slots.sum()), rel=1e-3)
+    at, leaves = 1, [leaf for chunk in drawn["chunks"] for leaf in chunk["leaves"]]
+    for leaf in leaves:
+        share = slots[at : at + leaf["slots"]].sum() / slots[1:].sum()
+        assert leaf["attention"] == pytest.approx(float(share), rel=1e-3, abs=1e-6)
+        at += leaf["slots"]
+    assert at == len(slots) and sum(leaf["attention"] for leaf in leaves) == pytest.approx(1)
+
+
+def test_a_map_of_several_contexts_and_of_what_fits_the_window(http):
+    one, two = upload(http), upload(http, LONG[::-1])
+    asks = {"messages": [{"role": "user", "content": "Where?"}], "context": [one, two], "answer": "There."}
+    drawn = http.post("/v1/map", json=asks).json()
+    assert [part["context"] for part in drawn["parts"]] == [one, two]
+    assert [chunk["start"] for chunk in drawn["chunks"]].count(len(LONG)) == 1
+    folded = {"messages": [{"role": "user", "content": f"{LONG}\n\nWhere?"}]}
+    assert http.post("/v1/map", json=folded).json()["parts"] == [
+        {"context": None, "tokens": len(LONG), "read_seconds": None}
+    ]
+    short = http.post("/v1/map", json={**asks, "context": upload(http, "Item 1 is here."), "max_tokens": 9}).json()
+    assert not short["compressed"] and short["tokens"] == 15
+    refused = http.post("/v1/map", json={"messages": asks["messages"]})
+    assert refused.status_code == 400 and "nothing to map" in refused.text
 
 
 def test_reading_does_not_stall_an_answer(http, served):

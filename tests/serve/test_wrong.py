@@ -17,6 +17,16 @@ CHAT, CONTEXTS = "/v1/chat/completions", "/v1/contexts"
 WRONG = [
     (CHAT, b"{", 400, "JSON"),
     (CHAT, b"\xff\xfe", 400, ""),
+    (CHAT, b"[" * 100_000, 400, "nested"),
+    (CHAT, b'{"messages": ' + b'{"a":' * 50_000, 400, "nested"),
+    (CHAT, b'{"messages": [{"role": "user", "content": "a"}], "temperature": 1e999}', 400, "temperature"),
+    (CHAT, b'{"messages": [{"role": "user", "content": "a"}], "seed": -1' + b"0" * 999 + b"}", 400, "seed"),
+    (CHAT, b'{"messages": [{"role": "user", "content": "a"}], "seed": 1' + b"0" * 9999 + b"}", 400, ""),
+    (CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}], "max_tokens": 1}', 400, ""),
+    (CHAT, b'{"messages": [{"role": "user", "content": "a"}], "stop": "\\udfff", "max_tokens": 1}', 400, "stop"),
+    ("/v1/map", {"messages": SAID}, 400, "nothing to map"),
+    ("/v1/map", {"messages": SAID, "answer": 9}, 400, "answer"),
+    ("/v1/map", {"messages": SAID, "context": "ctx_../../x"}, 404, "context"),
     (CHAT, [], 400, "body"),
     (CHAT, {}, 400, "messages"),
     (CHAT, {"messages": []}, 400, "messages"),
@@ -137,16 +147,18 @@ def test_limits_key_and_sites(tmp_path):
 
 
 def test_nothing_of_a_document_or_a_question_is_run_or_logged(http, caplog):
+    from sharedllm.serve.routes_operation import SCRIPTS
+
     page = http.get("/")
     policy = page.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy
     assert "http:" not in page.text and "https:" not in page.text and "onclick" not in page.text
-    for script in ("/page.js", "/map.js"):
-        code = http.get(script).text
+    for script in SCRIPTS:
+        code = http.get(f"/{script}").text
         assert code.strip() and "innerHTML" not in code and "eval(" not in code
     caplog.set_level("INFO", "sharedllm.access")
     key = upload(http, "<script>alert(1)</script> " * 9, "x.txt")
-    http.get(f"{CONTEXTS}/{key}/map", params={"question": "secret words"})
+    http.post("/v1/map", json={"context": key, "messages": [{"role": "user", "content": "secret words"}]})
     assert caplog.records and "secret" not in str([vars(r) for r in caplog.records])
     text = http.get(f"{CONTEXTS}/{key}/text")
     assert text.headers["Content-Type"] == "application/json" and text.headers["X-Content-Type-Options"] == "nosniff"

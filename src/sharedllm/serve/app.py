@@ -12,11 +12,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from sharedllm.serve import routes_completions, routes_contexts, routes_operation
+from sharedllm.serve import routes_completions, routes_contexts, routes_map, routes_operation
 from sharedllm.serve.engine import as_api_error
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.guard import Guard
 from sharedllm.serve.service import Service
+
+SENTENCES: dict[str | int, str] = {
+    "There was an error parsing the body": "the body cannot be parsed; check its quotes, its numbers and how deeply it is nested.",
+    404: "there is no such page.",
+    405: "this page takes no such method.",
+}
 
 
 def application(service: Service) -> FastAPI:
@@ -28,8 +34,8 @@ def application(service: Service) -> FastAPI:
         yield
         await asyncio.to_thread(service.stop)
 
-    app = FastAPI(title="SharedLLM", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    for part in (routes_completions, routes_contexts, routes_operation):
+    app = FastAPI(title="SharedLLM", lifespan=lifespan, docs_url=None, redoc_url=None)
+    for part in (routes_completions, routes_contexts, routes_map, routes_operation):
         app.include_router(part.routes(service))
     app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
     app.add_exception_handler(ApiError, _refused)
@@ -48,8 +54,8 @@ async def _failed(request: Request, error: Any) -> Response:
 
 
 async def _http(request: Request, error: Any) -> Response:
-    sentences = {404: "there is no such page.", 405: "this page takes no such method."}
-    sentence = sentences.get(error.status_code, str(error.detail).rstrip(".") + ".")
+    detail = str(error.detail)
+    sentence = SENTENCES.get(detail) or SENTENCES.get(error.status_code) or f"{detail.rstrip('.')}."
     return await _refused(request, ApiError(error.status_code, sentence))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
 from sharedllm.serve.chat import Said, token_ids
+from sharedllm.serve.entry import Entry
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.sampling import Sampling
 from sharedllm.serve.schemas import ChatRequest, CompletionRequest
@@ -37,33 +38,42 @@ class Usage:
     """Read into a context for this request."""
 
 
+@dataclass
+class Prepared:
+    """A request, split: what its window holds, what it attends to, how long its answer may be."""
+
+    entries: list[Entry]
+    contexts: list[Context]
+    split: Split
+    most: int
+    usage: Usage
+
+
+def composed(service: Service, asked: Prepared) -> Generator[None, None, Context]:
+    """The one context that a window attends to: those that were named, then what of the prompt is read; in slices."""
+    parts, reads = list(asked.contexts), asked.split.reads
+    if reads is not None:
+        said, known = yield from service.shelf.prompt(reads)
+        asked.usage.known_tokens += known
+        asked.usage.read_tokens = len(reads) - known
+        parts.append(said)
+    return parts[0] if len(parts) == 1 else Context.compose(parts)
+
+
 class Asked:
     """A request on its way through the engine; iterate over its events."""
 
-    def __init__(self, service: Service, ask: Ask, contexts: list[Context], split: Split, most: int) -> None:
+    def __init__(self, service: Service, ask: Ask, prepared: Prepared) -> None:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        given = sum(context.tokens for context in contexts)
-        attended = given if split.attends else 0
-        reads = 0 if split.reads is None else len(split.reads)
-        self.usage = Usage(len(split.ids) + attended + reads, attended)
-
-        def resolve() -> Generator[None, None, Context]:
-            parts = list(contexts)
-            if split.reads is not None:
-                said, known = yield from service.shelf.prompt(split.reads)
-                self.usage.known_tokens += known
-                self.usage.read_tokens = reads - known
-                parts.append(said)
-            return parts[0] if len(parts) == 1 else Context.compose(parts)
-
+        self.usage, split = prepared.usage, prepared.split
         self.task = Task(
             ids=split.ids,
             asking=split.asking,
-            context=resolve if split.attends else None,
+            context=(lambda: composed(service, prepared)) if split.attends else None,
             sampling=sampling(ask),
             choices=ask.n or 1,
-            most=most,
+            most=prepared.most,
             stops=ask.stops,
             send=self._send,
             deadline=time.monotonic() + service.settings.seconds,
@@ -102,16 +112,29 @@ async def asked(service: Service, ask: Ask) -> Asked:
     """
     if (ask.n or 1) > service.settings.rows:
         raise ApiError(400, f"n is {ask.n}; this server gives at most {service.settings.rows} choices.", None, "n")
+    task = Asked(service, ask, await prepared(service, ask))
+    service.engine.ask(task.task)
+    service.metrics.prompt_tokens.inc(task.usage.prompt_tokens)
+    return task
+
+
+async def prepared(service: Service, ask: Ask) -> Prepared:
+    """Split what is asked.
+
+    Raises:
+        ApiError: it cannot be answered.
+    """
     service.check_model(ask.model)
+    entries = [service.shelf.get(name) for name in ask.contexts]
     contexts = [service.shelf.ready(name) for name in ask.contexts]
     try:
         split, most = await run_in_threadpool(_split, service, ask, contexts)
     except UsageError as error:
         raise ApiError(400, str(error)) from error
-    task = Asked(service, ask, contexts, split, most)
-    service.engine.ask(task.task)
-    service.metrics.prompt_tokens.inc(task.usage.prompt_tokens)
-    return task
+    attended = sum(context.tokens for context in contexts) if split.attends else 0
+    reads = 0 if split.reads is None else len(split.reads)
+    usage = Usage(len(split.ids) + attended + reads, attended)
+    return Prepared(entries, contexts, split, most, usage)
 
 
 def _split(service: Service, ask: Ask, contexts: list[Context]) -> tuple[Split, int]:

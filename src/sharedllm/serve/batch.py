@@ -8,7 +8,7 @@ Shapes: B rows, T cached tokens of the longest row, V vocabulary, S slots.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,15 +35,28 @@ class TakenIn:
 
 
 @torch.no_grad()
-def take_in(llm: SharedLLM, ids: Sequence[int], memory: Memory | None, most: int) -> Generator[None, None, TakenIn]:
-    """Run a prompt through the model, at most `most` tokens between two yields."""
-    cache, logits = DynamicCache(), torch.empty(0)
-    for start in range(0, len(ids), most):
-        if start:
+def take_in(
+    llm: SharedLLM,
+    ids: Sequence[int],
+    memory: Memory | None,
+    most: int,
+    before: TakenIn | None = None,
+    heard: Callable[[Tensor], None] | None = None,
+) -> Generator[None, None, TakenIn]:
+    """Run a prompt through the model, at most `most` tokens between two yields.
+
+    Args:
+        before: what the prompt goes on from; its cache grows.
+        heard: hears what the branches attend to, as `Injection.reading` says.
+    """
+    cache, known = (DynamicCache(), 0) if before is None else (before.cache, before.tokens)
+    logits = torch.empty(0)
+    for at in range(0, len(ids), most):
+        if at:
             yield
-        part = torch.tensor([ids[start : start + most]], device=llm.device)
-        end = start + part.shape[1]
-        with torch.no_grad(), llm.injection.reading(memory):
+        part = torch.tensor([ids[at : at + most]], device=llm.device)
+        start, end = known + at, known + at + part.shape[1]
+        with torch.no_grad(), llm.injection.reading(memory, heard):
             out = llm.model(
                 input_ids=part,
                 attention_mask=torch.ones(1, end, dtype=torch.long, device=llm.device),
@@ -53,7 +66,7 @@ def take_in(llm: SharedLLM, ids: Sequence[int], memory: Memory | None, most: int
                 logits_to_keep=1,
             )
         logits = out.logits[0, -1].float()
-    return TakenIn(cache, len(ids), no_memory(llm) if memory is None else memory, logits)
+    return TakenIn(cache, known + len(ids), no_memory(llm) if memory is None else memory, logits)
 
 
 def no_memory(llm: SharedLLM) -> Memory:

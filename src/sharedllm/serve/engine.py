@@ -6,6 +6,7 @@ prompt, searching): a generator that is advanced once. While rows decode, such w
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -44,6 +45,8 @@ class Engine:
     def __init__(self, llm: SharedLLM, settings: Settings, metrics: Metrics) -> None:
         self.llm, self.settings, self.metrics = llm, settings, metrics
         self.draining = False
+        self.tokens_per_second = 0.0
+        """Of the whole model over a piece of text, measured at the start."""
         self._changed = threading.Condition()
         self._waiting: deque[Task] = deque()
         self._preparing: set[Task] = set()
@@ -77,15 +80,29 @@ class Engine:
             self._waiting.append(task)
             self._changed.notify()
 
-    def do(self, slices: Generator[None, None, Any], unwanted: Callable[[], bool] = lambda: False) -> Future[Any]:
-        """Have work done on the engine's thread; it is dropped when `unwanted` says so between two slices."""
+    def do(
+        self, slices: Generator[None, None, Any], unwanted: Callable[[], bool] = lambda: False, bounded: bool = False
+    ) -> Future[Any]:
+        """Have work done on the engine's thread; it is dropped when `unwanted` says so between two slices.
+
+        Raises:
+            ApiError: the server is shutting down (503); with `bounded`, too much is being done already (429).
+        """
         work = Work(slices, unwanted=unwanted)
         with self._changed:
             if self._stopped:
                 raise ApiError(503, ENDING, "shutting_down", retry_after=5)
+            if bounded:
+                self.check_room()
             self._work.append(work)
             self._changed.notify()
         return work.done
+
+    def check_room(self) -> None:
+        """Raise `ApiError` 429 where as much is being read and prepared as may wait."""
+        if len(self._work) >= self.settings.rows + self.settings.queue:
+            self.metrics.refused.inc()
+            raise ApiError(429, "too much is being read already; try again in a moment.", "queue_full", None, 2)
 
     def stop(self, grace: float) -> None:
         """Take no more tasks, give those that are here `grace` seconds, then end."""
@@ -99,7 +116,17 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
 
+    def _measure(self) -> None:
+        """How fast the whole model takes in a piece of text; the first time warms it up."""
+        ids = [0] * max(1, min(self.settings.prefill_tokens, self.llm.window // 2))
+        for _ in range(2):
+            started = time.perf_counter()
+            for _slice in take_in(self.llm, ids, None, len(ids)):
+                pass
+            self.tokens_per_second = len(ids) / (time.perf_counter() - started)
+
     def _run(self) -> None:
+        self._measure()
         while True:
             with self._changed:
                 while not (self._stopped or self._waiting or self._work or self._rows):
@@ -261,5 +288,7 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(
             503, "there is not enough memory for this now; try again, or send less.", "out_of_memory", None, 5
         )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ApiError(507, "the server's disk is full; delete contexts that are not needed.", "disk_full")
     log.error("unforeseen error", exc_info=error)
     return ApiError(500, "something failed inside the server; its log has the reason.", "internal_error")

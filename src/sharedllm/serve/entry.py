@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sharedllm.context import Context
@@ -87,13 +87,14 @@ class Entry:
             "seconds_left": None if not speed else round((len(self.ids) - read) / speed, 1),
             "bytes": 0 if self.context is None else self.context.nbytes,
             "in_memory": self.loaded,
+            "on_disk": self.saved,
         }
 
     def save_text(self) -> None:
         """Write down what is to be read, before it is."""
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.folder / "text.unfinished"
-        save_file({"ids": self.ids.contiguous()}, unfinished)
+        unfinished.write_bytes(save({"ids": self.ids.contiguous()}))
         unfinished.replace(self.folder / TEXT)
         self.save_about()
 

@@ -20,10 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.metrics import Metrics
+from sharedllm.serve.routes_operation import PAGE
 from sharedllm.serve.settings import Settings
 
 log = logging.getLogger("sharedllm.access")
-OPEN = ("/", "/page.css", "/page.js", "/map.js", "/health", "/ready")  # that need no key
+OPEN = (*(f"/{path}" for path in PAGE), "/health", "/ready")  # that need no key
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

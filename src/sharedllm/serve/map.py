@@ -1,4 +1,9 @@
-"""A document as a map: the tree of each chunk, which halves a question chose, and how finely each is read."""
+"""A text as a map: the tree of each chunk, which halves a question chose, how finely each is read, and how much an answer
+attended to it.
+
+The answer is run through the model once more, behind its question: that gives the attention it was written with, and
+leaves the answering itself as fast as it is.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +12,64 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sharedllm.context import Context
 from sharedllm.explain import chunks_read
+from sharedllm.inject import Memory
 from sharedllm.model import SharedLLM
-from sharedllm.serve.chat import Said, window_ids
+from sharedllm.serve.batch import take_in
+from sharedllm.serve.split import Split
+
+ANSWER_TOKENS = 64  # of an answer between two yields: attention to all slots is held for so many
 
 
-def mapped(llm: SharedLLM, context: Context, question: str) -> Generator[None, None, dict[str, Any]]:
-    """What `Memory` of this question is made of, as plain numbers; in slices. Without a question: the newest chunks.
+def mapped(
+    llm: SharedLLM, context: Context, split: Split, answer: list[int], most: int
+) -> Generator[None, None, dict[str, Any]]:
+    """What a question's `Memory` is made of, as plain numbers; in slices.
 
-    Chunks and leaves have the fields of `explain.ChunkRead` and `explain.Leaf`.
+    Chunks and leaves have the fields of `explain.ChunkRead` and `explain.Leaf`; a leaf's `attention` is its share of what the
+    answer attended to in the context; None without an answer.
+
+    Args:
+        split: the question's window.
+        answer: token ids of the answer, [] for none.
+        most: tokens of the window taken in between two yields.
     """
+    ids = torch.tensor([split.ids], device=llm.device)
+    memory = llm.recall(context, ids, question_mask=split.asking)
+    assert memory is not None, "a context that is attended to has chunks"
     yield
-    if not context.blocks:  # it fits the window, and is read there
-        whole = {"start": 0, "tokens": context.tokens, "slots": context.tokens, "leaves": []}
-        return {"tokens": context.tokens, "compressed": False, "slots": context.tokens, "chunks": [whole]}
-    asks = None
-    if question.strip():
-        ids, asking = window_ids(llm.tokenizer, [Said("user", question.strip())])
-        asks = llm.query(torch.tensor([ids], device=llm.device), question_mask=asking)[0]
+    asks = llm.query(ids, question_mask=split.asking)[0]
     chunks = [asdict(chunk) for chunk in chunks_read(context, llm.config, asks)]
-    slots = sum(chunk["slots"] for chunk in chunks)
-    return {"tokens": context.tokens, "compressed": True, "slots": slots, "chunks": chunks}
+    leaves = [leaf for chunk in chunks for leaf in chunk["leaves"]]
+    for leaf in leaves:
+        leaf["attention"] = None
+    yield
+    about: dict[str, Any] = {"slots": sum(chunk["slots"] for chunk in chunks), "attention": None, "chunks": chunks}
+    if answer:
+        weights = yield from attended(llm, split.ids, answer, memory, most)
+        about["attention"] = float(weights[1:].sum() / weights.sum().clamp(min=1e-30))
+        shares = weights[1:] / weights[1:].sum().clamp(min=1e-30)
+        for leaf, share in zip(leaves, shares.split([leaf["slots"] for leaf in leaves]), strict=True):
+            leaf["attention"] = float(share.sum())
+    return about
+
+
+def attended(
+    llm: SharedLLM, ids: list[int], answer: list[int], memory: Memory, most: int
+) -> Generator[None, None, Tensor]:
+    """How much was attended to each slot of a memory while an answer was written, [1 + S], the null slot first.
+
+    Summed over layers, heads (each counts by the size of its gate) and the answer's tokens.
+    """
+    total = torch.zeros(memory.mask.shape[1])
+
+    def heard(weights_BHTS: Tensor) -> None:
+        total.add_(weights_BHTS[0].float().sum((0, 1)).cpu())
+
+    question = yield from take_in(llm, ids[:-1], memory, most)
+    yield
+    yield from take_in(llm, [ids[-1], *answer[:-1]], memory, ANSWER_TOKENS, question, heard)
+    return total

@@ -38,4 +38,5 @@ class Metrics:
         self.known_tokens = counter("known_tokens", "Tokens that were not read again.")
         self.saved_seconds = counter("saved_seconds", "Time that reading them again would have taken.")
         self.contexts = gauge("contexts", "Contexts that are kept.")
+        self.disk_errors = counter("disk_errors", "Contexts that could not be written.")
         self.memory_bytes = gauge("contexts_memory_bytes", "Of contexts in memory.")

@@ -13,13 +13,11 @@ from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse
 from torch import Tensor
 
-from sharedllm.errors import SharedLLMError
+from sharedllm.errors import UsageError
+from sharedllm.serve.extract import text_of
 from sharedllm.serve.failures import ApiError
-from sharedllm.serve.map import mapped
 from sharedllm.serve.service import Service
-from sharedllm.sources import document_of
 
-Question = Annotated[str, Query(max_length=4000)]
 Upload = Annotated[UploadFile, File(description="Text, Markdown, HTML or PDF.")]
 PASSAGE = 8192  # tokens of a passage at most
 
@@ -30,8 +28,9 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("", status_code=202)
     async def upload(file: Upload) -> dict[str, Any]:
+        service.engine.check_room()
         name, text = await _text(service, file)
-        return shelf.add(name, text).describe()
+        return (await run_in_threadpool(shelf.add, name, text)).describe()
 
     @router.get("")
     async def contexts() -> dict[str, Any]:
@@ -44,8 +43,9 @@ def routes(service: Service) -> APIRouter:
     @router.post("/{name}", status_code=202)
     async def append(name: str, file: Upload) -> dict[str, Any]:
         shelf.get(name)
+        service.engine.check_room()
         added, text = await _text(service, file, after="\n\n")
-        return shelf.append(name, added, text).describe()
+        return (await run_in_threadpool(shelf.append, name, added, text)).describe()
 
     @router.delete("/{name}")
     async def delete(name: str) -> dict[str, Any]:
@@ -56,12 +56,6 @@ def routes(service: Service) -> APIRouter:
     async def events(name: str) -> Response:
         shelf.get(name)
         return EventSourceResponse(_progress(service, name), sep="\n")
-
-    @router.get("/{name}/map")
-    async def draw(name: str, question: Question = "") -> dict[str, Any]:
-        context = shelf.ready(name)
-        work = service.engine.do(mapped(service.llm, context, question))
-        return {"id": name, "object": "context.map", **await asyncio.wrap_future(work)}
 
     @router.get("/{name}/text")
     async def text(
@@ -106,12 +100,12 @@ async def _text(service: Service, file: UploadFile, after: str = "") -> tuple[st
     name = (
         "".join(c for c in PurePath((file.filename or "").replace("\\", "/")).name if c.isprintable())[:120] or "text"
     )
-    raw = await file.read()
-
-    def tokens() -> Tensor:
-        return service.llm.reader.token_ids(after + document_of(name, raw).text)
-
+    limits, raw = service.settings, await file.read()
     try:
-        return name, await run_in_threadpool(tokens)
-    except SharedLLMError as error:
+        async with service.extracting:
+            text = await run_in_threadpool(text_of, name, raw, limits.file_seconds, limits.file_memory_bytes)
+        if len(text) > limits.body_bytes:
+            raise ApiError(413, f"'{name}' holds {len(text):,} characters; this server reads {limits.body_bytes:,} of a file: split it.", "file_too_large", "file")  # fmt: skip
+        return name, await run_in_threadpool(service.llm.reader.token_ids, after + text)
+    except UsageError as error:
         raise ApiError(400, str(error), "unreadable_file", "file") from error

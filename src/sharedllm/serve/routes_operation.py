@@ -11,8 +11,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.service import Service
 
-PAGE = {"": ("page.html", "text/html"), "page.css": ("page.css", "text/css"), "page.js": ("page.js", "text/javascript"),
-        "map.js": ("map.js", "text/javascript")}  # fmt: skip
+SCRIPTS = ("page.js", "documents.js", "map.js", "maps.js", "server.js", "show.js")
+PAGE = {"": ("page.html", "text/html"), "page.css": ("page.css", "text/css")}
+PAGE |= {script: (script, "text/javascript") for script in SCRIPTS}
 
 
 def routes(service: Service) -> APIRouter:

@@ -91,6 +91,12 @@ class ChatRequest(Common):
         return value
 
 
+class MapRequest(ChatRequest):
+    """A question, and the answer that was written to it."""
+
+    answer: Annotated[StrictStr, Field(max_length=1_000_000)] = ""
+
+
 class CompletionRequest(Common):
     prompt: (
         Annotated[StrictStr, Field(min_length=1, max_length=MOST_TEXT)]

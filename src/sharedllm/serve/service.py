@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from sharedllm.model import SharedLLM
@@ -10,6 +11,8 @@ from sharedllm.serve.failures import ApiError
 from sharedllm.serve.metrics import Metrics
 from sharedllm.serve.settings import Settings
 from sharedllm.serve.shelf import Shelf
+
+FILES = 2  # whose text is taken out at the same time
 
 
 class Service:
@@ -20,6 +23,7 @@ class Service:
         self.metrics = Metrics()
         self.engine = Engine(llm, settings, self.metrics)
         self.shelf = Shelf(llm, self.engine, settings, self.metrics)
+        self.extracting = asyncio.Semaphore(FILES)
         self.created = int(time.time())
         self.model = llm.name.rstrip("/").rsplit("/", 1)[-1] or "model"
 

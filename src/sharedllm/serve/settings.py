@@ -40,8 +40,14 @@ class Settings:
     """Of contexts in memory; those used least recently leave it for the disk."""
     prompt_disk_bytes: int = 16 * 2**30
     """Of long prompts on the disk; those used least recently are forgotten."""
+    context_disk_bytes: int = 64 * 2**30
+    """Of uploaded contexts on the disk; once they take so much, uploads are refused."""
     body_bytes: int = 64 * 2**20
-    """Of one request."""
+    """Of one request, and characters of the text that is in an uploaded file."""
+    file_seconds: float = 60.0
+    """That taking the text out of an uploaded file may take."""
+    file_memory_bytes: int = 4 * 2**30
+    """That it may take of memory."""
     body_seconds: float = 60.0
     """That a request's next bytes may take."""
     seconds: float = 600.0
@@ -54,11 +60,12 @@ class Settings:
     def __post_init__(self) -> None:
         for name, low in (
             ("rows", 1), ("queue", 0), ("window", 16), ("answer_tokens", 1), ("slice_chunks", 1), ("prefill_tokens", 1),
-            ("memory_bytes", 0), ("prompt_disk_bytes", 0), ("body_bytes", 1024), ("requests_a_minute", 0),
+            ("memory_bytes", 0), ("prompt_disk_bytes", 0), ("context_disk_bytes", 0), ("body_bytes", 1024),
+            ("file_memory_bytes", 2**28), ("requests_a_minute", 0),
         ):  # fmt: skip
             if getattr(self, name) < low:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
-        for name in ("body_seconds", "seconds", "grace"):
+        for name in ("body_seconds", "file_seconds", "seconds", "grace"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0.")
         if not 0 < self.reading_share < 1:

@@ -20,7 +20,7 @@ from torch import Tensor
 from sharedllm.context import Context
 from sharedllm.errors import SharedLLMError
 from sharedllm.model import SharedLLM
-from sharedllm.serve.engine import Engine
+from sharedllm.serve.engine import Engine, as_api_error
 from sharedllm.serve.entry import ID, SLOTS, Entry, new_id
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.metrics import Metrics
@@ -90,19 +90,25 @@ class Shelf:
         return entry.context
 
     def add(self, name: str, text: Tensor) -> Entry:
-        """Keep a new context of a text [n]; it is read from now on."""
+        """Keep a new context of a text [n]; it is read from now on.
+
+        Raises:
+            ApiError: 507, the disk has no room for it.
+        """
         key = new_id()
         entry = Entry(key, self.settings.folder / "contexts" / key, [name], ids=text)
+        self._keep_text(entry)
         with self._lock:
             self.contexts[key] = entry
-        self._keep_text(entry)
+        self._start(entry)
+        self._count()
         return entry
 
     def append(self, key: str, name: str, text: Tensor) -> Entry:
         """Read a text [n] on to a context.
 
         Raises:
-            ApiError: 404, there is none; 409, it is being read.
+            ApiError: 404, there is none; 409, it is being read; 507, the disk has no room for it.
         """
         with self._lock:
             entry = self.get(key)
@@ -110,9 +116,14 @@ class Shelf:
                 raise ApiError(
                     409, "the context is still being read; append to it when it is ready.", "context_not_ready"
                 )
-            entry.ids = torch.cat([entry.ids, text])
-            entry.documents = [*entry.documents, name]
-        self._keep_text(entry)
+            before = entry.ids, entry.documents
+            entry.ids, entry.documents = torch.cat([entry.ids, text]), [*entry.documents, name]
+        try:
+            self._keep_text(entry)
+        except ApiError:
+            entry.ids, entry.documents = before
+            raise
+        self._start(entry)
         return entry
 
     def delete(self, key: str) -> None:
@@ -160,9 +171,16 @@ class Shelf:
         self.metrics.saved_seconds.inc(entry.seconds * tokens / max(1, len(entry.ids)))
 
     def _keep_text(self, entry: Entry) -> None:
-        self._disk.submit(self._try, entry.save_text, entry)
-        self._start(entry)
-        self._count()
+        """Have a text on the disk before it is read, or refuse it."""
+        taken = sum(other.disk_bytes for other in list(self.contexts.values()))
+        if taken >= self.settings.context_disk_bytes:
+            raise ApiError(507, f"the contexts kept here take {taken / 1e9:,.1f} GB, all that they may; delete some.", "disk_full")  # fmt: skip
+        try:
+            self._disk.submit(entry.save_text).result()
+        except OSError as error:
+            if entry.id not in self.contexts:
+                entry.remove()
+            raise as_api_error(error) from error
 
     def _start(self, entry: Entry) -> None:
         entry.partial = begun(self.llm.reader, entry.ids, entry.partial or entry.context)
@@ -208,6 +226,7 @@ class Shelf:
             if not entry.deleted:
                 work()
         except (SharedLLMError, OSError) as error:
+            self.metrics.disk_errors.inc()
             log.error("a context cannot be written", extra={"context": entry.id, "reason": str(error)})
 
     def _fit(self) -> None:
@@ -219,8 +238,9 @@ class Shelf:
                 over -= entry.context.nbytes
                 if entry.saved:
                     entry.context, entry.loaded = Context.load(entry.folder / SLOTS, self.llm), False
-                elif not self.settings.prompt_disk_bytes:
-                    self.prompts.pop(entry.id, None)
+                elif self.prompts.get(entry.id) is entry:
+                    entry.deleted = True
+                    del self.prompts[entry.id]
         over = sum(e.disk_bytes for e in list(self.prompts.values()) if e.saved) - self.settings.prompt_disk_bytes
         for entry in entries:
             if over > 0 and entry.saved and self.prompts.get(entry.id) is entry:

@@ -1,0 +1,63 @@
+"""The text of an uploaded file, taken out in a process of its own.
+
+A file can be made to expand, or to take for ever; there it harms nothing but itself. And parsing does not hold up the
+thread that answers.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+
+from sharedllm.errors import UsageError
+from sharedllm.sources import document_of
+
+REFUSED = 3  # exit status: the sentence on stderr says why
+
+
+def text_of(name: str, raw: bytes, seconds: float, memory: int) -> str:
+    """The text of a file.
+
+    Args:
+        seconds: that it may take.
+        memory: bytes that it may take, where the system can tell.
+    Raises:
+        UsageError: there is no text, it cannot be read, or not within these limits.
+    """
+    command = [sys.executable, "-m", __name__, name, str(int(seconds) + 1), str(memory)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    try:
+        done = subprocess.run(command, input=raw, capture_output=True, timeout=seconds, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        done = None
+    if done is not None and done.returncode == 0:
+        return done.stdout.decode("utf-8")
+    if done is not None and done.returncode == REFUSED:
+        raise UsageError(done.stderr.decode("utf-8", "replace").strip().splitlines()[-1])
+    raise UsageError(f"'{name}' takes more than {seconds:g} s or {memory / 2**30:g} GB to be read; split it, or save it as plain text.")  # fmt: skip
+
+
+def _limit(seconds: int, memory: int) -> None:
+    with suppress(ImportError, ValueError, OSError):  # a system without limits, or with lower ones
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+
+
+def _main(name: str, seconds: str, memory: str) -> int:
+    raw = sys.stdin.buffer.read()
+    _limit(int(seconds), int(memory))
+    try:
+        text = document_of(name, raw).text
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return REFUSED
+    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

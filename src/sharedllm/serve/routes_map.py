@@ -1,0 +1,69 @@
+"""`POST /v1/map`: what a question reads of its contexts, and what its answer attended to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
+
+from sharedllm.methods.estimate import cache_bytes
+from sharedllm.serve.asking import Prepared, composed, prepared
+from sharedllm.serve.chat import token_ids
+from sharedllm.serve.failures import ApiError
+from sharedllm.serve.map import mapped
+from sharedllm.serve.schemas import MapRequest
+from sharedllm.serve.service import Service
+
+
+def routes(service: Service) -> APIRouter:
+    """The routes of one service."""
+    router = APIRouter(prefix="/v1")
+
+    @router.post("/map")
+    async def draw(body: MapRequest) -> dict[str, Any]:
+        asked = await prepared(service, body)
+        if not asked.contexts and asked.split.reads is None:
+            raise ApiError(400, "there is nothing to map; name a context, or ask about a long text.", None, "context")
+        answer = await run_in_threadpool(token_ids, service.llm.tokenizer, body.answer)
+        answer = answer[: service.llm.window - len(asked.split.ids)]  # what was generated fits
+        work = service.engine.do(_map(service, asked, answer), bounded=True)
+        return {"object": "map", **await asyncio.wrap_future(work)}
+
+    return router
+
+
+def _map(service: Service, asked: Prepared, answer: list[int]) -> Generator[None, None, dict[str, Any]]:
+    parts: list[dict[str, Any]] = [
+        {"context": entry.id, "tokens": context.tokens, "read_seconds": round(entry.seconds, 3)}
+        for entry, context in zip(asked.entries, asked.contexts, strict=True)
+    ]
+    if not asked.split.attends:
+        tokens = sum(part["tokens"] for part in parts)
+        return {"tokens": tokens, "compressed": False, "slots": tokens, "attention": None, "chunks": [], "parts": parts}
+    context = yield from composed(service, asked)
+    yield
+    if asked.split.reads is not None:
+        parts.append({"context": None, "tokens": len(asked.split.reads), "read_seconds": None})
+    drawn = yield from mapped(service.llm, context, asked.split, answer, service.settings.prefill_tokens)
+    about = {"tokens": context.tokens, "compressed": True, **drawn, "parts": parts}
+    return {**about, **_against_full_attention(service, context.tokens, context.nbytes, drawn["slots"])}
+
+
+def _against_full_attention(service: Service, tokens: int, kept: int, slots: int) -> dict[str, Any]:
+    """Bytes and seconds beside those that the model's own attention to all tokens would take.
+
+    Its seconds are what the whole model takes for as many tokens in short pieces, as measured when the server started:
+    attention to all that is before would only add to them.
+    """
+    llm, speed = service.llm, service.engine.tokens_per_second
+    return {
+        "kept_bytes": kept,
+        "attended_bytes": cache_bytes(llm, slots, llm.config.injected_layers),
+        "full_attention": {
+            "bytes": cache_bytes(llm, tokens),
+            "seconds_at_least": tokens / speed if speed else None,
+        },
+    }

@@ -1,0 +1,105 @@
+"""A disk that is full, contexts that take all they may, and files made to grow or to take for ever."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+from sharedllm.errors import UsageError
+from sharedllm.serve.extract import text_of
+from tests.serve.conftest import LONG, started, upload
+from tests.serve.test_wrong import CONTEXTS, assert_refused
+
+httpx = pytest.importorskip("httpx", reason="httpx is not installed")
+
+
+def full(*_args, **_options):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_refuses_uploads_and_appends_and_the_server_goes_on(http, served, monkeypatch):
+    key, files = upload(http), {"file": ("b.txt", LONG.encode())}
+
+    def about():
+        told = http.get(f"{CONTEXTS}/{key}").json()
+        return told["documents"], told["tokens"], told["status"]
+
+    before = about()
+    kept = len(list((served.service.settings.folder / "contexts").iterdir()))
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "write_bytes", full)
+        assert_refused(http.post(CONTEXTS, files=files), 507, "disk is full")
+        assert_refused(http.post(f"{CONTEXTS}/{key}", files=files), 507, "disk is full")
+    assert about() == before
+    assert len(list((served.service.settings.folder / "contexts").iterdir())) == kept
+    upload(http)
+
+
+def test_a_context_that_cannot_be_written_is_answered_from_memory(http, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr("sharedllm.serve.entry.Entry.save", full)
+        key = upload(http, LONG[::-1])
+    body = {"messages": [{"role": "user", "content": "Why?"}], "context": key, "max_tokens": 2}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    assert not http.get(f"{CONTEXTS}/{key}").json()["on_disk"]
+    assert "sharedllm_disk_errors_total 1.0" in http.get("/metrics").text
+
+
+def test_contexts_on_the_disk_are_bounded(tmp_path):
+    running = started(tmp_path, context_disk_bytes=1000)
+    try:
+        with httpx.Client(base_url=running.url, timeout=60) as http:
+            upload(http)
+            assert_refused(http.post(CONTEXTS, files={"file": ("a.txt", LONG.encode())}), 507, "delete some")
+            assert len(http.get(CONTEXTS).json()["data"]) == 1
+    finally:
+        running.stop()
+
+
+def bomb(pages: int, words: int) -> bytes:
+    """A PDF of a few kB that draws the same packed text on every page: pages * words words."""
+    text = zlib.compress(b"BT /F 9 Tf " + b"(word ) Tj " * words + b"ET")
+    kids = b" ".join(b"%d 0 R" % (5 + i) for i in range(pages))
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Count %d /Kids [%s] >>" % (pages, kids),
+        b"<< /Length %d /Filter /FlateDecode >> stream\n%s\nendstream" % (len(text), text),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        *[b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 9 9] /Contents 3 0 R /Resources << /Font << /F 4 0 R >> >> >>"] * pages,
+    ]  # fmt: skip
+    out, places = b"%PDF-1.7\n", []
+    for number, content in enumerate(objects, 1):
+        places.append(len(out))
+        out += b"%d 0 obj %s endobj\n" % (number, content)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    end = b"trailer << /Root 1 0 R /Size %d >>\nstartxref\n%d\n%%%%EOF" % (len(places) + 1, len(out))
+    return out + b"xref\n0 %d\n0000000000 65535 f \n" % (len(places) + 1) + table + end
+
+
+def test_a_file_that_takes_too_long_is_ended():
+    raw = bomb(400, 100_000)
+    assert len(raw) < 100_000
+    with pytest.raises(UsageError, match=r"'b.pdf' takes more than 2 s"):
+        text_of("b.pdf", raw, 2, 2**31)
+    assert text_of("a.pdf", bomb(1, 3), 60, 2**32).split() == ["word"] * 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory of a process is bounded on Linux")
+def test_a_file_that_takes_too_much_memory_is_ended():
+    page = b"<html><body>" + b"<p>" * 5_000_000
+    with pytest.raises(UsageError, match=r"b.html"):
+        text_of("b.html", page, 60, 2**28)
+
+
+def test_text_beyond_the_limit_is_refused(http, served):
+    limit = served.service.settings.body_bytes
+    object.__setattr__(served.service.settings, "body_bytes", 2000)
+    try:
+        assert_refused(http.post(CONTEXTS, files={"file": ("b.pdf", bomb(1, 900))}), 413, "split it")
+    finally:
+        object.__setattr__(served.service.settings, "body_bytes", limit)
+    upload(http)
