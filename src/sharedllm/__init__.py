@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sharedllm.collection.search import Collection
     from sharedllm.config import SharedConfig
     from sharedllm.context import Context
     from sharedllm.errors import SharedLLMError, UsageError, WorkError
@@ -20,11 +21,13 @@ _HOMES = {
     "Library": "library",
     "pipeline": "pipelines",
     "register_pipeline": "pipelines",
+    "Collection": "collection.search",
     "SharedLLMError": "errors",
     "UsageError": "errors",
     "WorkError": "errors",
 }
 __all__ = [
+    "Collection",
     "Context",
     "Library",
     "SharedConfig",

@@ -135,6 +135,16 @@ class Library:
                 del store.manifest.documents[find_document(self.folder, store.manifest, name)]
             store.finish()
 
+    def holds(self, name: str, text: Text) -> bool:
+        """Whether exactly this document is there, so that reading it would read nothing."""
+        manifest, ids = self._manifest(), self._llm.reader.token_ids(text)
+        document = Document(len(ids), [chunk for chunk, _, _ in self._chunks(ids, [])])
+        return (
+            manifest is not None
+            and manifest.documents.get(name) == document
+            and manifest.places().keys() >= set(document.chunks)
+        )
+
     def plan(self, documents: Mapping[str, Text], keep: Mapping[str, Keep] | None = None) -> Plan:
         """What `update` would read and write, without doing it."""
         manifest = self._manifest()

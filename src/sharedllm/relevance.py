@@ -155,6 +155,13 @@ def compare(blocks: Sequence[Encoded], config: SharedConfig, question_QR: Tensor
         yield Nearness(block.tokens, cosines.masked_fill(~mask[:, :, None], -1.0), "tokens")
 
 
+def represented(block: Encoded, config: SharedConfig) -> tuple[Tensor, Tensor]:
+    """What `compare` compares of a block: representations [X, P, R] in fp32, and which of them are, [X, P]."""
+    if config.search_by == "last":
+        return block.reps.float(), block.rep_tokens < block.lengths[:, None]
+    return token_reps(block.values_of(search_layer(config))), _compared(block, config)
+
+
 def _compared(block: Encoded, config: SharedConfig) -> Tensor:
     """Which stored tokens are compared, [X, P]: all, or the candidates where a context keeps no others.
 

@@ -56,7 +56,7 @@ def read_source(source: str | Path, *, stdin: IO[Any] | None = None, max_bytes: 
     if str(source) == STDIN:
         name, raw = "standard input", _read_stdin(sys.stdin if stdin is None else stdin, max_bytes)
     else:
-        name, raw = str(source), _read_file(str(source), max_bytes)
+        name, raw = str(source), read_file(str(source), max_bytes)
     return Document(name, _to_text(name, raw))
 
 
@@ -84,7 +84,7 @@ def read_sources(
     for source in sources:
         in_folder = str(source) != STDIN and os.path.isdir(source)
         before = len(documents)
-        for path in _folder_files(source) if in_folder else [source]:
+        for path in folder_files(source) if in_folder else [source]:
             try:
                 document = read_source(path, stdin=stdin, max_bytes=max_bytes)
             except _Skippable:
@@ -100,7 +100,7 @@ def read_sources(
     return documents
 
 
-def _folder_files(folder: str | Path) -> list[str]:
+def folder_files(folder: str | Path) -> list[str]:
     def refuse(error: OSError) -> None:
         raise UsageError(f"The folder '{error.filename}' cannot be read: {error.strerror}.") from error
 
@@ -111,7 +111,7 @@ def _folder_files(folder: str | Path) -> list[str]:
     return sorted(filter(os.path.isfile, files), key=Path)  # isfile: no sockets, pipes or dangling links
 
 
-def _read_file(name: str, max_bytes: int) -> bytes:
+def read_file(name: str, max_bytes: int) -> bytes:
     try:
         with open(name, "rb") as file:
             head = file.read(_SNIFF_BYTES)

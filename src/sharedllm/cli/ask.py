@@ -32,6 +32,10 @@ def ask(
     read_chunks: Annotated[
         int | None, typer.Option("--read-chunks", help="Chunks taken in, 0 for all; else the adapter's.")
     ] = None,
+    documents: Annotated[
+        int,
+        typer.Option("--documents", help="Of a collection: how many, those nearest to the question, to answer from."),
+    ] = 4,
     model: common.ModelOption = None,
     adapter: common.AdapterOption = "default",
     device: common.DeviceOption = None,
@@ -39,17 +43,19 @@ def ask(
     seed: common.SeedOption = 0,
     as_json: common.JsonOption = False,
 ) -> None:
-    """Answer a question over files: text, Markdown, HTML, PDF, standard input, saved contexts."""
+    """Answer a question over files: text, Markdown, HTML, PDF, standard input, saved contexts, collections."""
     from sharedllm.errors import UsageError
 
     if not question.strip():
         raise UsageError("the question is empty; say what you want to know.")
     common.positive("--max-new-tokens", max_new_tokens)
+    common.positive("--documents", documents)
     llm = common.load(model, adapter, device, dtype, seed)
     from dataclasses import asdict
 
     from sharedllm.evaluate.row import machine
 
+    sources, hits, find_seconds = common.found(llm, sources, question, documents)
     context, encode_seconds = common.read(llm, sources, keep_tags)
     resolution: dict[str, Any] = {
         "slots_per_leaf": slots_per_leaf,
@@ -69,12 +75,15 @@ def ask(
         "generate_seconds": round(answer.generate_seconds, 3),
         "generated_tokens": answer.generated_tokens,
         **({"passages": [asdict(passage) for passage in read]} if explain else {}),
+        **({"documents": hits, "find_seconds": round(find_seconds, 3)} if hits else {}),
         **machine(llm),
     }
     if as_json:
         common.print_json(figures)
     else:
         _show(llm, context, answer, read, encode_seconds)
+        if hits:
+            typer.echo(f"found in {find_seconds:.2f} s: " + ", ".join(hit["source"] for hit in hits), err=True)
 
 
 def _show(llm: SharedLLM, context: Context, answer: Answer, read: list[Passage], encode_seconds: float) -> None:

@@ -30,9 +30,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 KeepTagsOption = Annotated[
     bool, typer.Option("--keep-tags", help="Read what stands between <keep> and </keep> in the text in whole, always.")
 ]
+EngineOption = Annotated[str, typer.Option("--engine", help="local: this process; ray: the workers of a Ray cluster.")]
+RayAddressOption = Annotated[
+    str | None, typer.Option("--ray-address", help="Of a running cluster; without it one is started here and stopped.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", help="With --engine ray: processes; chosen when left out.")
+]
+ENGINES = ("local", "ray")
 _SOURCES = "Files (text, Markdown, HTML, PDF), folders, - for standard input"
 SourcesArgument = Annotated[
-    list[str], typer.Argument(metavar="SOURCE...", help=f"{_SOURCES}, or saved contexts, in any mix.")
+    list[str], typer.Argument(metavar="SOURCE...", help=f"{_SOURCES}, saved contexts or collections, in any mix.")
 ]
 OptionalSourcesArgument = Annotated[list[str] | None, typer.Argument(metavar="SOURCE...", help=f"{_SOURCES}.")]
 
@@ -95,6 +103,31 @@ def read(llm: SharedLLM, sources: Sequence[str], keep_tags: bool = False) -> tup
     return contexts[0] if len(contexts) == 1 else Context.compose(contexts), seconds
 
 
+def found(
+    llm: SharedLLM, sources: Sequence[str], question: str, documents: int
+) -> tuple[list[str], list[dict[str, Any]], float]:
+    """The sources with each collection among them replaced by those of its documents that are nearest to a question.
+
+    Also what was found, an entry a document, and the seconds that finding took.
+    """
+    import time
+
+    from sharedllm.collection.search import Collection, is_collection
+
+    named: list[str] = []
+    hits: list[dict[str, Any]] = []
+    started = time.perf_counter()
+    for source in sources:
+        if not is_collection(source):
+            named.append(source)
+            continue
+        collection = Collection(source, llm)
+        for hit in collection.search(question, documents):
+            named.append(str(collection.folder(hit.store)))
+            hits.append({"source": hit.source, "tokens": hit.tokens, "score": round(hit.score, 4)})
+    return named, hits, time.perf_counter() - started
+
+
 def is_saved(source: str) -> bool:
     """Whether a source is a saved context."""
     return (Path(source) / "context.json").is_file()
@@ -153,6 +186,18 @@ def reading_bar() -> Iterator[Progress]:
                 )
 
         yield progress
+
+
+def check_engine(engine: str, address: str | None, workers: int | None) -> None:
+    """Raise `UsageError` for an engine that there is not, or for options of the other one."""
+    from sharedllm.config import check_choice
+    from sharedllm.errors import UsageError
+
+    check_choice("--engine", engine, ENGINES)
+    if engine == "local" and (address is not None or workers is not None):
+        raise UsageError("--ray-address and --workers are for workers of a Ray cluster; add --engine ray.")
+    if workers is not None:
+        positive("--workers", workers)
 
 
 def say(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,12 +17,21 @@ if TYPE_CHECKING:
 
 
 def encode(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to keep the context in.")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="Folder to keep the context in; with --separate also an address.")
+    ],
     sources: common.OptionalSourcesArgument = None,
     append: Annotated[bool, typer.Option("--append", help="Keep what the folder holds and add to it.")] = False,
     remove: Annotated[list[str] | None, typer.Option("--remove", metavar="SOURCE", help="Forget a source.")] = None,
     keep_tags: common.KeepTagsOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
+    separate: Annotated[
+        bool, typer.Option("--separate", help="Keep thousands of documents, a store each, to be searched.")
+    ] = False,
+    max_mb: Annotated[float, typer.Option("--max-mb", help="With --separate: largest document.")] = 200.0,
+    engine: common.EngineOption = "local",
+    ray_address: common.RayAddressOption = None,
+    workers: common.WorkersOption = None,
     model: common.ModelOption = None,
     adapter: common.AdapterOption = "default",
     device: common.DeviceOption = None,
@@ -31,35 +41,40 @@ def encode(
     """Read files once and keep the context in a folder, for any number of later questions.
 
     Each SOURCE is kept as a document of its own. What was read is on the disk: stopped, the same command goes on.
+    With --separate each file has a store of its own, and sources and DIR may be addresses such as s3://bucket/folder.
     """
     from sharedllm.errors import UsageError
     from sharedllm.manifest import check_target
 
+    common.check_engine(engine, ray_address, workers)
+    if separate:
+        if append or remove or dry_run or not sources:
+            raise UsageError(
+                "--separate takes sources alone: it always adds, and has no --append, --remove or --dry-run."
+            )
+        from sharedllm.cli.separate import read_separately
+
+        loading = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
+        read_separately(sources, output, loading, engine, ray_address, workers, int(max_mb * 1e6), as_json)
+        return
+    if engine != "local" or "://" in output:
+        raise UsageError("workers and addresses are for documents with a store each; add --separate.")
     if bool(sources) == bool(remove):
         raise UsageError("give either sources to read or --remove SOURCE.")
-    check_target(output)
+    folder = Path(output)
+    check_target(folder)
     if remove:
-        from sharedllm.library import Library
-
-        library = Library(output)
-        library.remove(*remove)
-        _tell({"removed": len(remove), **_kept(library)}, "{removed} removed; {context_tokens:,} tokens left", as_json)
+        _remove(folder, remove, as_json)
         return
     llm = common.load(model, adapter, device, dtype)
     from sharedllm.evaluate.row import machine
     from sharedllm.library import Library
 
-    library = Library(output, llm)
+    library = Library(folder, llm)
     texts = {source: common.text_of([source]) for source in sources or []}
     keep: dict[str, Keep] | None = dict.fromkeys(texts, "tags") if keep_tags else None
     if dry_run:
-        plan = library.plan(texts, keep)
-        seconds = plan.new_tokens / llm.reader.speed() if plan.new_tokens else 0.0
-        figures = {**_kept(library), "context_tokens": plan.tokens, "new_tokens": plan.new_tokens, "bytes": plan.bytes}
-        line = (
-            "{new_tokens:,} of {context_tokens:,} tokens to read, {megabytes:,.1f} MB to write, about {seconds:,.0f} s"
-        )
-        _tell({**figures, "encode_seconds": round(seconds, 1)}, line, as_json)
+        _predict(library, texts, keep, as_json)
         return
     started = time.perf_counter()
     with common.reading_bar() as progress:
@@ -67,6 +82,24 @@ def encode(
     seconds = round(time.perf_counter() - started, 3)
     line = "{context_tokens:,} tokens kept in {context} ({megabytes:,.1f} MB), read in {seconds:,.1f} s"
     _tell({**_kept(library), "encode_seconds": seconds, **machine(llm)}, line, as_json)
+
+
+def _remove(folder: Path, sources: Sequence[str], as_json: bool) -> None:
+    from sharedllm.library import Library
+
+    library = Library(folder)
+    library.remove(*sources)
+    _tell({"removed": len(sources), **_kept(library)}, "{removed} removed; {context_tokens:,} tokens left", as_json)
+
+
+def _predict(library: Library, texts: Mapping[str, str], keep: dict[str, Keep] | None, as_json: bool) -> None:
+    """Say what reading would take."""
+    plan = library.plan(texts, keep)
+    assert library.llm is not None
+    seconds = plan.new_tokens / library.llm.reader.speed() if plan.new_tokens else 0.0
+    figures = {**_kept(library), "context_tokens": plan.tokens, "new_tokens": plan.new_tokens, "bytes": plan.bytes}
+    line = "{new_tokens:,} of {context_tokens:,} tokens to read, {megabytes:,.1f} MB to write, about {seconds:,.0f} s"
+    _tell({**figures, "encode_seconds": round(seconds, 1)}, line, as_json)
 
 
 def _kept(library: Library) -> dict[str, Any]:

@@ -38,6 +38,10 @@ def serve(
     seconds: Annotated[float, typer.Option("--seconds", help="Longest time of an answer.")] = 600.0,
     rate: Annotated[int, typer.Option("--rate", help="Requests a minute from one address; 0: any number.")] = 0,
     grace: Annotated[float, typer.Option("--grace", help="Seconds for running answers at the end.")] = 30.0,
+    replicas: Annotated[
+        str | None, typer.Option("--replicas", help="Serve by Ray Serve: 4 of them, or 1-8 as there are requests.")
+    ] = None,
+    ray_address: common.RayAddressOption = None,
     log_level: Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")] = "info",
     model: common.ModelOption = None,
     adapter: common.AdapterOption = "default",
@@ -78,7 +82,23 @@ def serve(
     )
     if not loopback and settings.api_key is None:
         common.say(f"sharedllm: anyone who reaches {host}:{port} can use this server; --api-key asks for a key.")
+    if replicas is not None:
+        from sharedllm.serve.replicas import run_until_told
+
+        loading = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
+        run_until_told(loading, settings, _replicas(replicas), host, port, ray_address)
+        return
     llm = common.load(model, adapter, device, dtype, seed)
     log_to_stderr(log_level)
     common.say(f"http://{f'[{host}]' if ':' in host else host}:{port}/ (API: /v1; page: /)")
     server(Service(llm, settings), host, port).run()
+
+
+def _replicas(text: str) -> int | tuple[int, int]:
+    """How many replicas: a number, or the least and the most; `UsageError` otherwise."""
+    from sharedllm.errors import UsageError
+
+    numbers = text.split("-")
+    if len(numbers) > 2 or not all(n.isdigit() and int(n) for n in numbers) or sorted(map(int, numbers)) != [*map(int, numbers)]:  # fmt: skip
+        raise UsageError(f"--replicas is {text!r}; give a number, or the least and the most, such as 1-8.")
+    return int(text) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))

@@ -70,6 +70,12 @@ class Asked:
     ask_seconds: list[float] = field(default_factory=list)
     window: int = 0
 
+    def add(self, more: Asked) -> None:
+        """Take in what was answered after this."""
+        for name in ("answers", "scores", "encode_seconds", "ask_seconds"):
+            getattr(self, name).extend(getattr(more, name))
+        self.window = max(self.window, more.window)
+
 
 def mean_score(scores: Sequence[float]) -> str:
     """What progress says of the scores so far."""
@@ -118,7 +124,9 @@ def ask_methods(
     common = {"length": examination.length, "metric": examination.metric, "texts": hash_of(examination.texts)}
     entries = [(method.name, method.settings(), method) for method in methods]
     if ceiling:
-        entries.append((CEILING, {}, Full(llm, CEILING_TOKENS)))
+        full = Full(llm, CEILING_TOKENS)
+        full.spread = methods[0].spread
+        entries.append((CEILING, {}, full))
     for name, settings, method in entries:
         compute = partial(_examine, name, settings, method, examination, seed, progress, free)
         yield results.keep({"method": name, **settings, **common, **examination.about}, compute)
@@ -162,12 +170,9 @@ def ask_all(
         UsageError: the method's window cannot hold a question and its answer.
     """
     asked, total = Asked(), sum(len(text.questions) for text in texts)
-    for text in texts:
-        started = _now(method.llm)
-        past = method.prepare(text.ids)
-        asked.encode_seconds.append(_now(method.llm) - started)
-        for question in text.questions:
-            _ask(method, past, question, asked)
+    for more in method.each(_read_and_ask, texts):
+        asked.add(more)
+        if more.scores:
             progress(f"{name}: question {len(asked.scores)} of {total}, {summary(asked.scores)}")
     return asked
 
@@ -183,15 +188,23 @@ def hash_of(texts: Sequence[Text]) -> str:
     return made.hexdigest()
 
 
-def _ask(method: Method, past: Any, question: Question, asked: Asked) -> None:
-    """Ask one question and add what came of it to `asked`."""
+def _read_and_ask(method: Method, text: Text) -> Iterator[Asked]:
+    """What reading a text took, then what came of each question."""
+    started = _now(method.llm)
+    past = method.prepare(text.ids)
+    yield Asked(encode_seconds=[_now(method.llm) - started])
+    for question in text.questions:
+        yield _ask(method, past, question)
+
+
+def _ask(method: Method, past: Any, question: Question) -> Asked:
+    """What came of one question."""
     llm, prompt, new = method.llm, question.prompt, question.max_new_tokens
-    asked.window = max(asked.window, len(method.shown(past, prompt, new)) + new)
+    window = len(method.shown(past, prompt, new)) + new
     started = _now(llm)
     answer = llm.tokenizer.decode(method.ask(past, prompt, new), skip_special_tokens=True)
-    asked.ask_seconds.append(_now(llm) - started)
-    asked.answers.append(answer.strip())
-    asked.scores.append(question.score(answer))
+    seconds = _now(llm) - started
+    return Asked([answer.strip()], [question.score(answer)], ask_seconds=[seconds], window=window)
 
 
 def _now(llm: SharedLLM) -> float:

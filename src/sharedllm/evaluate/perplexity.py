@@ -124,14 +124,10 @@ def _score(
     """A method's rows by length; what it reads of a passage serves all `lengths`, the longest first."""
     windows = {n: _window(method, n, targets) for n in lengths}
     seconds, scores = dict.fromkeys(lengths, 0.0), {n: list[float]() for n in lengths}
-    for i, passage in enumerate(passages):
-        pasts = method.prepare_tails(passage.ids, [(n - windows[n], windows[n]) for n in lengths])
-        for n in lengths:
-            started = time.perf_counter()
-            nll = method.score(next(pasts), passage.ids[len(passage.ids) - windows[n] :], targets).mean().item()
-            scores[n].append(nll)
-            seconds[n] += time.perf_counter() - started
-            progress(f"{method.name} at {n:,}: passage {i + 1} of {len(passages)}, {nll:.3f} nats")
+    for n, nll, took in method.each(partial(_nats, windows=windows, targets=targets), passages):
+        scores[n].append(nll)
+        seconds[n] += took
+        progress(f"{method.name} at {n:,}: passage {len(scores[n])} of {len(passages)}, {nll:.3f} nats")
     return {
         n: {
             **_row(method, n, passages, targets, windows[n], scores[n], seed),
@@ -140,6 +136,17 @@ def _score(
         }
         for n in lengths
     }
+
+
+def _nats(
+    method: Method, passage: Passage, windows: dict[int, int], targets: int
+) -> Iterator[tuple[int, float, float]]:
+    """Length, nats a token and seconds of a passage at each of the lengths in `windows`, the longest first."""
+    pasts = method.prepare_tails(passage.ids, [(n - window, window) for n, window in windows.items()])
+    for n, window in windows.items():
+        started = time.perf_counter()
+        nll = method.score(next(pasts), passage.ids[len(passage.ids) - window :], targets).mean().item()
+        yield n, nll, time.perf_counter() - started
 
 
 def _gain(

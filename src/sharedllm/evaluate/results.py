@@ -60,6 +60,7 @@ class Results:
         about: what all rows of this run depend on, as JSON can say it.
         fresh: compute everything, whatever the file has.
         say: takes a line for each row that is not computed again.
+        besides: what each new row says besides what is computed, asked when it is.
     Raises:
         WorkError: the file is not a results file.
     """
@@ -70,8 +71,9 @@ class Results:
         about: Mapping[str, Any] | None = None,
         fresh: bool = False,
         say: Callable[[str], None] = lambda line: None,
+        besides: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        self.file, self.about, self.say = file, dict(about or {}), say
+        self.file, self.about, self.say, self.besides = file, dict(about or {}), say, besides
         rows = read_rows(file) if file and not fresh else []
         self._known = {row["run"]: row for row in rows if "run" in row}
 
@@ -94,7 +96,7 @@ class Results:
             what = f"{found.get('method')} at {found.get('length')}, {found.get('metric')}"
             self.say(f"{what}: found in {self.file}, not computed again (--fresh does)")
             return found
-        row = compute()
+        row = {**compute(), **self.besides()}
         if "reason" not in row:
             row = {**row, "run": self._run(unit)}
             self._known[row["run"]] = row

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,10 @@ from sharedllm.methods.estimate import cache_bytes, forward_bytes
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
 
+T = TypeVar("T")
+R = TypeVar("R")
+Work = Callable[["Method", T], Iterator[R]]
+
 
 class Method(ABC):
     """One way of using a long past.
@@ -22,11 +26,15 @@ class Method(ABC):
     Args:
         llm: the model; methods of other people's use `llm.model` alone.
         window: newest tokens that the model sees itself.
+
+    Attributes:
+        spread: does the work of `each` in other processes, where it is set; see `evaluate.spread`.
     """
 
     name: ClassVar[str]
     longest: int | None = None
     """Tokens of the longest text that it is to be measured on; None: of any that memory holds."""
+    spread: Callable[[Method, Work, Sequence[Any]], Iterator[Any]] | None = None
 
     def __init__(self, llm: SharedLLM, window: int) -> None:
         self.llm, self.window = llm, window
@@ -35,6 +43,14 @@ class Method(ABC):
     def limit(self) -> int | None:
         """Most tokens that text, question and answer may have together; None where a text of any length is read."""
         return None
+
+    def each(self, work: Work[T, R], items: Sequence[T]) -> Iterator[R]:
+        """All that `work(self, item)` yields, for all items in their order."""
+        if self.spread is not None:
+            yield from self.spread(self, work, items)
+            return
+        for item in items:
+            yield from work(self, item)
 
     @abstractmethod
     def prepare(self, past: Tensor) -> Any:

@@ -33,6 +33,14 @@ def new_id() -> str:
     return f"ctx_{secrets.token_hex(16)}"
 
 
+def state_of(folder: Path) -> str | None:
+    """The name of the state that an entry's folder is in, a new one with each writing; None where there is none."""
+    try:
+        return str(json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("state", ""))
+    except (OSError, ValueError):
+        return None
+
+
 @dataclass(eq=False)
 class Entry:
     """A context by its id; or a long prompt that may come again, by a hash of its tokens.
@@ -60,6 +68,8 @@ class Entry:
     saved: bool = False
     deleted: bool = False
     used: float = field(default_factory=time.monotonic)
+    states: tuple[str, str] = ("", "")
+    """The last two states of its folder that are its own: that it found, wrote, or is writing."""
 
     @property
     def status(self) -> str:
@@ -100,6 +110,8 @@ class Entry:
 
     def save_about(self) -> None:
         about = {"id": self.id, "documents": self.documents, "created": self.created, "seconds": self.seconds}
+        self.states = self.states[1], secrets.token_hex(8)
+        about["state"] = self.states[1]
         unfinished = self.folder / "about.unfinished"
         unfinished.write_text(json.dumps(about), encoding="utf-8")
         unfinished.replace(self.folder / ABOUT)
@@ -134,6 +146,7 @@ class Entry:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         entry = cls(folder.name, folder, [str(d) for d in about["documents"]], int(about["created"]))
         entry.seconds = entry.began_seconds = float(about["seconds"])
+        entry.states = "", str(about.get("state", ""))
         context = Context.load(folder / SLOTS, llm) if (folder / SLOTS / "context.json").exists() else None
         if (folder / TEXT).exists():
             with safe_open(folder / TEXT, framework="pt") as stored:

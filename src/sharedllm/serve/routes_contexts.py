@@ -34,7 +34,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("")
     async def contexts() -> dict[str, Any]:
-        return {"object": "list", "data": [entry.describe() for entry in list(shelf.contexts.values())]}
+        return {"object": "list", "data": [entry.describe() for entry in shelf.all()]}
 
     @router.get("/{name}")
     async def context(name: str) -> dict[str, Any]:

@@ -18,6 +18,8 @@ class Settings:
 
     folder: Path
     """Where contexts are kept."""
+    shared: bool = False
+    """Whether other servers of the same model keep their contexts there too."""
     api_key: str | None = None
     """What clients must send as a bearer token; None: nothing."""
     hosts: tuple[str, ...] = ()

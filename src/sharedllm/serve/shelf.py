@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from sharedllm.context import Context
 from sharedllm.errors import SharedLLMError
 from sharedllm.model import SharedLLM
 from sharedllm.serve.engine import Engine, as_api_error
-from sharedllm.serve.entry import ID, SLOTS, Entry, new_id
+from sharedllm.serve.entry import ABOUT, ID, SLOTS, Entry, new_id, state_of
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.metrics import Metrics
 from sharedllm.serve.reading import begun, read_on, shared_chunks
@@ -52,7 +53,7 @@ class Shelf:
                     log.warning("a kept context cannot be used", extra={"context": place.name, "reason": str(error)})
                     continue
                 entries[entry.id] = entry
-                if entry.status == "reading":
+                if entry.status == "reading" and not self.settings.shared:  # else another server may be at it
                     self._start(entry)
         self._fit()
 
@@ -70,8 +71,42 @@ class Shelf:
             ApiError: 404, there is none.
         """
         entry = self.contexts.get(name) if ID.fullmatch(name) else None
+        if self.settings.shared and ID.fullmatch(name):
+            entry = self._shared_entry(name, entry)
         if entry is None:
             raise ApiError(404, f"there is no context {name[:60]!r}; GET /v1/contexts lists them.", "context_not_found")
+        return entry
+
+    def all(self) -> list[Entry]:
+        """The contexts that are kept, those of other servers in the same folder among them."""
+        if self.settings.shared:
+            for about in sorted((self.settings.folder / "contexts").glob(f"*/{ABOUT}")):
+                with suppress(ApiError):
+                    self.get(about.parent.name)
+        return list(self.contexts.values())
+
+    def _shared_entry(self, name: str, ours: Entry | None) -> Entry | None:
+        """An entry as the servers that share the folder left it: opened again where another wrote it last.
+
+        What another is reading, or was when it ended, is read here too.
+        """
+        place = self.settings.folder / "contexts" / name
+        with self._lock:
+            state = state_of(place)
+            if state is None:
+                if ours is not None:
+                    ours.deleted = True
+                    del self.contexts[name]
+                return None
+            if ours is not None and state in ours.states:
+                return ours
+            try:
+                self.contexts[name] = entry = Entry.open(place, self.llm)
+            except (SharedLLMError, OSError, ValueError, KeyError, TypeError) as error:
+                log.warning("a kept context cannot be used", extra={"context": name, "reason": str(error)})
+                return ours
+        if entry.status == "reading":
+            self._start(entry)
         return entry
 
     def ready(self, name: str) -> Context:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from sharedllm.cli import common
 from sharedllm.cli.evaluate import options
 from sharedllm.cli.evaluate.show import print_row
 from sharedllm.cli.evaluate.tasks import TASKS, Request, Samples
+from sharedllm.errors import UsageError
 
 
 def evaluate(
@@ -36,9 +38,15 @@ def evaluate(
     device: common.DeviceOption = None,
     dtype: common.DtypeOption = None,
     seed: common.SeedOption = 0,
+    engine: common.EngineOption = "local",
+    ray_address: common.RayAddressOption = None,
+    workers: common.WorkersOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
     """Run a benchmark with several methods on the same tokens; rows go to a results file."""
+    common.check_engine(engine, ray_address, workers)
+    if cross is not None and engine != "local":
+        raise UsageError("--cross is a folder of this machine; use it with --engine local.")
     names = _checked(task, methods, text or [], data)
     chosen = _subtasks(task, subtasks)
     samples_of = _samples_of(task, write_samples)
@@ -84,17 +92,34 @@ def evaluate(
 
         common.say(f"{write(write_samples, samples_of(request))} samples written to {write_samples}")
     row: dict[str, Any] = {}
-    for row in TASKS[task].rows(request):
-        if not as_json:
-            print_row(row)
+    with _spread(engine, request, {"model": model, "adapter": adapter, "device": device, "dtype": dtype}, ray_address, workers):  # fmt: skip
+        for row in TASKS[task].rows(request):
+            if not as_json:
+                print_row(row)
     if as_json:
         common.print_json({"results": str(output), "last": row})
+
+
+@contextmanager
+def _spread(
+    engine: str, request: Request, loading: dict[str, Any], address: str | None, workers: int | None
+) -> Iterator[None]:
+    """Let the workers of the engine do the methods' work inside the block."""
+    if engine == "local":
+        yield
+        return
+    from sharedllm.evaluate.spread import ray_spread
+
+    with ray_spread(loading, address, workers) as spread:
+        for method in request.methods:
+            method.spread = spread
+        request.results.besides = spread.besides
+        yield
 
 
 def _checked(task: str, methods: str, texts: Sequence[str], data: Path | None) -> list[str]:
     """The methods' names; `UsageError` where one, or the task, is unknown, or what the task reads is not named."""
     from sharedllm.config import check_choice
-    from sharedllm.errors import UsageError
 
     check_choice("task", task, TASKS)
     names = common.method_names(methods)
@@ -109,7 +134,6 @@ def _checked(task: str, methods: str, texts: Sequence[str], data: Path | None) -
 
 def _samples_of(task: str, file: Path | None) -> Callable[[Request], Samples] | None:
     """What makes the task's samples; `UsageError` where a file for them is given to a task without."""
-    from sharedllm.errors import UsageError
 
     if file is not None and TASKS[task].samples is None:
         able = ", ".join(name for name, known in TASKS.items() if known.samples)
@@ -120,7 +144,6 @@ def _samples_of(task: str, file: Path | None) -> Callable[[Request], Samples] | 
 def _subtasks(task: str, text: str) -> list[str]:
     """The names given to --tasks, otherwise all the benchmark has; none where that is for the files to say."""
     from sharedllm.config import check_choice
-    from sharedllm.errors import UsageError
 
     known = TASKS[task].subtasks()
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))

@@ -1,0 +1,159 @@
+"""Where a collection lies: a folder, or an address that fsspec knows (s3://, gs://, hf://, memory://, ...)."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sharedllm.errors import SharedLLMError, UsageError, WorkError
+from sharedllm.manifest import LOCK, MANIFEST, UNFINISHED
+
+CACHE = Path.home() / ".cache" / "sharedllm" / "stores"
+
+
+def is_address(where: str) -> bool:
+    """Whether `where` is for fsspec, and not a path of this machine."""
+    return "://" in where
+
+
+def filesystem(address: str) -> tuple[Any, str]:
+    """The fsspec filesystem of an address, and the path in it.
+
+    Raises:
+        UsageError: there is no such kind of address, or a package for it is missing.
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        fs, path = url_to_fs(address)
+    except ImportError as error:
+        raise UsageError(f"{address} needs a package that is not installed ({error}).") from error
+    except ValueError as error:
+        raise UsageError(f"{address} is no address that can be opened: {error}.") from error
+    return fs, str(path).rstrip("/")
+
+
+class Place:
+    """Files and stores below one folder or address; a name is a path in it, such as `stores/book`."""
+
+    def __init__(self, where: str | Path) -> None:
+        self.where = str(where).removeprefix("file://").rstrip("/")
+        self.remote = is_address(self.where)
+        self.fs: Any = None
+        self.root = self.where
+        if self.remote:
+            self.fs, self.root = filesystem(self.where)
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a file; None where there is none."""
+        with self._told("read"):
+            try:
+                return self.fs.cat_file(self._path(name)) if self.remote else Path(self._path(name)).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
+        """The bytes of several files by name, at once where the backend can; those that are not there are left out."""
+        if not self.remote:
+            return {name: data for name in names if (data := self.read(name)) is not None}
+        paths = {self._path(name): name for name in names}
+        with self._told("read"):
+            found = self.fs.cat(list(paths), on_error="omit") if paths else {}
+        return {name: found[path] for path, name in paths.items() if path in found}
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file in one step: whoever reads sees the one before or this one."""
+        with self._told("write to"):
+            if self.remote:
+                path = self._path(name)
+                self._make(path.rpartition("/")[0])
+                self.fs.pipe_file(path, data)
+                return
+            file = Path(self._path(name))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = file.with_name(file.name + UNFINISHED)
+            unfinished.write_bytes(data)
+            unfinished.replace(file)
+
+    def exists(self, name: str) -> bool:
+        with self._told("read"):
+            return bool(self.fs.exists(self._path(name))) if self.remote else Path(self._path(name)).exists()
+
+    @contextmanager
+    def store(self, name: str) -> Iterator[Path]:
+        """A folder to look at the store `name` and to write it in; what is written is the place's when the block ends.
+
+        Of a remote store the folder holds the manifest alone. It is uploaded segments first and its manifest last, so
+        that whoever reads sees one whole state, and an upload that is cut off leaves the one before.
+        """
+        if not self.remote:
+            yield Path(self._path(name))
+            return
+        with tempfile.TemporaryDirectory(prefix="sharedllm-") as temporary:
+            folder = Path(temporary) / "store"
+            before = self.read(f"{name}/{MANIFEST}")
+            if before is not None:
+                folder.mkdir()
+                (folder / MANIFEST).write_bytes(before)
+            yield folder
+            if (folder / MANIFEST).exists() and (folder / MANIFEST).read_bytes() != before:
+                self._upload(folder, name)
+
+    def fetch(self, name: str) -> Path:
+        """The folder of a store on this machine; of a remote one what is not there yet is downloaded.
+
+        Raises:
+            UsageError: there is no such store.
+        """
+        if not self.remote:
+            return Path(self._path(name))
+        folder = CACHE / hashlib.sha256(self._path(name).encode()).hexdigest()[:32]
+        manifest = self.read(f"{name}/{MANIFEST}")
+        if manifest is None:
+            raise UsageError(f"{self.where} holds no {name}.")
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._told("read"):
+            for info in self.fs.ls(self._path(name), detail=True):
+                file = folder / Path(info["name"]).name
+                if file.name == MANIFEST or (file.exists() and file.stat().st_size == info["size"]):
+                    continue  # a segment of this name has this content
+                unfinished = file.with_name(file.name + UNFINISHED)
+                self.fs.get_file(info["name"], str(unfinished))
+                unfinished.replace(file)
+        (folder / MANIFEST).write_bytes(manifest)
+        return folder
+
+    def _upload(self, folder: Path, name: str) -> None:
+        files = sorted((f for f in folder.iterdir() if f.name != LOCK), key=lambda f: f.name == MANIFEST)
+        with self._told("write to"):
+            self._make(self._path(name))
+            for file in files:
+                self.fs.put_file(str(file), f"{self._path(name)}/{file.name}")
+            kept = {file.name for file in files}
+            for path in self.fs.ls(self._path(name), detail=False):
+                if Path(path).name not in kept:
+                    self.fs.rm_file(path)
+
+    def _make(self, folder: str) -> None:
+        """Make a folder where the backend has folders, but no bucket where it has those."""
+        top = self.root.split("/")[0]
+        if top and not self.fs.exists(top):
+            raise OSError(f"there is no {top}")
+        self.fs.makedirs(folder, exist_ok=True)
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Errors of a backend, which can be of any class, as one sentence."""
+        try:
+            yield
+        except (SharedLLMError, FileNotFoundError):
+            raise
+        except Exception as error:
+            raise WorkError(f"cannot {what} {self.where}: {str(error) or type(error).__name__}.") from error

@@ -1,0 +1,71 @@
+"""The manifest of a collection, `documents.jsonl`: one JSON object a document, sorted by source."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from sharedllm.collection.place import Place
+from sharedllm.errors import WorkError
+
+RECORDS, STORES, SKETCHES = "documents.jsonl", "stores", "sketches"
+KEPT, FAILED = "kept", "failed"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of a document."""
+
+    source: str
+    version: str
+    """As `Source.version` when it was read."""
+    bytes: int
+    state: str
+    """`kept` or `failed`."""
+    hash: str = ""
+    """SHA-256 of its bytes; empty where they could not be read."""
+    tokens: int = 0
+    store: str = ""
+    """Name of its store and its sketch."""
+    made_with: str = ""
+    """What its chunks depend on besides its tokens: model and settings; see `store.chunk_kind`."""
+    reason: str = ""
+    """Why it failed, in a sentence."""
+
+
+def store_name(source: str) -> str:
+    """The name of the store of a source: readable, and no other source's."""
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", PurePosixPath(source).name)[:40].strip("-.")
+    return f"{readable or 'document'}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+
+
+def read_records(place: Place) -> dict[str, Record]:
+    """All records of a collection by source; {} where there is none.
+
+    Raises:
+        WorkError: a line is not a record.
+    """
+    raw, records = place.read(RECORDS) or b"", {}
+    for number, line in enumerate(raw.decode("utf-8", "replace").removesuffix("\n").split("\n") if raw else [], 1):
+        try:
+            record = Record(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise WorkError(f"{place.where}/{RECORDS}, line {number} is not a record; remove that line.") from error
+        records[record.source] = record
+    return records
+
+
+def write_records(place: Place, records: Mapping[str, Record]) -> None:
+    """Replace the manifest in one step."""
+    place.write(RECORDS, "".join(_lines(records[source] for source in sorted(records))).encode())
+
+
+def _lines(records: Iterable[Record]) -> Iterable[str]:
+    for record in records:
+        told = {name: value for name, value in dataclasses.asdict(record).items() if value != ""}
+        yield json.dumps(told, ensure_ascii=False) + "\n"

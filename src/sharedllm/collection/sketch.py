@@ -1,0 +1,100 @@
+"""A sketch of a document: the signs of its tokens' representations, by which a question finds it while its store stays closed.
+
+They live in the space that questions are compared in (`relevance`). In each chunk the occurrences of one token are one
+vector, their mean; of it, less the document's mean, the signs alone are kept, a bit a number. That is two thousandths of
+what a store takes, and ranks documents nearly as all of their tokens do; clusters of alike tokens, or every fourth token,
+lose the rare words that questions ask for (measured by docs/probes/sketches.py).
+
+Shapes: V vectors of a document, R size of a representation, Q tokens of a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from sharedllm.config import SharedConfig
+from sharedllm.context import Context
+from sharedllm.errors import WorkError
+from sharedllm.relevance import represented
+
+
+@dataclass
+class Sketch:
+    """What is kept of a document to find it by."""
+
+    signs: Tensor
+    """[V, ceil(R / 8)], uint8: bit i of byte j is set where number 8j + i is above zero."""
+    chunk: Tensor
+    """[V], number of the chunk, from 0, ascending, int32."""
+    mean: Tensor
+    """[R], of the representations of all its tokens, float32."""
+
+
+def sketch_of(context: Context, config: SharedConfig) -> Sketch:
+    """The sketch of an encoded context; it depends on the context alone."""
+    rows, before = [], 0
+    for block in context.blocks:
+        places = block.rep_tokens if config.search_by == "last" else block.tokens
+        for reps, mask, at, length in zip(*represented(block, config), places, block.lengths.tolist(), strict=True):
+            rows.append((reps[mask], context.ids[before + at[mask]]))
+            before += length
+    mean = torch.cat([reps for reps, _ in rows]).mean(0)
+    vectors = [by_token(reps, ids) - mean for reps, ids in rows]
+    chunk = torch.arange(len(rows), dtype=torch.int32).repeat_interleave(torch.tensor([len(v) for v in vectors]))
+    return Sketch(pack_signs(torch.cat(vectors)), chunk, mean)
+
+
+def by_token(reps_PR: Tensor, ids_P: Tensor) -> Tensor:
+    """The mean of each token's occurrences, [distinct, R], in the order of token ids."""
+    distinct, at = ids_P.unique(return_inverse=True)
+    sums = reps_PR.new_zeros(len(distinct), reps_PR.shape[1]).index_add_(0, at, reps_PR)
+    return sums / torch.bincount(at)[:, None]
+
+
+def pack_signs(numbers_VR: Tensor) -> Tensor:
+    """A bit a number, as `Sketch.signs` keeps them."""
+    bits = F.pad((numbers_VR > 0).to(torch.uint8), (0, -numbers_VR.shape[1] % 8))
+    return (bits.unflatten(1, (-1, 8)) << torch.arange(8, dtype=torch.uint8)).sum(2, dtype=torch.uint8)
+
+
+def unpack_signs(signs: Tensor, size: int) -> Tensor:
+    """1 or -1 a number, [V, size], float32."""
+    bits = (signs[:, :, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+    return bits.flatten(1)[:, :size].float() * 2 - 1
+
+
+def scores(sketches: Sequence[Sketch], question_QR: Tensor) -> Tensor:
+    """How near each document's nearest chunk is to a question, [documents]: late interaction over the vectors."""
+    question = question_QR.float().cpu()
+    found = []
+    for sketch in sketches:
+        asked = F.normalize(question - sketch.mean, dim=1)
+        size = asked.shape[1]
+        cosines = unpack_signs(sketch.signs, size) @ asked.T / size**0.5
+        best = cosines.new_full((int(sketch.chunk[-1]) + 1, len(asked)), -1.0)
+        best.scatter_reduce_(0, sketch.chunk.long()[:, None].expand_as(cosines), cosines, "amax")
+        found.append(best.sum(1).amax())
+    return torch.stack(found)
+
+
+def save_sketch(sketch: Sketch) -> bytes:
+    return save({name: tensor.contiguous() for name, tensor in vars(sketch).items()})
+
+
+def load_sketch(name: str, data: bytes) -> Sketch:
+    """The sketch that `save_sketch` wrote.
+
+    Raises:
+        WorkError: it is broken.
+    """
+    try:
+        return Sketch(**load(data))
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise WorkError(f"{name} is broken ({error}); remove it and encode again.") from error

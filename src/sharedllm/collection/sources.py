@@ -1,0 +1,87 @@
+"""Which documents there are to read: files, folders, patterns such as `notes/*.md`, and the same of any address."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+
+from sharedllm.collection.place import filesystem, is_address
+from sharedllm.errors import UsageError
+from sharedllm.sources import STDIN, folder_files, read_file
+
+
+@dataclass(frozen=True)
+class Source:
+    """A document that is to be read."""
+
+    name: str
+    """Its path or address."""
+    bytes: int
+    version: str
+    """Changes with the file: its time and size, or what a remote backend says of it."""
+
+
+def find_sources(names: Sequence[str]) -> list[Source]:
+    """All documents that `names` mean, each once, in the order given; what a folder or pattern gives is sorted.
+
+    Hidden files and folders inside a folder are skipped.
+
+    Raises:
+        UsageError: one of the names is nothing that can be read, or means no file at all.
+    """
+    found: dict[str, Source] = {}
+    for name in names:
+        meant = list(_remote(name) if is_address(name) else _local(name))
+        if not meant:
+            raise UsageError(f"'{name}' has no file to read; check the path or the pattern.")
+        found |= {source.name: source for source in meant}
+    return list(found.values())
+
+
+def read_bytes(source: Source, most: int) -> bytes:
+    """A document's bytes.
+
+    Raises:
+        UsageError: it is gone, larger than `most` bytes, binary, or cannot be read.
+    """
+    if source.bytes > most:
+        raise UsageError(f"'{source.name}' is larger than the limit of {most:,} bytes: split it or raise the limit.")
+    if not is_address(source.name):
+        return read_file(source.name, most)
+    fs, path = filesystem(source.name)
+    try:
+        return bytes(fs.cat_file(path))
+    except FileNotFoundError as error:
+        raise UsageError(f"'{source.name}' does not exist: check the address.") from error
+
+
+def _local(name: str) -> Iterator[Source]:
+    if name == STDIN:
+        raise UsageError("'-' is no document that can be found again; with --separate name files or folders.")
+    if not os.path.exists(name) and not has_magic(name):
+        raise UsageError(f"'{name}' does not exist: check the path.")
+    for path in [name] if os.path.exists(name) else sorted(glob(name, recursive=True)):
+        for file in folder_files(path) if os.path.isdir(path) else [path]:
+            about = os.stat(file)
+            yield Source(file, about.st_size, f"{about.st_size}-{about.st_mtime_ns}")
+
+
+def _remote(address: str) -> Iterator[Source]:
+    fs, path = filesystem(address)
+    try:
+        if has_magic(path):
+            listed = fs.glob(path, detail=True)
+        else:
+            listed = fs.find(path, detail=True) if fs.isdir(path) else {path: fs.info(path)}
+    except FileNotFoundError as error:
+        raise UsageError(f"'{address}' does not exist: check the address.") from error
+    except Exception as error:  # a backend's own, of any class
+        raise UsageError(f"'{address}' cannot be read: {error or type(error).__name__}.") from error
+    for file, about in sorted(listed.items()):
+        hidden = any(part.startswith(".") for part in file.removeprefix(path).split("/"))
+        if about["type"] == "file" and not hidden:
+            version = hashlib.sha256(repr(sorted(about.items(), key=str)).encode()).hexdigest()[:16]
+            yield Source(fs.unstrip_protocol(file), int(about["size"] or 0), version)

@@ -1,0 +1,81 @@
+"""What reads documents into stores: one process' part, the same for every engine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sharedllm.collection.place import Place
+from sharedllm.collection.records import FAILED, KEPT, SKETCHES, STORES, Record, store_name
+from sharedllm.collection.sketch import save_sketch, sketch_of
+from sharedllm.collection.sources import Source, read_bytes
+from sharedllm.errors import SharedLLMError
+from sharedllm.library import Library
+from sharedllm.model import SharedLLM
+from sharedllm.ray_pool import Setup
+from sharedllm.sources import DEFAULT_MAX_BYTES, document_of
+from sharedllm.store import chunk_kind
+
+
+class Worker:
+    """Reads documents with one model into the stores of one place.
+
+    Args:
+        most_bytes: of a document; a larger one is not read.
+    """
+
+    def __init__(self, llm: SharedLLM, where: str | Path, most_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        self.llm, self.place, self.most_bytes = llm, Place(where), most_bytes
+
+    def made_with(self) -> str:
+        """What chunks depend on besides their tokens."""
+        reader, empty = self.llm.reader, self.llm.reader.new_context()
+        length = reader.config.chunk_length
+        return f"{chunk_kind(reader.layout(length), empty.fingerprint, empty.shape)} of {length}"
+
+    def read(self, sources: Sequence[Source]) -> list[Record]:
+        """Read documents, each into its store; whatever is wrong with one is said in its record."""
+        return [self._record(source) for source in sources]
+
+    def _record(self, source: Source) -> Record:
+        made = ""
+        try:
+            raw = read_bytes(source, self.most_bytes)
+            made = hashlib.sha256(raw).hexdigest()
+            name = store_name(source.name)
+            tokens = self._keep(source.name, name, document_of(source.name, raw).text)
+        except SharedLLMError as error:
+            reason = str(error)
+        except Exception as error:  # a document that breaks its parser must not stop the others
+            reason = f"reading '{source.name}' failed: {type(error).__name__}, {' '.join(str(error).split())[:200]}."
+        else:
+            return Record(
+                source.name, source.version, source.bytes, KEPT, made, tokens, name, made_with=self.made_with()
+            )
+        return Record(source.name, source.version, source.bytes, FAILED, made, reason=reason)
+
+    def _keep(self, source: str, name: str, text: str) -> int:
+        """Read a text into the store `name`, unless it is there; returns its tokens."""
+        ids = self.llm.reader.token_ids(text)
+        sketch = f"{SKETCHES}/{name}.safetensors"
+        with self.place.store(f"{STORES}/{name}") as folder:
+            library = Library(folder, self.llm)
+            if not (library.holds(source, ids) and self.place.exists(sketch)):
+                library.update({source: ids}, only=True)
+                self.place.write(sketch, save_sketch(sketch_of(library.context(), self.llm.config)))
+        return len(ids)
+
+
+class LoadingWorker(Worker):
+    """A worker in a process of its own, which loads its model itself.
+
+    Args:
+        loading: arguments of `SharedLLM.from_pretrained`.
+        setup: folder and threads to work with.
+    """
+
+    def __init__(self, loading: dict[str, Any], setup: Setup, where: str, most_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        setup.apply()
+        super().__init__(SharedLLM.from_pretrained(**loading), where, most_bytes)

@@ -1,0 +1,83 @@
+"""A benchmark's samples spread over the workers of a Ray cluster: each loads the model and makes the methods itself.
+
+What a method is asked stays as it is; `Method.each` hands its items here instead of working them off one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from sharedllm.errors import SharedLLMError
+from sharedllm.hardware import peak_memory_bytes
+from sharedllm.methods import Method, create
+from sharedllm.model import SharedLLM
+from sharedllm.ray_pool import Pool, Setup, ray_pool
+
+
+class MethodWorker:
+    """One process' methods.
+
+    Args:
+        loading: arguments of `SharedLLM.from_pretrained`.
+        setup: folder and threads to work with.
+    """
+
+    def __init__(self, loading: dict[str, Any], setup: Setup) -> None:
+        setup.apply()
+        self.llm = SharedLLM.from_pretrained(**loading)
+        self.methods: dict[tuple[str, int], Method] = {}
+
+    def work(self, piece: tuple[int, tuple[str, int], Any, Any]) -> tuple[list[Any], int]:
+        """All that a method's work on an item yields, and this process' peak memory in bytes."""
+        _, (name, window), work, item = piece
+        if (name, window) not in self.methods:
+            self.methods[name, window] = create(name, self.llm, window)
+        return list(work(self.methods[name, window], item)), peak_memory_bytes(self.llm.device)
+
+
+class Spread:
+    """What `Method.spread` is: the method's work done by the workers of a pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool, self.peak = pool, 0
+
+    def __call__(self, method: Method, work: Any, items: Sequence[Any]) -> Iterator[Any]:
+        """All that `work(method, item)` yields, for all items in their order.
+
+        Raises:
+            SharedLLMError: what a worker raised, or `WorkError` where it could not be started or kept alive.
+        """
+        pieces = [(i, (method.name, method.window), work, item) for i, item in enumerate(items)]
+        done: dict[int, list[Any]] = {}
+        at = 0
+        for (i, *_), result in self.pool.map("work", pieces):
+            if isinstance(result, SharedLLMError):
+                raise result
+            done[i], peak = result
+            self.peak = max(self.peak, peak)
+            while at in done:
+                yield from done.pop(at)
+                at += 1
+
+    def besides(self) -> dict[str, Any]:
+        """What the rows say of the workers: the peak memory of the largest of them."""
+        return {"peak_memory_bytes": self.peak} if self.peak else {}
+
+
+@contextmanager
+def ray_spread(loading: dict[str, Any], address: str | None = None, workers: int | None = None) -> Iterator[Spread]:
+    """Workers that load their models with `SharedLLM.from_pretrained(**loading)`; the rest as for `ray_pool`.
+
+    This process computes with as many threads as each of them inside the block, and its rows say so.
+    """
+    before = torch.get_num_threads()
+    with ray_pool(MethodWorker, {"loading": loading}, address, workers) as pool:
+        torch.set_num_threads(pool.threads)
+        try:
+            yield Spread(pool)
+        finally:
+            torch.set_num_threads(before)

@@ -1,0 +1,166 @@
+"""Workers on a Ray cluster: an object of one class in each of several processes, and pieces of work spread over them.
+
+What restarts a process that was killed, and calls again what it was at, is Ray.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sharedllm.errors import SharedLLMError, UsageError, WorkError
+
+T = TypeVar("T")
+TRIES_AGAIN = 2
+"""How often a call is made again whose process died under it."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker takes over from the process that starts it."""
+
+    folder: str
+    threads: int
+
+    def apply(self) -> None:
+        """Take this folder, so that relative paths mean the same, where the machine has it; and so many threads."""
+        import torch
+
+        with suppress(OSError):
+            os.chdir(self.folder)
+        torch.set_num_threads(self.threads)
+
+
+class Pool:
+    """Objects of one class, each in a process of its own.
+
+    Attributes:
+        threads: that each computes with.
+    """
+
+    def __init__(self, ray: Any, start: Callable[[], Any], workers: int, threads: int) -> None:
+        self._ray, self._start, self.threads = ray, start, threads
+        self._actors = [start() for _ in range(workers)]
+
+    @property
+    def workers(self) -> int:
+        return len(self._actors)
+
+    def call(self, method: str) -> list[Any]:
+        """What each of the objects gives; so all of them have started.
+
+        Raises:
+            SharedLLMError: an object's own, or `WorkError` where one cannot be started.
+        """
+        try:
+            return list(self._ray.get([getattr(actor, method).remote() for actor in self._actors]))
+        except self._ray.exceptions.RayError as error:
+            raise _said(error) from error
+
+    def map(self, method: str, items: Iterable[T]) -> Iterator[tuple[T, Any]]:
+        """Each item with what an object gave for it, or with the error that says why there is nothing, as they end."""
+        waiting, idle = deque(items), list(range(self.workers))
+        running: dict[Any, tuple[int, T]] = {}
+        while waiting or running:
+            while waiting and idle:
+                at, item = idle.pop(), waiting.popleft()
+                running[getattr(self._actors[at], method).remote(item)] = at, item
+            (done,), _ = self._ray.wait(list(running), num_returns=1)
+            at, item = running.pop(done)
+            try:
+                result = self._ray.get(done)
+            except self._ray.exceptions.RayError as error:
+                result = _said(error)
+                if isinstance(error, self._ray.exceptions.RayActorError):  # Ray has given it up
+                    self._ray.kill(self._actors[at])
+                    self._actors[at] = self._start()
+            idle.append(at)
+            yield item, result
+
+    def close(self) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+
+
+@contextmanager
+def ray_pool(
+    kind: type, arguments: dict[str, Any], address: str | None = None, workers: int | None = None
+) -> Iterator[Pool]:
+    """Start `kind(**arguments, setup=...)` in several processes.
+
+    Args:
+        address: of a running cluster, `auto` for the one on this machine; None: one is started here and stopped at
+            the end, unless this process has one already.
+        workers: None: one a GPU of the cluster; without GPUs one for every two processors.
+    Raises:
+        UsageError: Ray is not installed.
+        WorkError: no cluster answers at `address`.
+    """
+    ray = _ray()
+    ours = not ray.is_initialized()
+    if ours:
+        connect(address, workers)
+    try:
+        resources = ray.cluster_resources()
+        cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
+        workers = min(workers or gpus or max(1, cpus // 2), cpus)
+        threads = max(1, cpus // workers)
+        needs = {"num_cpus": threads, "num_gpus": min(1, gpus / workers)}
+        actor = ray.remote(kind).options(max_restarts=-1, max_task_retries=TRIES_AGAIN, **needs)
+        setup = Setup(os.getcwd(), threads)
+        pool = Pool(ray, lambda: actor.remote(**arguments, setup=setup), workers, threads)
+        try:
+            yield pool
+        finally:
+            pool.close()
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def connect(address: str | None, workers: int | None = None) -> None:
+    """Connect this process to a running cluster, or start one here with a processor for each worker at least.
+
+    Raises:
+        UsageError: Ray is not installed.
+        WorkError: no cluster answers at `address`.
+    """
+    ray = _ray()
+    try:
+        if address is not None:
+            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        cpus = max(workers or 1, len(os.sched_getaffinity(0)))
+        ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    except Exception as error:  # Ray's own are of many classes, plain `Exception` among them
+        where = f"no Ray cluster answers at {address}" if address else "no local Ray cluster could be started"
+        raise WorkError(f"{where} ({str(error).splitlines()[0] if str(error) else type(error).__name__}).") from error
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.exceptions
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "the engine ray needs Ray, which is not installed; run `pip install 'sharedllm[ray]'`."
+        ) from error
+    return ray
+
+
+def _said(error: Exception) -> SharedLLMError:
+    """What a Ray error means for the user."""
+    if getattr(error, "actor_init_failed", False):
+        last = str(error).strip().splitlines()[-1]
+        return WorkError(f"a worker could not be started: {last.split('Error: ', 1)[-1]}")
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, SharedLLMError):
+        return cause
+    if cause is not None:
+        return WorkError(f"a worker failed: {type(cause).__name__}, {' '.join(str(cause).split())[:200]}.")
+    return WorkError(f"the process that worked on it ended {TRIES_AGAIN + 1} times; is there enough memory for it?")

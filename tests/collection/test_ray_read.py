@@ -1,0 +1,119 @@
+"""Reading with real Ray: workers in processes of their own, one of them killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from sharedllm import SharedLLMError, UsageError, WorkError
+from sharedllm.cli import main
+from sharedllm.collection.engines import LocalEngine, RayEngine, ray_engine
+from sharedllm.collection.read import read_collection
+from sharedllm.collection.worker import Worker
+from sharedllm.ray_pool import ray_pool
+from tests.collection.conftest import MOST_BYTES, documents
+from tests.contexts import files
+from tests.ray_cluster import cluster  # noqa: F401
+
+
+def readers() -> list[int]:
+    """Process ids of this cluster's workers."""
+    psutil = pytest.importorskip("psutil")
+    family = psutil.Process().children(recursive=True)
+    return [p.pid for p in family if "LoadingWorker" in " ".join(p.cmdline())]
+
+
+def test_a_worker_is_killed_and_every_document_is_there_as_without_it(cluster, home, tmp_path):  # noqa: F811
+    folder = documents(tmp_path / "texts", 12, words=600)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    died = []
+
+    def kill(now):
+        if now.done == 4:
+            died.append(readers())
+            os.kill(died[0][0], signal.SIGKILL)
+
+    with ray_engine(home.loading, str(killed), workers=2, most_bytes=MOST_BYTES) as engine:
+        records = read_collection([str(folder)], killed, engine, kill)
+    assert len(died[0]) == 2 and sum(r.state == "kept" for r in records.values()) == 12 and len(records) == 15
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as each worker has, on which the last bits depend
+    read_collection([str(folder)], whole, LocalEngine(Worker(home.llm, whole, MOST_BYTES)))
+    torch.set_num_threads(threads)
+    assert files(killed) == files(whole)
+
+
+def test_a_document_whose_process_always_dies_is_reported(cluster):  # noqa: F811
+    class Fragile:
+        def __init__(self, setup):
+            self.threads = setup.threads
+
+        def read(self, item):
+            if item == "poison":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if item == "refused":
+                raise UsageError("it is refused.")
+            return item.upper(), self.threads
+
+    with ray_pool(Fragile, {}, workers=2) as pool:
+        found = dict(pool.map("read", ["a", "poison", "b", "refused", "c"]))
+    assert {k: found[k] for k in "abc"} == {"a": ("A", 1), "b": ("B", 1), "c": ("C", 1)}
+    assert isinstance(found["poison"], SharedLLMError) and "ended 3 times" in str(found["poison"])
+    assert isinstance(found["refused"], UsageError) and str(found["refused"]) == "it is refused."
+
+
+def test_a_worker_that_cannot_start_says_why(cluster):  # noqa: F811
+    class Refuses:
+        def __init__(self, setup):
+            raise UsageError("there is no such model.")
+
+        def read(self):
+            return 1
+
+    with ray_pool(Refuses, {}, workers=1) as pool, pytest.raises(WorkError, match="not be started: there is no such"):
+        pool.call("read")
+
+
+def test_workers_that_would_read_differently_are_refused():
+    from types import SimpleNamespace
+
+    with pytest.raises(UsageError, match="give one with --dtype"):
+        RayEngine(SimpleNamespace(call=lambda method: ["of bfloat16", "of float32"])).made_with()
+
+
+def test_the_command_reads_with_workers_and_goes_on(cluster, home, tmp_path, capsys):  # noqa: F811
+    folder, where = documents(tmp_path / "texts", 3), tmp_path / "kept"
+    model = ("--model", home.loading["model"], "--adapter", home.loading["adapter"], "--dtype", "float32")
+    for run in ("6 of 6 documents", "3 of 3 documents"):  # then only those that failed are tried again
+        with pytest.raises(SystemExit) as ended:
+            main(["encode", str(folder), "--separate", "--engine", "ray", "--workers", "1", "--max-mb", "0.02", "-o", str(where), *model, "--json"])  # fmt: skip
+        out = capsys.readouterr()
+        assert not ended.value.code, out.err
+        told = json.loads(out.out.splitlines()[-1])
+        assert (told["documents"], told["failed"], told["engine"]) == (3, 3, "ray")
+        assert "not read: " in out.err and run in out.err
+
+
+def test_without_ray_the_engine_says_how_to_install_it(monkeypatch, tmp_path, capsys):
+    import sys
+
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["encode", str(tmp_path / "a.txt"), "--separate", "--engine", "ray", "-o", str(tmp_path / "kept")])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "pip install 'sharedllm[ray]'" in said and said.count("\n") == 1
+
+
+def test_nothing_else_imports_ray():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, sharedllm.cli, sharedllm.collection.engines, sharedllm.ray_pool; assert 'ray' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,125 @@
+"""A question finds, among many stored documents, those worth composing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sharedllm import UsageError
+from sharedllm.cli import main
+from sharedllm.collection.read import read_collection
+from sharedllm.collection.search import Collection
+from sharedllm.collection.sketch import Sketch, load_sketch, pack_signs, save_sketch, scores, sketch_of, unpack_signs
+from sharedllm.prompts import Prompt
+from sharedllm.relevance import represented
+from tests.collection.conftest import text
+from tests.contexts import encoded
+
+QUESTION = "7919#48+02=?"
+
+
+@pytest.fixture(scope="module")
+def many(home, tmp_path_factory):
+    """A collection of twenty documents, of which the eighth alone has the question's letters in a row."""
+    from sharedllm.collection.engines import LocalEngine
+    from sharedllm.collection.worker import Worker
+
+    folder = tmp_path_factory.mktemp("many")
+    (folder / "texts").mkdir()
+    for i in range(20):
+        middle = f"{QUESTION:16}" if i == 7 else ""  # a chunk of its own
+        (folder / "texts" / f"{i:02}.txt").write_text(text(i, 12)[:48] + middle + text(100 + i, 12))
+    read_collection([str(folder / "texts")], folder / "kept", LocalEngine(Worker(home.llm, folder / "kept")))
+    return folder / "kept"
+
+
+def plain_score(llm, contexts, question):
+    """Of each context's nearest chunk: loops over chunks and the question's tokens."""
+    prompt = Prompt(llm.tokenizer, question)
+    (asked,) = llm.query(torch.tensor([prompt.alone()]), question_mask=prompt.question_mask())
+    chunks = [[rep[m] for b in c.blocks for rep, m in zip(*represented(b, llm.config), strict=True)] for c in contexts]
+    mean = torch.cat([row for rows in chunks for row in rows]).mean(0)
+    return [
+        max(
+            sum(max(float(F.cosine_similarity(q - mean, t - mean, dim=0)) for t in row) for q in asked)
+            for row in rows
+        )
+        for rows in chunks
+    ]  # fmt: skip
+
+
+def test_the_document_is_found_and_scored_as_by_opening_all(home, many):
+    collection = Collection(many, home.llm)
+    stores = [collection.folder(record.store) for record in collection.records]
+    from sharedllm import Context
+
+    plain = plain_score(home.llm, [Context.load(store, home.llm) for store in stores], QUESTION)
+    every = collection.search(QUESTION, documents=20, opened=20)
+    by_source = {record.source: score for record, score in zip(collection.records, plain, strict=True)}
+    assert [hit.source for hit in every] == sorted(by_source, key=by_source.__getitem__, reverse=True)
+    for hit in every:
+        assert hit.score == pytest.approx(by_source[hit.source], abs=1e-4)
+    assert every[0].source.endswith("07.txt")
+    for opened in (None, 0, 4):
+        (best,) = collection.search(QUESTION, documents=1, opened=opened)
+        assert best.source.endswith("07.txt")
+
+
+def test_a_sketch_keeps_the_signs_of_each_tokens_mean(home):
+    llm = home.llm
+    ids = llm.reader.token_ids(text(3, 20))[:40]  # two chunks and a half
+    context = encoded(llm, ids)
+    sketch = sketch_of(context, llm.config)
+    rows = [rep[m] for b in context.blocks for rep, m in zip(*represented(b, llm.config), strict=True)]
+    kept = [t[t < n] for b in context.blocks for t, n in zip(b.tokens, b.lengths, strict=True)]
+    mean, at = torch.cat(rows).mean(0), 0
+    signs = unpack_signs(sketch.signs, len(mean))
+    for chunk, (row, tokens) in enumerate(zip(rows, kept, strict=True)):
+        of = ids[chunk * 16 + tokens]
+        for token in sorted(set(of.tolist())):
+            expected = row[of == token].mean(0) - mean
+            assert sketch.chunk[at] == chunk and torch.equal(signs[at] > 0, expected > 0)
+            at += 1
+    assert at == len(sketch.signs)
+    again = load_sketch("sketch", save_sketch(sketch))
+    assert all(torch.equal(a, b) for a, b in zip(vars(again).values(), vars(sketch).values(), strict=True))
+
+
+def test_signs_of_any_number_of_dimensions_come_back():
+    numbers = torch.randn(5, 13, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(unpack_signs(pack_signs(numbers), 13), numbers.sign())
+
+
+def test_a_documents_score_is_that_of_its_nearest_chunk():
+    """Two chunks: each has one of the question's tokens, or both in one."""
+    first, second = torch.eye(16)[0] * 8 - 0.5, torch.eye(16)[1] * 8 - 0.5
+    question, mean = torch.stack([first, second]), torch.zeros(16)
+
+    def document(*chunks):
+        places = torch.arange(len(chunks), dtype=torch.int32).repeat_interleave(torch.tensor([len(c) for c in chunks]))
+        return Sketch(pack_signs(torch.cat([torch.stack(c) for c in chunks])), places, mean)
+
+    apart, together = scores([document([first], [second]), document([first, second], [-first])], question).tolist()
+    cosine = [float(F.cosine_similarity(q.sign(), q, dim=0)) for q in question]
+    assert together == pytest.approx(sum(cosine)) and apart < together - 0.1
+
+
+def test_ask_answers_from_the_documents_found(home, many, capsys):
+    names = ("--model", home.loading["model"], "--adapter", home.loading["adapter"], "--dtype", "float32")
+    threads = torch.get_num_threads()
+    with pytest.raises(SystemExit) as ended:
+        main(["ask", str(many), "-q", QUESTION, "--documents", "2", "--max-new-tokens", "3", "--json", *names])
+    torch.set_num_threads(threads)
+    out = capsys.readouterr()
+    assert not ended.value.code, out.err
+    told = json.loads(out.out.splitlines()[-1])
+    assert len(told["documents"]) == 2 and told["documents"][0]["source"].endswith("07.txt")
+    assert told["context_tokens"] == sum(d["tokens"] for d in told["documents"]) and told["find_seconds"] > 0
+
+
+def test_a_collection_without_documents_says_so(home, tmp_path):
+    with pytest.raises(UsageError, match="holds no document to ask"):
+        Collection(tmp_path, home.llm)
