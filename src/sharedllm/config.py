@@ -113,7 +113,8 @@ class SharedConfig:
         """What measured best (docs/LOG.md), for a model of so many layers.
 
         Four fifths of the layers are injected, because heads that copy sit that deep; one chunk keeps every
-        token and eight are read; projections are changed at rank 64, numbers stored at 4 bits; the null logit grows.
+        token and eight are read; projections are changed at rank 64, numbers stored at 4 bits; the null logit grows;
+        the search counts in attention.
         """
         return cls(
             injected_layers=max(1, layers * 4 // 5),
@@ -122,6 +123,7 @@ class SharedConfig:
             rank=64,
             stored_bits=4,
             null_growth=True,
+            search_prior=40.0,
         )
 
     @property
