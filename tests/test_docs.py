@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,14 @@ def tiny(monkeypatch, tmp_path):
 
     def from_pretrained(cls: type[SharedLLM], model: Any = None, *_: Any, **__: Any) -> SharedLLM:
         small = tiny_model(max_position_embeddings=256)
-        return randomize(real(cls, small, adapter="none", config=CONFIG, tokenizer=byte_tokenizer()))
+        return randomize(
+            real(cls, small, adapter="none", config=replace(CONFIG, fine_chunks=1), tokenizer=byte_tokenizer())
+        )
 
     monkeypatch.setattr(SharedLLM, "from_pretrained", classmethod(from_pretrained))
+    monkeypatch.setattr("sharedllm.publish.pushed", lambda *_: "")  # nothing leaves this machine
     monkeypatch.chdir(tmp_path)
+    Path("results.jsonl").touch()
     for name in ("book.txt", "notes.md"):
         Path(name).write_text(f"This is {name}. " + " ".join(f"Box {i} holds a letter." for i in range(12)))
 
