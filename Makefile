@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RESULTS ?= results/demo.jsonl
 TEXTS := python-library python-reference debian-manuals anarchist-faq
 
-.PHONY: setup check test test-browser texts measure report peers ship demo docs notebook package test-matrix clean
+.PHONY: setup check test test-processes test-browser texts measure report peers ship demo docs notebook package test-matrix clean
 
 setup: $(VENV)/.done
 
@@ -23,7 +23,11 @@ check: setup
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest --ignore=tests/browser
+	$(BIN)/python -m pytest --ignore=tests/browser -m "not processes"
+
+# What several processes do together: training and reading with Accelerate; reading, evaluating and serving with Ray.
+test-processes: setup
+	$(BIN)/python -m pytest --ignore=tests/browser -m processes
 
 # The page in a headless Chromium, where there is one.
 test-browser: setup

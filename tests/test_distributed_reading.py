@@ -14,6 +14,8 @@ from sharedllm.train.distributed import dealt_rows
 from tests.contexts import assert_one_sentence, assert_same_chunks, files
 from tests.launches import launched, write_model
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def processes():

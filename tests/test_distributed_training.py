@@ -21,6 +21,8 @@ from tests.conftest import CONFIG
 from tests.launches import PATIENCE, launched, started, stop, write_model, write_recipe
 from tests.train.test_loop import write_data
 
+pytestmark = pytest.mark.processes
+
 STEPS = 20
 FSDP = ("--use_fsdp", "--fsdp_version", "2")
 

@@ -19,6 +19,8 @@ from tests.collection.conftest import MOST_BYTES, documents
 from tests.contexts import files
 from tests.ray_cluster import cluster  # noqa: F401
 
+pytestmark = pytest.mark.processes
+
 
 def readers() -> list[int]:
     """Process ids of this cluster's workers."""

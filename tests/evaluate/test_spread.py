@@ -11,6 +11,8 @@ from sharedllm.cli import main
 from tests.cli.conftest import home  # noqa: F401
 from tests.ray_cluster import cluster  # noqa: F401
 
+pytestmark = pytest.mark.processes
+
 VARY = {"seconds", "encode_seconds", "ask_seconds", "peak_memory_bytes"}
 
 

@@ -15,6 +15,8 @@ from tests.collection.conftest import home  # noqa: F401
 from tests.ray_cluster import cluster  # noqa: F401
 from tests.serve.conftest import LONG, read, started, upload
 
+pytestmark = pytest.mark.processes
+
 QUESTION = {"messages": [{"role": "user", "content": "Where is item 7?"}], "max_tokens": 8, "temperature": 0}
 
 
@@ -63,7 +65,6 @@ def test_without_ray_replicas_say_how_to_install_it(monkeypatch, capsys):
     assert ended.value.code == 2 and "pip install 'sharedllm[ray]'" in said and said.count("\n") == 1
 
 
-@pytest.mark.slow_ray
 def test_a_replica_is_killed_under_load_and_no_request_is_lost(cluster, home, tmp_path):  # noqa: F811
     httpx = pytest.importorskip("httpx", reason="httpx is not installed")
     psutil = pytest.importorskip("psutil")
