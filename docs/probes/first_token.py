@@ -32,7 +32,7 @@ def rank(llm: SharedLLM, context: Context, spot: Hidden) -> int:
     prompt, C = Prompt(llm.tokenizer, spot.needle.question), llm.config.chunk_length
     asked = llm.query(torch.tensor([prompt.alone()]), question_mask=prompt.question_mask())[0]
     near = zip(compare(context.blocks, llm.config, asked), context.blocks, strict=True)
-    roots = [n.levels(tree_borders(b.lengths, llm.config.tree_depth))[0][:, 0] for n, b in near]
+    roots = [n.levels(n.spans(tree_borders(b.lengths, llm.config.tree_depth)))[0][:, 0] for n, b in near]
     order = torch.cat(roots).argsort(descending=True).tolist()
     return min(order.index(spot.start // C), order.index((spot.start + spot.tokens - 1) // C))
 

@@ -98,7 +98,7 @@ class Collection:
         whole, config = Context.compose(contexts), self.llm.config
         borders = [tree_borders(block.lengths, config.tree_depth) for block in whole.blocks]
         levels = [
-            near.levels(border)[0][:, 0]
+            near.levels(near.spans(border))[0][:, 0]
             for near, border in zip(compare(whole.blocks, config, question_QR), borders, strict=True)
         ]
         return torch.stack([part.amax() for part in torch.cat(levels).split([c.chunks for c in contexts])])
