@@ -66,8 +66,8 @@ def test_needles_are_in_the_context_and_their_values_are_targets(folder, tmp_pat
             needle = drawn[text(window.ids[window.question])]
             for statement in (*needle.statements, *needle.distractors):
                 assert f"\n{statement}\n" in text(sample.context)
-            answer, whole = text(window.ids[-window.targets :]), f"{needle.opening} {needle.value}.".strip()
-            assert answer in (f" {needle.value}.", whole)
+            answer, whole = text(window.ids[-window.targets :]), f"{needle.opening} {needle.value}.</s>".strip()
+            assert answer in (f" {needle.value}.</s>", whole), "the answer ends with the token that ends it"
             assert text(window.ids).endswith(f"Answer:{whole}")
             whole_answers += answer == whole and needle.opening != ""
     assert 0 < whole_answers < 24
