@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sharedllm import SharedLLM, UsageError, WorkError
+from sharedllm.adapter import WEIGHTS_FILE
 from sharedllm.data import build, recipe_from_dict
 from sharedllm.train.checkpoint import checkpoints
 from sharedllm.train.loop import Trainer
@@ -226,6 +228,20 @@ def test_training_starts_from_another_runs_adapter(data, tmp_path):
         assert torch.equal(weights(again)[name], weight.bfloat16().float()), name
     with pytest.raises(WorkError, match="cannot be read"):
         trainer(data, tmp_path / "other", start=str(tmp_path / "nowhere"))
+
+
+def test_what_is_written_is_between_the_start_and_what_was_trained(data, tmp_path):
+    trainer(data, tmp_path / "first", steps=1).train()
+    start = str(tmp_path / "first/adapter")
+    for name, share in (("all", 0.0), ("part", 0.25)):
+        trainer(data, tmp_path / name, start=start, keep_start=share, steps=2).train()
+    before, after, mixed = (load_file(tmp_path / n / "adapter" / WEIGHTS_FILE) for n in ("first", "all", "part"))
+    assert any(not torch.equal(before[n], after[n]) for n in before)
+    for name, weight in mixed.items():
+        expected = 0.25 * before[name].float() + 0.75 * after[name].float()
+        torch.testing.assert_close(weight.float(), expected, rtol=2e-2, atol=2e-3)  # all are written in bfloat16
+    with pytest.raises(UsageError, match="keep_start"):
+        recipe(data, tmp_path / "other", keep_start=0.5)
 
 
 def test_training_starts_from_an_adapter_that_lacks_a_setting(data, tmp_path):

@@ -98,7 +98,18 @@ class Trainer:
             raise
         if self.main and self.step == self.recipe.steps:
             about = {"recipe": self.recipe.to_dict(), "steps": self.step, "target_tokens": self.tokens}
+            self._keep_start()
             self.learner.save(self.run / "adapter", about)
+
+    @torch.no_grad()
+    def _keep_start(self) -> None:
+        """Mix the start's weights into the trained ones, as the recipe says; checkpoints keep the trained ones."""
+        if not self.recipe.keep_start:
+            return
+        trained = {name: weight.clone() for name, weight in self.module.named_parameters()}
+        load_weights(Path(str(self.recipe.start)), self.module, partly=True)
+        for name, weight in self.module.named_parameters():
+            weight.lerp_(trained[name], 1 - self.recipe.keep_start)
 
     def checkpoint(self) -> None:
         self.records.save(self.module, self.optimizer, {"step": self.step, "tokens": self.tokens})

@@ -37,6 +37,9 @@ class Recipe:
     """As `--model`; none is the default model."""
     start: str | None = None
     """Adapter folder whose weights training starts from; none starts from the model's own."""
+    keep_start: float = 0.0
+    """Share of the start's weights in the finished adapter, a mean of both (WiSE-FT, arXiv 2109.01903): what was learnt
+    last is kept nearly whole, and what it cost is mostly given back. 0: the trained weights as they are."""
     steps: int = 400
     """0: only write the adapter of `start` with this recipe's settings."""
     seed: int = 0
@@ -107,6 +110,10 @@ class Recipe:
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0.")
         check_choice("parallel", self.parallel, PARALLEL)
+        if not 0 <= self.keep_start < 1 or (self.keep_start and self.start is None):
+            raise UsageError(
+                f"keep_start is {self.keep_start}; it must be at least 0 and below 1, and needs an adapter to start from."
+            )
         if not 0 <= self.distill <= 1:
             raise UsageError(f"distill is {self.distill}; it must lie between 0 and 1.")
         shares = (self.needles, self.questions, self.study)
