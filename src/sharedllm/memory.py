@@ -96,9 +96,12 @@ def find(
     near_X: Sequence[Tensor | None] = [None] * len(blocks)
     order = torch.arange(sum(sizes))
     if question_QR is not None:
-        compared = list(zip(compare(blocks, config, question_QR), borders, strict=True))
-        spans = [near.spans(b) for near, b in compared]
-        levels = [near.levels(s) for (near, _), s in zip(compared, spans, strict=True)]
+        spans, levels = [], []
+        for near, border in zip(
+            compare(blocks, config, question_QR), borders, strict=True
+        ):  # one block's cosines at a time
+            spans.append(near.spans(border))
+            levels.append(near.levels(spans[-1]))
         scores, nearness = levels, [level[0][:, 0] / len(question_QR) for level in levels]
         if config.search_prior:
             parts = near_parts(spans)
@@ -111,9 +114,9 @@ def find(
     slots[order[max(0, total - config.fine_chunks) :]] = config.chunk_length
     found = []
     chosen = zip(borders, scores, near_X, slots.split(sizes), prior, _kept_tokens(blocks, keep), strict=True)
-    for border, score, near, n, p, kept in chosen:
+    for border, score, nearest, n, p, kept in chosen:
         n = torch.where(kept.any(1) & (n == 0), config.slots_per_leaf, n)
-        found.append(Found(search(border, score), n, near, kept, border, p))
+        found.append(Found(search(border, score), n, nearest, kept, border, p))
     return found
 
 

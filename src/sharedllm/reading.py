@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from sharedllm.cli import common
+from sharedllm.cli.encode import kept
 
 
 def read(
@@ -54,10 +55,7 @@ def read(
     finally:
         reader.end()
     figures = {
-        "context": str(output),
-        "documents": library.documents,
-        "context_tokens": sum(library.documents.values()),
-        "bytes": library.nbytes,
+        **kept(library),
         "encode_seconds": round(time.perf_counter() - started, 3),
         "processes": processes.count,
         "received_bytes": processes.received,

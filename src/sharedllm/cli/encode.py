@@ -81,7 +81,7 @@ def encode(
         library.update(texts, only=not append, progress=progress, keep=keep)
     seconds = round(time.perf_counter() - started, 3)
     line = "{context_tokens:,} tokens kept in {context} ({megabytes:,.1f} MB), read in {seconds:,.1f} s"
-    _tell({**_kept(library), "encode_seconds": seconds, **machine(llm)}, line, as_json)
+    _tell({**kept(library), "encode_seconds": seconds, **machine(llm)}, line, as_json)
 
 
 def _remove(folder: Path, sources: Sequence[str], as_json: bool) -> None:
@@ -89,7 +89,7 @@ def _remove(folder: Path, sources: Sequence[str], as_json: bool) -> None:
 
     library = Library(folder)
     library.remove(*sources)
-    _tell({"removed": len(sources), **_kept(library)}, "{removed} removed; {context_tokens:,} tokens left", as_json)
+    _tell({"removed": len(sources), **kept(library)}, "{removed} removed; {context_tokens:,} tokens left", as_json)
 
 
 def _predict(library: Library, texts: Mapping[str, str], keep: dict[str, Keep] | None, as_json: bool) -> None:
@@ -97,12 +97,13 @@ def _predict(library: Library, texts: Mapping[str, str], keep: dict[str, Keep] |
     plan = library.plan(texts, keep)
     assert library.llm is not None
     seconds = plan.new_tokens / library.llm.reader.speed() if plan.new_tokens else 0.0
-    figures = {**_kept(library), "context_tokens": plan.tokens, "new_tokens": plan.new_tokens, "bytes": plan.bytes}
+    figures = {**kept(library), "context_tokens": plan.tokens, "new_tokens": plan.new_tokens, "bytes": plan.bytes}
     line = "{new_tokens:,} of {context_tokens:,} tokens to read, {megabytes:,.1f} MB to write, about {seconds:,.0f} s"
     _tell({**figures, "encode_seconds": round(seconds, 1)}, line, as_json)
 
 
-def _kept(library: Library) -> dict[str, Any]:
+def kept(library: Library) -> dict[str, Any]:
+    """What a folder holds, for the command's output."""
     return {
         "context": str(library.folder),
         "documents": library.documents,
