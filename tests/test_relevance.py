@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sharedllm.memory import find
-from sharedllm.relevance import compare, near_parts, priors, search_layer, token_reps
+from sharedllm.relevance import compare, near_parts, node_scores, priors, search_layer, token_reps
 from sharedllm.tree import tree_borders
 from tests.conftest import CONFIG, tokens
 
@@ -31,7 +31,7 @@ def test_scores_of_all_nodes_are_sums_of_best_cosines(make):
     reps = [token_reps(c.values_of(search_layer(llm.config)))[0] for c in chunks]
     mean = torch.cat(reps).mean(0)
     levels = [
-        near.levels(near.spans(tree_borders(block.lengths, 2)))
+        node_scores(near.spans(tree_borders(block.lengths, 2)), near.by)
         for near, block in zip(compare(context.blocks, llm.config, question), context.blocks, strict=True)
     ]
     for depth in range(3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -12,7 +13,7 @@ from sharedllm import Context, UsageError
 from sharedllm.prompts import Prompt
 from sharedllm.session import Session
 from tests.cli.test_cli import MODEL, home, run  # noqa: F401
-from tests.conftest import tokens
+from tests.conftest import CONFIG, tokens
 from tests.contexts import assert_one_sentence, assert_same_chunks, encoded
 
 ENDLESS = {"suppress_tokens": [257]}  # the tiny model would end its answer anywhere
@@ -48,6 +49,20 @@ def test_an_answer_is_what_a_fresh_model_gives_for_the_same_split(llm, make):
         assert out[0, window.shape[1] :].tolist() == transcript(session)[-7:]
     assert folded > 0 and folded % 16 == 0
     assert_same_chunks(session.said, encoded(fresh, torch.tensor(transcript(session)[:folded])))
+
+
+def test_what_is_nearest_to_a_question_is_quoted_for_its_answer_alone(make):
+    quoting = make(dataclasses.replace(CONFIG, quoted_tokens=16))
+    text, shown, generate = tokens(16 * 6 + 3, 1), [], quoting.model.generate
+    quoting.model.generate = lambda ids, **kwargs: shown.append(ids[0].tolist()) or generate(ids, **kwargs)
+    session = Session(quoting, quoting.read(text))
+    session.ask("a?", 7, **ENDLESS)
+    (ids,), alone = shown, Prompt(quoting.tokenizer, "a?").alone()
+    added = len(ids) - len(alone)
+    assert 16 < added and transcript(session)[:-7] == alone, "a quote stays in the conversation"
+    at = next(i for i, (a, b) in enumerate(zip(ids, alone, strict=False)) if a != b)
+    assert ids[at + added :] == alone[at:]
+    assert any(ids[at : at + 4] == text[i : i + 4].tolist() for i in range(len(text)))
 
 
 def test_an_answer_may_be_longer_than_the_window(llm, make):

@@ -11,7 +11,9 @@ from torch import Tensor
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
 from sharedllm.explain import Passage, chunks_read, finest
+from sharedllm.inject import Memory
 from sharedllm.prompts import Answer, Prompt
+from sharedllm.quote import with_quotes
 from sharedllm.recall import settings_of
 from sharedllm.resolution import Resolution
 
@@ -34,15 +36,9 @@ def answer(
     if compressed:
         asks = prompt.question_mask().to(llm.device)
         memory = llm.recall(context, ids, question_mask=asks, resolution=resolution)
+        ids = torch.tensor([with_quotes(llm, context, prompt, max_new_tokens, resolution)], device=llm.device)
     searched = time.perf_counter()
-    with llm.injection.reading(memory):
-        out = llm.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            **{"do_sample": False, "pad_token_id": prompt.pad_id, **kwargs},
-        )
-    new = getattr(out, "sequences", out)[0, ids.shape[1] :]  # a dictionary under return_dict_in_generate
+    new = written(llm, ids, memory, prompt, max_new_tokens, kwargs)
     return Answer(
         text=llm.tokenizer.decode(new, skip_special_tokens=True).strip(),
         compressed=memory is not None,
@@ -51,6 +47,22 @@ def answer(
         generate_seconds=time.perf_counter() - searched,
         generated_tokens=len(new),
     )
+
+
+@torch.no_grad()
+def written(
+    llm: SharedLLM, ids: Tensor, memory: Memory | None, prompt: Prompt, max_new_tokens: int, kwargs: dict[str, Any]
+) -> Tensor:
+    """Token ids written behind `ids` [1, T], greedily unless `kwargs` (of Hugging Face's `generate`) say otherwise, [new]."""
+    with llm.injection.reading(memory):
+        out = llm.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            **{"do_sample": False, "pad_token_id": prompt.pad_id, **kwargs},
+        )
+    new: Tensor = getattr(out, "sequences", out)[0, ids.shape[1] :]  # a dictionary under return_dict_in_generate
+    return new
 
 
 def explain(

@@ -18,7 +18,7 @@ from sharedllm.config import SharedConfig
 from sharedllm.encoder import Encoded
 from sharedllm.inject import WIDER, Memory
 from sharedllm.keep import Span, span_mask
-from sharedllm.relevance import compare, near_parts, priors
+from sharedllm.relevance import near_parts, node_scores, priors, span_scores
 from sharedllm.tree import search, slot_tokens, tree_borders
 
 
@@ -49,7 +49,8 @@ class Found:
     slots: Tensor
     """[X], slots a leaf of each chunk keeps at most; 0 for a chunk that is left out."""
     scores: Tensor | None
-    """[X], how near each chunk is to the question, in mean cosine of the tokens that ask; None without one."""
+    """[X], how near each chunk is to the question, in mean cosine of the tokens that ask, each by what it counts; None
+    without one."""
     kept: Tensor
     """[X, C], tokens that are taken in besides, because they are kept from compression."""
     borders: Tensor
@@ -96,12 +97,8 @@ def find(
     near_X: Sequence[Tensor | None] = [None] * len(blocks)
     order = torch.arange(sum(sizes))
     if question_QR is not None:
-        spans, levels = [], []
-        for near, border in zip(
-            compare(blocks, config, question_QR), borders, strict=True
-        ):  # one block's cosines at a time
-            spans.append(near.spans(border))
-            levels.append(near.levels(spans[-1]))
+        spans = span_scores(blocks, config, question_QR, borders)
+        levels = [node_scores(some, config.search_by) for some in spans]
         scores, nearness = levels, [level[0][:, 0] / len(question_QR) for level in levels]
         if config.search_prior:
             parts = near_parts(spans)

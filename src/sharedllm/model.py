@@ -241,6 +241,7 @@ class SharedLLM(Published):
         slots_per_leaf: int | None = None,
         fine_chunks: int | None = None,
         read_chunks: int | None = None,
+        quoted_tokens: int | None = None,
         **kwargs: Any,
     ) -> Answer:
         """Answer a question about a context, greedily unless `kwargs` say otherwise.
@@ -249,7 +250,7 @@ class SharedLLM(Published):
         model reads it.
 
         Args:
-            slots_per_leaf, fine_chunks, read_chunks: as in `SharedConfig`, for this question alone, from what the
+            slots_per_leaf, fine_chunks, read_chunks, quoted_tokens: as in `SharedConfig`, for this question alone, from what the
                 context stores; None: as the adapter was trained.
             kwargs: whatever the model's own `generate` takes.
         Raises:
@@ -257,7 +258,7 @@ class SharedLLM(Published):
                 does not store enough for.
         """
         self._check_attached()
-        resolution = Resolution(slots_per_leaf, fine_chunks, read_chunks)
+        resolution = Resolution(slots_per_leaf, fine_chunks, read_chunks, quoted_tokens)
         return answering.answer(self, context, question, max_new_tokens, resolution, kwargs)
 
     def explain(
@@ -270,13 +271,14 @@ class SharedLLM(Published):
         slots_per_leaf: int | None = None,
         fine_chunks: int | None = None,
         read_chunks: int | None = None,
+        quoted_tokens: int | None = None,
     ) -> list[Passage]:
         """At most `passages` passages, those that `answer` with the same arguments reads most finely and nearest first.
 
         A context that is not compressed is one passage.
         """
         self._check_attached()
-        resolution = Resolution(slots_per_leaf, fine_chunks, read_chunks)
+        resolution = Resolution(slots_per_leaf, fine_chunks, read_chunks, quoted_tokens)
         return answering.explain(self, context, question, passages, max_new_tokens, resolution)
 
     def _check_attached(self) -> None:

@@ -24,7 +24,7 @@ from sharedllm.errors import UsageError
 from sharedllm.model import SharedLLM
 
 TASK = "long-context-question-answering"
-RESOLUTION = ("slots_per_leaf", "fine_chunks", "read_chunks")
+RESOLUTION = ("slots_per_leaf", "fine_chunks", "read_chunks", "quoted_tokens")
 
 
 class LongContextQuestionAnswering(Pipeline):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from torch import Tensor
 from sharedllm.config import SharedConfig
 from sharedllm.encoder import Encoded, LowerModel
 from sharedllm.errors import UsageError
-from sharedllm.tree import candidate_tokens
+from sharedllm.tree import candidate_tokens, tree_borders
 
 ASKING_TOKENS = 64  # of a window's last tokens that are searched with where nothing says which of them ask
 
@@ -52,26 +53,81 @@ class Nearness:
         found.scatter_reduce_(1, span.clamp(max=spans)[:, :, None].expand(-1, -1, Q), self.cosines, "amax")
         return found[:, :spans]
 
-    def levels(self, spans_XFQ: Tensor) -> list[Tensor]:
-        """Scores of all nodes from those of `spans`: [X, 1] of the roots, [X, 2] of their halves, down to [X, F]."""
-        levels = []
-        width = spans_XFQ.shape[1]
-        while width:
-            parts = spans_XFQ.unflatten(1, (-1, width))
-            nodes = parts[:, :, -1] if self.by == "last" else parts.amax(2)
-            levels.append(nodes.sum(2))
-            width //= 2
-        return levels
+
+def node_scores(spans_XFQ: Tensor, by: str) -> list[Tensor]:
+    """Scores of all nodes from those of their finest spans: [X, 1] of the roots, [X, 2] of their halves, down to [X, F].
+
+    Args:
+        by: as `config.search_by`.
+    """
+    levels = []
+    width = spans_XFQ.shape[1]
+    while width:
+        parts = spans_XFQ.unflatten(1, (-1, width))
+        nodes = parts[:, :, -1] if by == "last" else parts.amax(2)
+        levels.append(nodes.sum(2))
+        width //= 2
+    return levels
+
+
+def span_scores(
+    blocks: Sequence[Encoded], config: SharedConfig, question_QR: Tensor, borders_XF: Sequence[Tensor]
+) -> list[Tensor]:
+    """How near every finest span of some blocks is to each token of the question, [X, F, Q] a block: the cosine, times what
+    that token counts (`counts`).
+
+    Args:
+        borders_XF: of the finest spans, [X, F + 1] a block.
+    """
+    compared = zip(compare(blocks, config, question_QR), borders_XF, strict=True)  # one block's cosines at a time
+    spans = [near.spans(borders) for near, borders in compared]
+    if not config.search_contrast:
+        return spans
+    real = torch.cat([(borders[:, 1:] > borders[:, :-1]).flatten() for borders in borders_XF])
+    counting = counts(torch.cat([x.flatten(0, 1) for x in spans])[real], config.search_contrast)
+    return [x * counting for x in spans]
+
+
+def counts(cosines_NQ: Tensor, contrast: float) -> Tensor:
+    """What each token of a question counts in a search, [Q], 1 on average: the more, the nearer it comes to some span than
+    to all of them on average; that to the power of `contrast`.
+
+    A word that every part of a text is about tells nothing about where to look, as with inverse document frequency, but
+    by nearness instead of by the same word.
+
+    Args:
+        cosines_NQ: of every finest span of the text with every token of the question.
+    """
+    above = (cosines_NQ.amax(0) - cosines_NQ.mean(0)).clamp(min=1e-6) ** contrast
+    return above / above.mean()
+
+
+def nearest_spans(blocks: Sequence[Encoded], config: SharedConfig, question_QR: Tensor) -> list[tuple[int, int]]:
+    """The finest spans of a context, start and end in its tokens, the nearest to the question first.
+
+    The two of a pair (`near_parts`) are equally near; of those the one that is nearer by itself comes first.
+    """
+    borders = [tree_borders(block.lengths, config.tree_depth) for block in blocks]
+    scores = span_scores(blocks, config, question_QR, borders)
+    near = torch.cat([x.flatten() for x in near_parts(scores)])
+    alone = torch.cat([x.flatten(0, 1) for x in scores]).mean(1)
+    spans, start = [], 0
+    for block, border in zip(blocks, borders, strict=True):
+        for length, row in zip(block.lengths.tolist(), border.tolist(), strict=True):
+            spans += [(start + a, start + b) for a, b in pairwise(row)]
+            start += length
+    order = sorted(range(len(spans)), key=lambda i: (near[i].item(), alone[i].item()), reverse=True)
+    return [spans[i] for i in order if spans[i][0] < spans[i][1]]
 
 
 def near_parts(spans_XFQ: Sequence[Tensor]) -> list[Tensor]:
-    """How near every finest span of some blocks is to the question, [X, F] each: a mean over the tokens that ask of the
-    cosine that it or a neighbour comes to.
+    """How near every finest span of some blocks is to the question, [X, F] each: a mean over the tokens that ask of what
+    it or a neighbour scores.
 
     With a neighbour, because a statement may lie across a border, and what it says of a thing before the words that name it.
 
     Args:
-        spans_XFQ: cosines of `Nearness.spans`, a tensor a block, in text order.
+        spans_XFQ: of `span_scores`, a tensor a block, in text order.
     """
     every_NQ = torch.cat([spans.flatten(0, 1) for spans in spans_XFQ])
     near_N = every_NQ.mean(1)

@@ -25,6 +25,7 @@ class Resolution:
     slots_per_leaf: int | None = None
     fine_chunks: int | None = None
     read_chunks: int | None = None
+    quoted_tokens: int | None = None
 
     def settings(self, config: SharedConfig, blocks: Sequence[Encoded]) -> SharedConfig:
         """`config` with these settings, for a question about some stored chunks.
@@ -34,12 +35,14 @@ class Resolution:
         """
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         changed = dataclasses.replace(config, **given)
-        if "fine_chunks" in given or "slots_per_leaf" in given:
+        if any(name in given for name in STORED):
             for block in blocks:
                 _check_stored(block, changed, given)
         return changed
 
 
+STORED = ("fine_chunks", "slots_per_leaf")
+"""What a context must store enough tokens for."""
 AS_TRAINED = Resolution()
 
 
@@ -47,7 +50,7 @@ def _check_stored(block: Encoded, config: SharedConfig, given: dict[str, int]) -
     n = int(block.lengths.max())
     needed = torch.arange(n) if config.fine_chunks else candidate_tokens(n, config.tree_depth, config.slots_per_leaf)
     if not torch.isin(needed.to(block.tokens.device), block.tokens[0]).all():
-        asked = " and ".join(f"{name} {value}" for name, value in given.items() if name != "read_chunks")
+        asked = " and ".join(f"{name} {value}" for name, value in given.items() if name in STORED)
         raise UsageError(
             f"the context does not keep the tokens that {asked} needs; encode the text with an adapter whose fine_chunks is "
             "at least 1, which keeps every token, or leave the setting out."

@@ -19,6 +19,7 @@ from sharedllm.errors import UsageError
 from sharedllm.inject import Memory
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Answer, Prompt
+from sharedllm.quote import inserted
 
 
 class Session:
@@ -65,11 +66,11 @@ class Session:
         while len(new) < max_new_tokens and not ended:
             self._fold()
             before = time.perf_counter()
-            memory = self._search()
+            room = min(max_new_tokens - len(new), self.window - len(self.ids))
+            memory, shown = self._search(room)
             search_seconds += time.perf_counter() - before
             slots = 0 if memory is None else memory.mask.shape[1] - 1
-            room = min(max_new_tokens - len(new), self.window - len(self.ids))
-            part, ended = self._generate(memory, room, {"pad_token_id": prompt.pad_id, **kwargs})
+            part, ended = self._generate(shown, memory, room, {"pad_token_id": prompt.pad_id, **kwargs})
             new += part
             self.ids += part
         return Answer(
@@ -108,25 +109,30 @@ class Session:
         del self.ids[:leaving]
         self._asked = range(max(0, self._asked.start - leaving), max(0, self._asked.stop - leaving))
 
-    def _search(self) -> Memory | None:
-        """What the window attends to: slots for the last question; for the newest tokens once it has left."""
+    def _search(self, room: int) -> tuple[Memory | None, list[int]]:
+        """What the window attends to: slots for the last question; for the newest tokens once it has left. And the window
+        as it is shown, with quotes for the question where `room` new tokens leave it some."""
         contexts = [c for c in (self.context, self.said) if c is not None and c.tokens]
         if not contexts:
-            return None
+            return None, self.ids
         asking = torch.zeros(1, len(self.ids), dtype=torch.bool)
         asking[0, self._asked.start : self._asked.stop] = True
         ids = torch.tensor([self.ids], device=self.llm.device)
-        return self.llm.recall(Context.compose(contexts), ids, question_mask=asking if asking.any() else None)
+        whole = Context.compose(contexts)
+        memory = self.llm.recall(whole, ids, question_mask=asking if asking.any() else None)
+        return memory, inserted(self.llm, whole, self.ids, asking, room)
 
     @torch.no_grad()
-    def _generate(self, memory: Memory | None, most: int, kwargs: dict[str, Any]) -> tuple[list[int], bool]:
+    def _generate(
+        self, shown: list[int], memory: Memory | None, most: int, kwargs: dict[str, Any]
+    ) -> tuple[list[int], bool]:
         """The next tokens, without the one that ends an answer, and whether it came."""
-        ids = torch.tensor([self.ids], device=self.llm.device)
+        ids = torch.tensor([shown], device=self.llm.device)
         with self.llm.injection.reading(memory):
             out = self.llm.model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, **{"do_sample": False, **kwargs}
             )
-        new = getattr(out, "sequences", out)[0, len(self.ids) :].tolist()
+        new = getattr(out, "sequences", out)[0, len(shown) :].tolist()
         ends = kwargs.get("eos_token_id", self.llm.model.generation_config.eos_token_id)
         if new[-1] in (ends if isinstance(ends, list) else [ends]):
             return new[:-1], True

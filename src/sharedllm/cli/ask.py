@@ -32,6 +32,9 @@ def ask(
     read_chunks: Annotated[
         int | None, typer.Option("--read-chunks", help="Chunks taken in, 0 for all; else the adapter's.")
     ] = None,
+    quoted_tokens: Annotated[
+        int | None, typer.Option("--quoted-tokens", help="Nearest tokens shown as text too; else the adapter's.")
+    ] = None,
     documents: Annotated[
         int,
         typer.Option("--documents", help="Of a collection: how many, those nearest to the question, to answer from."),
@@ -61,6 +64,7 @@ def ask(
         "slots_per_leaf": slots_per_leaf,
         "fine_chunks": fine_chunks,
         "read_chunks": read_chunks,
+        "quoted_tokens": quoted_tokens,
     }
     with common.status("answering"):
         answer = llm.answer(context, question, max_new_tokens, **resolution)

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sharedllm.answering import written
 from sharedllm.context import Context
-from sharedllm.methods.base import Method, greedy, new_tokens, target_nll
+from sharedllm.inject import Memory
+from sharedllm.methods.base import Method, new_tokens, target_nll
 from sharedllm.prompts import Prompt
+from sharedllm.quote import with_quotes
 from sharedllm.relevance import ASKING_TOKENS
 from sharedllm.tree import candidate_tokens
 
@@ -22,7 +25,8 @@ class Shared(Method):
     """Scoring searches by what the window holds before the targets; without `ASKING_TOKENS` of it, it takes the
     newest chunks and the later halves. Generating searches by the window.
 
-    A question stands alone in the window and is searched by; all of the text is compressed.
+    A question stands in the window, with what is nearest to it (`config.quoted_tokens`), and is searched by; all of the
+    text is compressed.
     """
 
     name = "shared"
@@ -62,12 +66,13 @@ class Shared(Method):
         out = self.llm.generate(window[None], context=past, max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
         return new_tokens(out, len(window))
 
+    @torch.no_grad()
     def shown(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> list[int]:
-        return prompt.alone()
+        return prompt.alone() if past is None else with_quotes(self.llm, past, prompt, max_new_tokens)
 
     def ask(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> Tensor:
-        ids = self.shown(past, prompt, max_new_tokens)
-        return greedy(self.llm, ids, prompt, max_new_tokens, context=past, question_mask=prompt.question_mask())
+        shown = torch.tensor([self.shown(past, prompt, max_new_tokens)], device=self.llm.device)
+        return written(self.llm, shown, self._memory(past, prompt), prompt, max_new_tokens, {})
 
     def peak_bytes(self, tokens: int, scored: int = 0) -> int:
         """The stored tokens of all chunks, one chunk being read, and the slots taken in."""
@@ -89,9 +94,13 @@ class Shared(Method):
 
     @torch.no_grad()
     def attended_bytes(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> int:
-        ids = torch.tensor([prompt.alone()], device=self.llm.device)
-        memory = self.llm.recall(past, ids, question_mask=prompt.question_mask())
+        memory = self._memory(past, prompt)
         return 0 if memory is None else sum(x.nbytes for x in (*memory.keys, *memory.values))
+
+    @torch.no_grad()
+    def _memory(self, past: Context | None, prompt: Prompt) -> Memory | None:
+        ids = torch.tensor([prompt.alone()], device=self.llm.device)
+        return self.llm.recall(past, ids, question_mask=prompt.question_mask())
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), **self.llm.config.to_dict()}

@@ -20,6 +20,7 @@ import torch
 
 from sharedllm.errors import UsageError
 from sharedllm.model import SharedLLM
+from sharedllm.quote import inserted
 from sharedllm.serve.batch import Batch, TakenIn, take_in
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.metrics import Metrics
@@ -197,7 +198,7 @@ class Engine:
             self._preparing.discard(task)
 
     def _taken_in(self, task: Task) -> Generator[None, None, TakenIn]:
-        memory = None
+        memory, shown = None, task.ids
         if task.context is not None:
             context = yield from task.context()
             yield
@@ -207,7 +208,9 @@ class Engine:
             self.metrics.search_seconds.observe(time.perf_counter() - started)
             task.slots = 0 if memory is None else memory.mask.shape[1] - 1
             yield
-        return (yield from take_in(self.llm, task.ids, memory, self.settings.prefill_tokens))
+            shown = inserted(self.llm, context, task.ids, task.asking, task.most)
+            yield
+        return (yield from take_in(self.llm, shown, memory, self.settings.prefill_tokens))
 
     def _decode(self) -> None:
         """One token for every row."""

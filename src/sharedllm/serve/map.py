@@ -18,6 +18,7 @@ from sharedllm.context import Context
 from sharedllm.explain import chunks_read
 from sharedllm.inject import Memory
 from sharedllm.model import SharedLLM
+from sharedllm.quote import inserted
 from sharedllm.serve.batch import take_in
 from sharedllm.serve.split import Split
 
@@ -49,7 +50,8 @@ def mapped(
     yield
     about: dict[str, Any] = {"slots": sum(chunk["slots"] for chunk in chunks), "attention": None, "chunks": chunks}
     if answer:
-        weights = yield from attended(llm, split.ids, answer, memory, most)
+        shown = inserted(llm, context, split.ids, split.asking, len(answer))
+        weights = yield from attended(llm, shown, answer, memory, most)
         about["attention"] = float(weights[1:].sum() / weights.sum().clamp(min=1e-30))
         shares = weights[1:] / weights[1:].sum().clamp(min=1e-30)
         for leaf, share in zip(leaves, shares.split([leaf["slots"] for leaf in leaves]), strict=True):

@@ -1,0 +1,80 @@
+"""What of a text is quoted before a question: the nearest passages, in their order, no more than there is room for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from sharedllm.prompts import Prompt
+from sharedllm.quote import joined, quotes, with_quotes, within
+from sharedllm.relevance import counts, nearest_spans
+from sharedllm.resolution import Resolution
+from tests.conftest import CONFIG
+from tests.test_resolution import QUESTION, TEXT
+
+QUOTING = dataclasses.replace(CONFIG, fine_chunks=1, read_chunks=3, search_prior=5.0, quoted_tokens=24)
+
+
+@pytest.fixture
+def llm(make):
+    return make(QUOTING)
+
+
+def asking(llm, prompt):
+    (reps,) = llm.query(torch.tensor([prompt.alone()]), question_mask=prompt.question_mask())
+    return reps
+
+
+def test_spans_are_cut_to_what_there_is_room_for_and_joined_in_text_order():
+    spans = [(40, 48), (8, 16), (32, 40), (0, 8)]
+    assert within(spans, 20) == [(40, 48), (8, 16), (32, 36)]
+    assert within(spans, 0) == [] and within(spans, 99) == spans
+    assert joined(spans) == [(0, 16), (32, 48)]
+
+
+def test_the_nearest_spans_are_all_of_the_text_once_and_the_quoted_ones_among_the_finely_read(llm):
+    context, prompt = llm.read(TEXT), Prompt(llm.tokenizer, QUESTION)
+    llm.reader.encode(context)
+    spans = nearest_spans(context.blocks, llm.config, asking(llm, prompt))
+    assert joined(spans) == [(0, context.tokens)] and sum(end - start for start, end in spans) == context.tokens
+    C, whole = llm.config.chunk_length, max(llm.explain(context, QUESTION), key=lambda p: p.slots / (p.end - p.start))
+    assert spans[0][0] // C == whole.start // C, "the nearest span lies in another chunk than the one read in whole"
+
+
+def test_quotes_hold_the_words_of_the_question(make):
+    llm = make(dataclasses.replace(QUOTING, chunk_length=32))
+    filler = "Rain fell on the hills for days and days. " * 3
+    text = f"{filler}The blue box is in the cellar.{filler}"
+    context, prompt = llm.read(text), Prompt(llm.tokenizer, "blue box is in the cellar")
+    llm.reader.encode(context)
+    found = quotes(context, llm.config, asking(llm, prompt), 32, llm.tokenizer)
+    assert "cellar" in llm.tokenizer.decode(found)
+    assert len(quotes(context, llm.config, asking(llm, prompt), context.tokens, llm.tokenizer)) == context.tokens
+
+
+def test_a_window_shows_the_quotes_before_the_question_and_leaves_room_for_the_answer(llm):
+    context, prompt = llm.read(TEXT), Prompt(llm.tokenizer, QUESTION)
+    around = sum(map(len, prompt.around_text()))
+    ids = with_quotes(llm, context, prompt, 4)
+    assert len(ids) >= around + 24 and ids[-5:] == prompt.alone()[-5:]
+    assert with_quotes(llm, context, prompt, 4, Resolution(quoted_tokens=0)) == prompt.alone()
+    room = llm.window - around
+    assert with_quotes(llm, context, prompt, room) == prompt.alone()
+    assert around < len(with_quotes(llm, context, prompt, room - 8, Resolution(quoted_tokens=99))) <= llm.window
+
+
+def test_an_answer_is_written_behind_the_quotes_with_the_rest_injected(llm, monkeypatch):
+    seen, generate = [], llm.model.generate
+    monkeypatch.setattr(llm.model, "generate", lambda ids, **kw: seen.append(ids.shape[1]) or generate(ids, **kw))
+    context = llm.read(TEXT)
+    quoted, alone = llm.answer(context, QUESTION, 2), llm.answer(context, QUESTION, 2, quoted_tokens=0)
+    assert quoted.slots == alone.slots > 0 and seen[0] >= seen[1] + 24
+
+
+def test_a_word_that_all_parts_are_near_to_counts_less():
+    everywhere, somewhere = torch.full((5, 1), 0.9), torch.tensor([[0.1], [0.1], [0.8], [0.1], [0.1]])
+    weights = counts(torch.cat([everywhere, somewhere], 1), 2.0)
+    assert weights[0] < 1e-3 < weights[1] and weights.mean() == pytest.approx(1)
+    assert counts(everywhere.expand(5, 3), 2.0).tolist() == pytest.approx([1, 1, 1])
