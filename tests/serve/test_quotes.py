@@ -8,7 +8,7 @@ import pytest
 
 from sharedllm import SharedLLM
 from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model
-from tests.serve.conftest import started, upload
+from tests.serve.conftest import LONG, started, upload
 
 QUOTING = dataclasses.replace(CONFIG, quoted_tokens=32)
 
@@ -42,4 +42,5 @@ def test_a_question_about_a_context_is_taken_in_with_its_quotes(quoting, monkeyp
     before, asks = plain.split("Item 7", 1)
     assert quoted.startswith(before) and quoted.endswith(f"\n\nItem 7{asks}")
     assert 32 <= len(shown[1]) - len(shown[0]) <= 256 - 4 - len(shown[0])
-    assert "box of its own" in quoted.removeprefix(before)
+    quotes = quoted.removeprefix(before).split("\n\n", 1)[0].split(" ...\n")
+    assert all(quote in LONG for quote in quotes) and sum(map(len, quotes)) == 32
