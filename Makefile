@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RESULTS ?= results/demo.jsonl
 TEXTS := python-library python-reference debian-manuals anarchist-faq
 
-.PHONY: setup check test test-processes test-browser texts measure report peers ship demo docs notebook package test-matrix clean
+.PHONY: setup check test test-processes test-browser texts measure goals report peers ship demo docs notebook package test-matrix clean
 
 setup: $(VENV)/.done
 
@@ -70,6 +70,17 @@ measure: texts
 	  --lengths 8192,16384,32768,65536 --samples 4 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm plot $(ADAPTER_RESULTS) -o docs/figures/adapter.png
 	$(BIN)/python docs/fill_readme.py
+
+# About 25 minutes on two cores that do nothing else: goals of speed and size, as a table. Comparisons, whose goals are
+# whole numbers, take one round at 32K; what is held against a few per cent takes three.
+GOALS := docs/results/bench.jsonl
+
+goals: setup
+	$(BIN)/sharedllm bench --methods shared,full --lengths 1024,2048,4096,8192 --rounds 3 --no-memory -o $(GOALS)
+	$(BIN)/sharedllm bench --methods shared,full,streaming,encoder-decoder --against full,streaming,encoder-decoder \
+	  --lengths 4096,8192,32768 --rounds 1 --budget 400 --no-memory -o $(GOALS)
+	$(BIN)/sharedllm bench --methods shared --lengths 16384,65536,131072 --rounds 3 --longest 1000000 -o $(GOALS)
+	$(BIN)/python docs/fill_goals.py
 
 # Every method at every length, as tables and figures: PROFILE=small takes about ten minutes on two cores, full an hour.
 PROFILE ?= small

@@ -44,9 +44,9 @@ class ParallelReader(Reader):
             told(ids_XC.numel())
         return encoded
 
-    def _side_by_side(self, n: int) -> int:
+    def side_by_side(self, n: int) -> int:
         """The most that all processes have memory for, so that their layers are called equally often."""
-        batch = torch.tensor(super()._side_by_side(n), device=self.processes.device)
+        batch = torch.tensor(super().side_by_side(n), device=self.processes.device)
         return int(self.processes.gather(batch).min())
 
 

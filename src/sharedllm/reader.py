@@ -138,7 +138,7 @@ class Reader:
         n = ids_XC.shape[1]
         tokens, reps = self._kept(n, every_token, whole)
         done = []
-        for rows in ids_XC.split(self._side_by_side(n)):
+        for rows in ids_XC.split(self.side_by_side(n)):
             lengths = torch.full((len(rows),), n, device=self.lower.device)
             kept = (t.to(self.lower.device).expand(len(rows), -1).contiguous() for t in (tokens, reps))
             encoded = self.lower.encode(rows.to(self.lower.device, torch.long), lengths, *kept)
@@ -147,7 +147,7 @@ class Reader:
                 told(rows.numel())
         return Encoded.cat(done)
 
-    def _side_by_side(self, n: int) -> int:
+    def side_by_side(self, n: int) -> int:
         """How many chunks of `n` tokens are read at once."""
         parts = self.lower.parts
         a_token = 2 * parts.kv_heads * parts.head_dim * self.config.injected_layers + 12 * parts.hidden_size

@@ -39,7 +39,12 @@ def test_rows_and_table(bench, home):
     ]  # fmt: skip
     assert all(0 < row["low"] <= row["value"] <= row["high"] for row in times)
     assert rows[-1]["metric"] == "break_even_tokens" and rows[-1]["against"] == "full"
-    assert "tokenise" in out and "bare read" in out and "goal at most 1.25" in out
+    assert "tokenise" in out and "bare read" in out and "; floor " in out
+    assert "goal at most 1.25: met" in out or "goal at most 1.25: missed" in out
+    bare = next(row for row in rows if row["metric"] == "read_speed_over_bare")
+    assert f"; {bare['ours']:.3f} s, other {bare['other']:.3f} s; goal at least 0.9" in out
+    ours = next(row for row in times if row["method"] == "shared")
+    assert ours["multiply_adds_a_second"] > 1e6 and ours["bytes_a_second"] > 1e6
     assert "is repeated up to 4,000" in err and "full at 4,000: round 2 of 2" in err
 
 
@@ -54,11 +59,49 @@ def test_memory_is_measured_in_a_process_of_its_own(bench, home):
     assert rows["seconds_to_first_token"]["peak_memory_bytes"] == held["peak_memory_bytes"]
 
 
+def test_several_methods_are_compared_with(bench, home):
+    (home / "bench.jsonl").unlink(missing_ok=True)
+    names = "shared,truncate,full"
+    code, _, err = bench(
+        "--methods", names, "--against", "full, truncate", "--lengths", "300", "--rounds", "1", "--new-tokens", "2",
+        "--no-memory",
+    )  # fmt: skip
+    assert code == 0, err
+    rows = [json.loads(line) for line in (home / "bench.jsonl").read_text().splitlines()]
+    pairs = [(row["method"], row["against"]) for row in rows if row["metric"].startswith("first_token_speed")]
+    assert pairs == [("shared", "full"), ("shared", "truncate"), ("truncate", "full"), ("full", "truncate")]
+
+
+def test_the_longest_text_is_read_in_a_process_of_its_own(bench, home):
+    (home / "bench.jsonl").unlink(missing_ok=True)
+    code, out, err = bench(
+        "--methods",
+        "shared",
+        "--lengths",
+        "100",
+        "--rounds",
+        "1",
+        "--new-tokens",
+        "2",
+        "--no-memory",
+        "--longest",
+        "5000",
+    )
+    assert code == 0, err
+    row = json.loads((home / "bench.jsonl").read_text().splitlines()[-1])
+    assert (row["metric"], row["value"], row["met"]) == ("longest_context_tokens", 5000, False)
+    assert row["read_seconds"] > 0 and row["answer"] and row["peak_memory_bytes"] < row["allowed_bytes"]
+    assert "5,000 read in" in out and "goal at least 1,000,000 tokens: missed" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
         (("--methods", "shard"), "Did you mean shared?"),
         (("--methods", "shared", "--against", "full"), "--against is 'full'"),
+        (("--methods", "shared,full", "--against", "full,yarn"), "--against is 'yarn'"),
+        (("--longest", "0"), "--longest is 0"),
+        (("--methods", "full", "--longest", "100"), "--longest is for shared"),
         (("--lengths", "0"), "--lengths is 0"),
         (("--rounds", "0"), "--rounds is 0"),
         (("--new-tokens", "1"), "--new-tokens is 1"),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import partial
 
 import pytest
 import torch
 
-from sharedllm.errors import WorkError
+from sharedllm.errors import UsageError, WorkError
 from sharedllm.evaluate.results import Results, read_rows
-from sharedllm.evaluate.speed import memory, phases
-from sharedllm.evaluate.speed.limits import break_even, compared, estimate, kept, limits
+from sharedllm.evaluate.speed import longest, memory, phases
+from sharedllm.evaluate.speed.floor import Rates
+from sharedllm.evaluate.speed.limits import Goal, break_even, compared, estimate, faster, kept, limits
+from sharedllm.evaluate.speed.longest import Longest
 from sharedllm.evaluate.speed.memory import Memory
 from sharedllm.evaluate.speed.phases import Phases, Sample
 from sharedllm.evaluate.speed.run import Bench
@@ -22,7 +25,8 @@ from tests.conftest import tokens
 
 NEW = 4
 PHASES = Phases(tokenise=1, read=80, search=2, first_token=3, per_token=0.6, per_token_alone=0.5, bare_read=72)
-MEMORY = Memory(weights=100, added_weights=10, kept=200, attended=64, working_peak=5000, peak=9000)
+MEMORY = Memory(weights=100, added_weights=10, kept=200, attended=64, reading=3200, working_peak=5000, peak=9000)
+RATES = Rates(multiply_adds=1e6, bytes=1e9)
 CONTRACT = {
     "task", "method", "length", "metric", "value", "samples", "seconds", "peak_memory_bytes", "model", "adapter",
     "device", "dtype", "seed",
@@ -106,32 +110,63 @@ def test_an_answer_has_its_length_whatever_token_comes(llm):
 def test_limits_by_hand():
     slower = Phases(1, 100, 2, 3, 1.0, 0.5, 50)
     found = limits([PHASES, slower])
-    assert {name: ratios for name, (_, ratios) in found.items()} == {
+    assert {limit.metric: limit.ratios for limit in found} == {
         "read_speed_over_bare": [0.9, 0.5],
         "per_token_over_alone": [1.2, 2.0],
         "second_over_first": [5 / 85, 5 / 105],
     }
-    met = {name: [goal.met(ratio) for ratio in ratios] for name, (goal, ratios) in found.items()}
-    assert list(met.values()) == [[True, False], [True, False], [False, True]]
+    met = [[limit.goal.met(ratio) for ratio in limit.ratios] for limit in found]
+    assert met == [[True, False], [True, False], [False, True]]
+    assert found[0].said() == {"ours": 90, "other": 61, "unit": "s", "goal": "at least 0.9", "met": False}
     plain = Phases(1, 0, 0, 3, 1.0, 0.5, None)
-    assert limits([plain]).keys() == {"per_token_over_alone", "second_over_first"}
+    assert [limit.metric for limit in limits([plain])] == ["per_token_over_alone", "second_over_first"]
 
 
 def test_bytes_against_the_full_cache_by_hand():
     found = kept(MEMORY, full_cache=1920)
-    assert [(name, str(goal), ratios) for name, (goal, ratios) in found.items()] == [
-        ("full_cache_over_attended", "at least 30", [30.0]),
-        ("full_cache_over_kept", "at least 10", [9.6]),
-    ]
+    assert [(size.metric, size.ratios, size.said()) for size in found] == [
+        (
+            "full_cache_over_attended", [30.0],
+            {"ours": 64, "other": 1920, "unit": "bytes", "goal": "at least 30", "met": True},
+        ),
+        (
+            "full_cache_over_kept", [9.6],
+            {"ours": 200, "other": 1920, "unit": "bytes", "goal": "at least 10", "met": False},
+        ),
+    ]  # fmt: skip
 
 
 def test_methods_are_compared_round_by_round():
     other = Phases(1, 0, 0, 170, 1.2, 0.5, None)
-    assert compared([PHASES, PHASES], [other, PHASES], "full") == {
-        "seconds_to_first_token_over_full": [0.5, 1],
-        "second_question_seconds_over_full": [5 / 170, 1],
-        "seconds_per_token_over_full": [0.5, 1],
+    found = compared([PHASES, PHASES], [other, PHASES], "full", Goal(5, True))
+    assert {side.metric: side.ratios for side in found} == {
+        "first_token_speed_over_full": [2, 1],
+        "second_question_speed_over_full": [34, 1],
+        "token_speed_over_full": [2, 1],
     }
+    first, *rest = found
+    assert first.said() == {"ours": 85, "other": 127.5, "unit": "s", "goal": "at least 5", "met": False}
+    assert all("goal" not in side.said() for side in rest)
+
+
+def test_the_goals_beside_other_methods():
+    goals = {name: str(faster("shared", name, 32_768)) for name in ("full", "streaming", "encoder-decoder")}
+    assert goals == {"full": "at least 5", "streaming": "at least 2", "encoder-decoder": "at least 3"}
+    assert faster("shared", "truncate", 32_768) is faster("streaming", "full", 32_768) is None
+    assert faster("shared", "full", 8192) is None
+
+
+@pytest.mark.parametrize(
+    ("goal", "said"),
+    [
+        (Goal(0.9, True), "at least 0.9"),
+        (Goal(1e6, True, "tokens"), "at least 1,000,000 tokens"),
+        (Goal(1.25, False), "at most 1.25"),
+    ],
+)
+def test_goals_read_as_numbers_and_their_bound_meets_them(goal, said):
+    assert str(goal) == said and goal.met(goal.value)
+    assert goal.judged(goal.value - 0.1)["met"] is not goal.at_least
 
 
 @pytest.mark.parametrize(
@@ -172,7 +207,7 @@ def benched(llm, names, monkeypatch, lengths=(96, 192), **changes):
         return Phases(1, 80 * slow, 2 * slow, 3 * slow, 0.6, 0.5, 72 if method.name == "shared" else None)
 
     monkeypatch.setattr("sharedllm.evaluate.speed.run.measure", made)
-    given = {"rounds": 3, "against": "full", "peak": lambda method, sample: MEMORY, **changes}
+    given = {"rounds": 3, "against": ["full"], "peak": lambda method, sample: MEMORY, "rates": lambda: RATES, **changes}
     bench = Bench(
         llm=llm, methods=[create(name, llm, 64) for name in names], sample=partial(taken, llm),
         prompt=Prompt(llm.tokenizer, "Who?"), new_tokens=NEW, seed=0, **given,
@@ -194,18 +229,26 @@ def test_rows(llm, monkeypatch):
     assert all(row.keys() >= CONTRACT and row["task"] == "bench" for row in rows)
     json.dumps(rows)
     by = {(row["method"], row["length"], row["metric"]): row for row in rows}
-    assert len(by) == len(rows) == 2 * (1 + 3 + 1 + 2 + 3) + 2 * (1 + 2 + 1 + 2) + 1
+    assert len(by) == len(rows) == 2 * (1 + 3 + 1 + 2 + 1 + 3) + 2 * (1 + 2 + 1 + 2) + 2
     time = by["shared", 96, "seconds_to_first_token"]
     assert (time["value"], time["low"], time["high"], time["samples"]) == (85, 85, 85, 3)
     assert (time["read_seconds"], time["search_seconds"], time["bare_read_seconds"]) == (80, 2, 72)
     assert time["rounds"]["per_token_seconds"] == [0.6] * 3 and time["peak_memory_bytes"] == MEMORY.peak
-    assert "bare_read_seconds" not in by["full", 96, "seconds_to_first_token"]
-    ratio = by["shared", 192, "seconds_to_first_token_over_full"]
-    assert ratio["value"] == pytest.approx(0.1) and ratio["against"] == "full"
-    assert by["shared", 96, "read_speed_over_bare"]["goal"] == "at least 0.9"
+    full = by["full", 96, "seconds_to_first_token"]
+    assert "bare_read_seconds" not in full and "floor_seconds" not in full
+    assert time["floor_seconds"] == time["multiply_adds"] / RATES.multiply_adds > time["floor_bytes_seconds"]
+    assert time["bytes_a_second"] == RATES.bytes and time["weight_bytes_read"] > 0
+    ratio = by["shared", 192, "first_token_speed_over_full"]
+    assert (ratio["value"], ratio["ours"], ratio["other"], ratio["against"]) == (pytest.approx(10), 85, 850, "full")
+    bare = by["shared", 96, "read_speed_over_bare"]
+    assert (bare["goal"], bare["met"], bare["ours"], bare["other"]) == ("at least 0.9", True, 80, 72)
     held = by["shared", 96, "working_peak_bytes"]
     assert (held["value"], held["kept_bytes"], held["attended_bytes"], held["weights_bytes"]) == (5000, 200, 64, 100)
-    assert held["full_cache_bytes"] == cache_bytes(llm, 96)
+    assert held["full_cache_bytes"] == cache_bytes(llm, 96) and held["reading_bytes"] == 3200
+    reading = by["shared", 96, "reading_memory_bytes"]
+    assert (reading["value"], reading["ours"], reading["other"], reading["met"]) == (3000, 3200, 200, True)
+    growth = by["shared", 192, "reading_memory_growth"]
+    assert (growth["value"], growth["lengths"], growth["met"]) == (1, [96, 192], True)
     even = by["shared", 192, "break_even_tokens"]
     assert even["lengths"] == [96, 192] and even["value"] == pytest.approx(96 * 2 ** (1 / (1 + 3.321928)), rel=1e-6)
 
@@ -225,25 +268,116 @@ def test_what_was_measured_is_not_measured_again_and_still_estimates(llm, monkey
     rows, _ = benched(llm, ["shared", "full"], monkeypatch, results=Results(file))
     assert read_rows(file) == json.loads(json.dumps(rows, default=str)) and all("run" in row for row in rows)
     again, order = benched(llm, ["shared", "full"], monkeypatch, results=Results(file))
-    assert not order and again[-1] == rows[-1]
+    assert not order and again[-2:] == rows[-2:]
     names = ["shared", "full", "truncate"]
     _, order = benched(llm, names, monkeypatch, results=Results(file))
     assert {name for name, _ in order} == {"truncate"}
     known = {row["length"]: row["seconds"] / 3 for row in rows if row["method"] == "full" and "rounds" in row}
     expected = estimate(known, 400, quadratic=True)
     late, order = benched(
-        llm, ["full"], monkeypatch, lengths=(96, 192, 400), budget=expected / 2, against=None, results=Results(file)
+        llm, ["full"], monkeypatch, lengths=(96, 192, 400), budget=expected / 2, against=[], results=Results(file)
     )
     assert not order and f"about {expected:,.0f} s" in late[-1]["reason"]
-    _, order = benched(llm, ["full"], monkeypatch, against=None, rounds=2, results=Results(file))
+    _, order = benched(llm, ["full"], monkeypatch, against=[], rounds=2, results=Results(file))
     assert len(order) == 5, "another number of rounds is another measurement"
+
+
+def test_each_of_several_methods_is_compared_with_and_the_goal_is_at_its_length(llm, monkeypatch):
+    names = ["shared", "full", "streaming"]
+    rows, _ = benched(llm, names, monkeypatch, lengths=(96, 32_768), against=["full", "streaming"], peak=None)
+    found = {(r["method"], r["length"], r["against"]): r for r in rows if r["metric"].startswith("first_token_speed")}
+    assert found.keys() == {
+        (name, n, other) for n in (96, 32_768) for name in names for other in names[1:] if other != name
+    }
+    goals = {key: row["goal"] for key, row in found.items() if "goal" in row}
+    assert goals == {("shared", 32_768, "full"): "at least 5", ("shared", 32_768, "streaming"): "at least 2"}
+    assert [r["against"] for r in rows if r["metric"] == "break_even_tokens" and r["method"] == "shared"] == names[1:]
+
+
+def test_a_comparison_with_what_was_refused_has_its_reason(llm, monkeypatch):
+    monkeypatch.setattr(
+        "sharedllm.evaluate.speed.run.too_large", lambda method, *_: "no room" if method.name == "full" else None
+    )
+    rows, _ = benched(llm, ["shared", "full"], monkeypatch, lengths=(96,), peak=None)
+    found = [(r["method"], r["value"], r["reason"]) for r in rows if r["metric"] == "first_token_speed_over_full"]
+    assert found == [("shared", None, "full: no room")]
+
+
+def test_memory_of_reading_that_grows_misses_its_goal(llm, monkeypatch, tmp_path):
+    def grows(method, sample):
+        return Memory(**{**asdict(MEMORY), "reading": 200 + 10 * len(sample.ids)})
+
+    def row(**changes):
+        rows, order = benched(llm, ["shared"], monkeypatch, peak=grows, against=[], **changes)
+        return next(r for r in rows if r["metric"] == "reading_memory_growth"), order
+
+    results = Results(tmp_path / "rows.jsonl")
+    found, _ = row(results=results)
+    assert (found["value"], found["ours"], found["other"], found["met"]) == (2, 1920, 960, False)
+    assert found["goal"] == "at most 1.25"
+    later, order = row(results=results, lengths=(96, 192, 288))
+    assert (later["value"], later["lengths"]) == (3, [96, 288]) and {n for _, n in order} == {288}
+
+
+LONGEST = Longest(tokens=1_000_000, read=300.0, first_token=0.5, answer="A text.", kept=7, peak=24 * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("found", "met"),
+    [
+        (LONGEST, True),
+        (Longest(**{**asdict(LONGEST), "tokens": 999_999}), False),
+        (Longest(**{**asdict(LONGEST), "peak": 24 * 2**30 + 1}), False),
+    ],
+)
+def test_the_longest_text_is_read_once_and_judged(llm, monkeypatch, tmp_path, found, met):
+    asked = []
+
+    def measured(method, sample):
+        asked.append((method.name, len(sample.ids)))
+        return found
+
+    changes = {"lengths": (96,), "longest": (500, measured), "results": Results(tmp_path / "rows.jsonl")}
+    rows, _ = benched(llm, ["full", "shared"], monkeypatch, **changes)
+    row = rows[-1]
+    assert (row["metric"], row["length"], row["value"], row["met"]) == (
+        "longest_context_tokens",
+        500,
+        found.tokens,
+        met,
+    )
+    assert (row["answer"], row["peak_memory_bytes"], row["read_seconds"]) == ("A text.", found.peak, 300.0)
+    assert row.keys() >= CONTRACT and row["goal"] == "at least 1,000,000 tokens"
+    benched(llm, ["full", "shared"], monkeypatch, **changes)
+    assert asked == [("shared", 500)], "it is not measured again"
+
+
+def test_a_longest_text_that_fails_has_a_reason(llm, monkeypatch):
+    def fails(method, sample):
+        raise WorkError("it was killed")
+
+    rows, _ = benched(llm, ["shared"], monkeypatch, lengths=(96,), against=[], longest=(500, fails))
+    assert (rows[-1]["value"], rows[-1]["reason"]) == (None, "it was killed")
+    rows, _ = benched(llm, ["shared"], monkeypatch, lengths=(96,), against=[], longest=(500, fails), free=0.0)
+    assert "GB are free" in rows[-1]["reason"]
+
+
+def test_the_longest_text_is_read_to_its_end(llm):
+    ids, prompt = taken(llm, 1003).ids, Prompt(llm.tokenizer, "Who?")
+    method = create("shared", llm, 160)
+    found = longest.measure(method, ids, prompt, NEW)
+    assert found.tokens == 1003 and found.kept == method.prepare(ids).nbytes
+    assert found.answer == llm.tokenizer.decode(method.ask(method.prepare(ids), prompt, NEW)) != ""
+    assert found.read > 0 and found.first_token > 0 and found.peak > 0
+    with pytest.raises(UsageError, match="not with full"):
+        longest.measure(create("full", llm, 160), ids, prompt, NEW)
 
 
 def test_memory_that_cannot_be_measured_leaves_the_times(llm, monkeypatch):
     def fails(method, sample):
         raise WorkError("it was killed")
 
-    rows, _ = benched(llm, ["full"], monkeypatch, lengths=(96,), against=None, peak=fails)
+    rows, _ = benched(llm, ["full"], monkeypatch, lengths=(96,), against=[], peak=fails)
     assert [(r["metric"], r.get("reason")) for r in rows if r["metric"] == "working_peak_bytes"] == [
         ("working_peak_bytes", "it was killed")
     ]
@@ -255,6 +389,7 @@ def test_memory_by_part(llm, name):
     method, prompt, ids = create(name, llm, 160), Prompt(llm.tokenizer, "Who?"), taken(llm, 200).ids
     found = memory.measure(method, ids, prompt, NEW)
     assert found.weights == sum(p.nbytes for p in llm.model.parameters()) and found.peak > 0
+    assert 0 <= found.reading <= found.working_peak
     a_token = 2 * 4 * 2 * 8 * 4  # keys and values, layers, heads, dimensions, bytes
     frame = len(prompt.with_text(ids[:1])) - 1
     expected = {
@@ -264,7 +399,7 @@ def test_memory_by_part(llm, name):
     if name == "shared":
         context = method.prepare(ids)
         assert found.kept == context.nbytes and found.added_weights > 0
-        slots = 3 * 2 * 2 * (1 + context.slots) * (8 + 8) * 4  # layers, keys and values, heads; a null slot; WIDER
+        slots = 3 * 2 * 2 * context.slots * 8 * 4  # layers, keys and values, heads, dimensions: no padding
         assert found.attended == slots
     else:
         beside = frame - len(prompt.alone())  # what separates text and question

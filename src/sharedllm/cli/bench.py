@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +12,13 @@ import typer
 from sharedllm.cli import common
 
 if TYPE_CHECKING:
+    from sharedllm.evaluate.speed.apart import Loading
+    from sharedllm.evaluate.speed.longest import Longest
+    from sharedllm.evaluate.speed.memory import Memory
     from sharedllm.evaluate.speed.phases import Sample
+    from sharedllm.methods import Method
     from sharedllm.model import SharedLLM
+    from sharedllm.prompts import Prompt
 
 QUESTION = "What is this text about?"
 PHASES = ("tokenise", "read", "search", "first_token", "per_token", "per_token_alone")
@@ -33,11 +39,18 @@ def bench(
         typer.Option("--window", help="Newest tokens the model sees itself; by method: streaming=512,truncate=8192."),
     ] = "1024",
     against: Annotated[
-        str | None, typer.Option("--against", help="The method that others are compared with; full, if it is there.")
+        str | None,
+        typer.Option(
+            "--against",
+            help="Methods that the others are compared with, separated by commas [default: full, if it is there]",
+        ),
     ] = None,
     budget: Annotated[
         float, typer.Option("--budget", help="Seconds one measurement may take, as shorter lengths let expect.")
     ] = 600.0,
+    longest: Annotated[
+        int | None, typer.Option("--longest", help="Have shared read a text of so many tokens too, once, and answer.")
+    ] = None,
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Measure memory too, in a process of its own each time.")
     ] = True,
@@ -62,31 +75,37 @@ def bench(
         )
     if not budget > 0:
         raise UsageError(f"--budget is {budget:g}; it must be above 0 seconds.")
-    if against is not None and against not in names:
-        raise UsageError(f"--against is {against!r}, which is not among the methods {', '.join(names)}.")
+    others = _against(against, names)
+    if longest is not None:
+        common.positive("--longest", longest)
+        if "shared" not in names:
+            raise UsageError(f"--longest is for shared, which is not among the methods {', '.join(names)}.")
     llm = common.load(model, adapter, device, dtype, seed)
     from sharedllm.evaluate.results import Results
-    from sharedllm.evaluate.speed.memory import Loading, measure_apart
+    from sharedllm.evaluate.speed import floor
+    from sharedllm.evaluate.speed.apart import Loading
+    from sharedllm.evaluate.speed.phases import clock
     from sharedllm.evaluate.speed.run import Bench
     from sharedllm.hardware import free_memory_bytes
     from sharedllm.methods import create
     from sharedllm.prompts import Prompt
 
-    prompt, loading = Prompt(llm.tokenizer, QUESTION), Loading(model, adapter, device, dtype)
+    prompt = Prompt(llm.tokenizer, QUESTION)
+    peak, read_longest = _apart(Loading(model, adapter, device, dtype), prompt, new_tokens)
     asked = Bench(
         llm=llm,
         methods=[create(name, llm, windows[name]) for name in names],
-        sample=_samples(llm, text or [], max(wanted)),
+        sample=_samples(llm, text or [], max(*wanted, longest or 0)),
         prompt=prompt,
         rounds=rounds,
         new_tokens=new_tokens,
-        against=against or ("full" if "full" in names and len(names) > 1 else None),
+        against=others,
         seed=seed,
         budget=budget,
         free=free_memory_bytes(llm.device),
-        peak=(lambda method, sample: measure_apart(loading, method, sample.ids, prompt, new_tokens))
-        if memory
-        else None,
+        peak=peak if memory else None,
+        rates=cache(lambda: floor.rates(llm.device, llm.dtype, clock(llm.device))),
+        longest=(longest, read_longest) if longest else None,
         say=common.say,
         results=Results(output, common.depends_on("bench", llm, seed), fresh, common.say),
     )
@@ -96,6 +115,35 @@ def bench(
             print("\n".join(shown(row)), flush=True)
     if as_json:
         common.print_json({"results": str(output), "last": row})
+
+
+def _against(against: str | None, names: Sequence[str]) -> list[str]:
+    """The methods that others are compared with; `UsageError` for one that is not measured."""
+    from sharedllm.errors import UsageError
+
+    if against is None:
+        return ["full"] if "full" in names and len(names) > 1 else []
+    others = [name.strip() for name in against.split(",") if name.strip()]
+    for name in others:
+        if name not in names:
+            raise UsageError(f"--against is {name!r}, which is not among the methods {', '.join(names)}.")
+    return others
+
+
+def _apart(
+    loading: Loading, prompt: Prompt, new_tokens: int
+) -> tuple[Callable[[Method, Sample], Memory], Callable[[Method, Sample], Longest]]:
+    """What measures memory and the longest text, each in a process of its own."""
+    from sharedllm.evaluate.speed import longest, memory
+    from sharedllm.evaluate.speed.apart import measure_apart
+
+    def peak(method: Method, sample: Sample) -> Memory:
+        return memory.Memory(**measure_apart(memory.MODULE, loading, method, sample.ids, prompt, new_tokens))
+
+    def read_longest(method: Method, sample: Sample) -> Longest:
+        return longest.Longest(**measure_apart(longest.MODULE, loading, method, sample.ids, prompt, new_tokens))
+
+    return peak, read_longest
 
 
 def _samples(llm: SharedLLM, texts: list[str], longest: int) -> Callable[[int], Sample]:
@@ -129,9 +177,27 @@ def shown(row: dict[str, Any]) -> list[str]:
         return [f"{what} {row['value'] / 1e6:,.1f} MB ({sizes})"]
     if row["metric"] == "break_even_tokens":
         return [f"{what} faster than {row['against']} from {row['value']:,.0f} tokens"]
+    if row["metric"] == "longest_context_tokens":
+        peak = f"{row['peak_memory_bytes'] / 2**30:.1f} of {row['allowed_bytes'] / 2**30:.0f} GiB"
+        return [f"{what} {row['value']:,} read in {row['read_seconds']:,.1f} s, {peak}{_goal(row)}"]
+    if row["metric"] == "reading_memory_bytes":
+        return [f"{what} {row['value'] / 1e6:,.1f} MB beyond the model and what is kept{_goal(row)}"]
     figures = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
     if row["metric"] == "seconds_to_first_token":
         bare = f"; bare read {row['bare_read_seconds']:.3f}" if "bare_read_seconds" in row else ""
         phases = zip(HEADER, PHASES, strict=True)
-        return [f"{what} {figures}", "    " + ", ".join(f"{n} {row[f'{p}_seconds']:.3f}" for n, p in phases) + bare]
-    return [f"{what} {figures}" + (f"; goal {row['goal']}" if "goal" in row else "")]
+        floor = f"; floor {row['floor_seconds']:.3f}" if "floor_seconds" in row else ""
+        times = ", ".join(f"{n} {row[f'{p}_seconds']:.3f}" for n, p in phases)
+        return [f"{what} {figures}", f"    {times}{bare}{floor}"]
+    return [f"{what} {figures}{_sides(row)}{_goal(row)}"]
+
+
+def _sides(row: dict[str, Any]) -> str:
+    """Both sides of a ratio."""
+    if row["unit"] == "bytes":
+        return f"; {row['ours'] / 1e6:,.1f} MB, other {row['other'] / 1e6:,.1f} MB"
+    return f"; {row['ours']:.3f} s, other {row['other']:.3f} s"
+
+
+def _goal(row: dict[str, Any]) -> str:
+    return f"; goal {row['goal']}: {'met' if row['met'] else 'missed'}" if "goal" in row else ""

@@ -26,7 +26,7 @@ def demo(
     llm = common.load(model, adapter, device, dtype)
     from sharedllm import demo as shown
     from sharedllm.evaluate.row import machine
-    from sharedllm.methods.estimate import cache_bytes
+    from sharedllm.methods.estimate import cache_bytes, slot_bytes
 
     say = (lambda line: typer.echo(line, err=True)) if as_json else print
     say(
@@ -45,7 +45,7 @@ def demo(
         "chunks": context.chunks,
         "slots": context.slots,
         "bytes_kept": context.nbytes,
-        "bytes_one_question": cache_bytes(llm, context.slots, llm.config.injected_layers),
+        "bytes_one_question": slot_bytes(llm, context.slots),
         "bytes_full_cache": full,
         "encode_seconds": round(encode_seconds, 1),
         "tokens_a_second": round(context.tokens / encode_seconds, 1),

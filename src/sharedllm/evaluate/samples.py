@@ -17,7 +17,7 @@ from torch import Tensor
 from sharedllm.evaluate.asking import Text
 from sharedllm.evaluate.perplexity import Passage
 from sharedllm.evaluate.results import append_row
-from sharedllm.methods.estimate import cache_bytes
+from sharedllm.methods.estimate import slot_bytes
 from sharedllm.methods.shared import Shared
 from sharedllm.model import SharedLLM
 
@@ -82,7 +82,7 @@ def bytes_kept(llm: SharedLLM, past: Tensor) -> dict[str, int]:
     context = Shared(llm, 1).prepare(past)
     if context is None:
         return {"stored_bytes": 0, "attended_bytes": 0}
-    attended = cache_bytes(llm, context.slots, llm.config.injected_layers)
+    attended = slot_bytes(llm, context.slots)
     return {"stored_bytes": context.nbytes, "attended_bytes": attended}
 
 

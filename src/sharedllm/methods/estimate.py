@@ -15,6 +15,11 @@ def cache_bytes(llm: SharedLLM, tokens: int, layers: int | None = None) -> int:
     return 2 * tokens * layers * parts.kv_heads * parts.head_dim * llm.dtype.itemsize
 
 
+def slot_bytes(llm: SharedLLM, slots: int) -> int:
+    """Keys and values of so many slots in all injected layers: what one question attends to, without padding."""
+    return cache_bytes(llm, slots, llm.config.injected_layers)
+
+
 def forward_bytes(llm: SharedLLM, tokens: int, scored: int = 0, keys: int | None = None) -> int:
     """Most that is held at once in a forward pass over `tokens` tokens, its cache left out.
 

@@ -15,6 +15,7 @@ from sharedllm.answering import written
 from sharedllm.context import Context
 from sharedllm.inject import Memory
 from sharedllm.methods.base import Method, new_tokens, target_nll
+from sharedllm.methods.estimate import slot_bytes
 from sharedllm.prompts import Prompt
 from sharedllm.quote import with_quotes
 from sharedllm.relevance import ASKING_TOKENS
@@ -94,8 +95,9 @@ class Shared(Method):
 
     @torch.no_grad()
     def attended_bytes(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> int:
-        memory = self._memory(past, prompt)
-        return 0 if memory is None else sum(x.nbytes for x in (*memory.keys, *memory.values))
+from sharedllm.inject import Memory
+from sharedllm.methods.base import Method, new_tokens, target_nll
+from sharedllm.methods.estimate import slot_bytes
 
     @torch.no_grad()
     def _memory(self, past: Context | None, prompt: Prompt) -> Memory | None:

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 
-from sharedllm.methods.estimate import cache_bytes
+from sharedllm.methods.estimate import cache_bytes, slot_bytes
 from sharedllm.serve.asking import Prepared, composed, prepared
 from sharedllm.serve.chat import token_ids
 from sharedllm.serve.failures import ApiError
@@ -61,7 +61,7 @@ def _against_full_attention(service: Service, tokens: int, kept: int, slots: int
     llm, speed = service.llm, service.engine.tokens_per_second
     return {
         "kept_bytes": kept,
-        "attended_bytes": cache_bytes(llm, slots, llm.config.injected_layers),
+        "attended_bytes": slot_bytes(llm, slots),
         "full_attention": {
             "bytes": cache_bytes(llm, tokens),
             "seconds_at_least": tokens / speed if speed else None,

@@ -61,6 +61,17 @@ class Phases:
         return self.read + self.second
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One question, its seconds as of `Phases`."""
+
+    search: float
+    first_token: float
+    per_token: float
+    answer: Tensor
+    """Token ids [new]."""
+
+
 def clock(device: torch.device) -> Clock:
     """A clock that waits for what the device was given to do."""
 
@@ -79,33 +90,35 @@ def measure(method: Method, sample: Sample, prompt: Prompt, new_tokens: int, now
         new_tokens: of the answer, at least 2; it never ends earlier.
     """
     llm = method.llm
-    _, _, alone = _ask(method, method.prepare(sample.ids[:0]), prompt, new_tokens, now)
+    alone = ask(method, method.prepare(sample.ids[:0]), prompt, new_tokens, now)
     started = now()
     llm.reader.token_ids(sample.text)
     tokenised = now()
     with _lower_batches(llm) as batches:
         past = method.prepare(sample.ids)
     read = now()
-    search, first, per_token = _ask(method, past, prompt, new_tokens, now)
+    asked = ask(method, past, prompt, new_tokens, now)
     return Phases(
         tokenise=tokenised - started,
         read=read - tokenised,
-        search=search,
-        first_token=first,
-        per_token=per_token,
-        per_token_alone=alone,
+        search=asked.search,
+        first_token=asked.first_token,
+        per_token=asked.per_token,
+        per_token_alone=alone.per_token,
         bare_read=_bare(llm, batches, now) if batches else None,
     )
 
 
-def _ask(method: Method, past: Any, prompt: Prompt, new_tokens: int, now: Clock) -> tuple[float, float, float]:
-    """Seconds before the first forward pass, from there to the first token, and of each token after it."""
+def ask(method: Method, past: Any, prompt: Prompt, new_tokens: int, now: Clock) -> Asked:
+    """Put a question on what `Method.prepare` gave; the answer has `new_tokens` tokens, at least 2."""
     started = now()
     with _passes(method.llm.model, now) as spans, endless(method.llm.model):
-        tokens = len(method.ask(past, prompt, new_tokens))
-    ends = [end for _, end in spans[-tokens:]]  # a question may take several passes, a token after the first takes one
+        answer = method.ask(past, prompt, new_tokens)
+    ends = [
+        end for _, end in spans[-len(answer) :]
+    ]  # a question may take several passes, a token after the first takes one
     gaps = [later - end for end, later in zip(ends, ends[1:], strict=False)]
-    return spans[0][0] - started, ends[0] - spans[0][0], median(gaps)
+    return Asked(spans[0][0] - started, ends[0] - spans[0][0], median(gaps), answer)
 
 
 @contextmanager

@@ -14,7 +14,10 @@ import torch
 from sharedllm.errors import WorkError
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import machine, refused, too_large
-from sharedllm.evaluate.speed.limits import break_even, compared, estimate, kept, limits
+from sharedllm.evaluate.speed import limits
+from sharedllm.evaluate.speed.floor import Floor, Rates, reading
+from sharedllm.evaluate.speed.limits import Compared, break_even, estimate
+from sharedllm.evaluate.speed.longest import Longest
 from sharedllm.evaluate.speed.memory import Memory
 from sharedllm.evaluate.speed.phases import Phases, Sample, clock, measure
 from sharedllm.methods import Method
@@ -33,10 +36,12 @@ class Bench:
         sample: gives the text of a length.
         rounds: measurements of each method and length.
         new_tokens: of an answer, at least 2.
-        against: the method that the others are compared with, or None.
+        against: the methods that the others are compared with.
         budget: seconds that one measurement may be expected to take.
         free: memory that a method can take, in bytes.
         peak: measures memory; None: it is not measured.
+        rates: what this machine reaches, asked once and only where something is measured; None: no floor is said.
+        longest: tokens of the text that `shared` is to read once, ask and answer, and what measures that.
         say: takes a line of progress.
         results: where rows are kept; a method and length that they have is not measured again.
     """
@@ -47,20 +52,24 @@ class Bench:
     prompt: Prompt
     rounds: int
     new_tokens: int
-    against: str | None
+    against: Sequence[str]
     seed: int
     budget: float = float("inf")
     free: float = float("inf")
     peak: Callable[[Method, Sample], Memory] | None = None
+    rates: Callable[[], Rates] | None = None
+    longest: tuple[int, Callable[[Method, Sample], Longest]] | None = None
     say: Callable[[str], None] = lambda line: None
     results: Results = field(default_factory=Results)
     took: dict[str, dict[int, float]] = field(default_factory=dict)
     """Seconds of one measurement, by method and length."""
     first: dict[str, dict[int, float]] = field(default_factory=dict)
     """Seconds to the first token, by method and length."""
+    held: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Bytes that reading took beyond the model and what is kept, by method and length."""
 
     def rows(self, lengths: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """All rows, those of a length together, and at last from which length on a method is faster.
+        """All rows, those of a length together, and at last what is said of several lengths and the longest text.
 
         A row of a time gives the median over rounds; `low` and `high` are its least and most, `rounds` has every
         phase of every round. Its `peak_memory_bytes` is that of the method's own process where memory was
@@ -71,6 +80,7 @@ class Bench:
         """
         self.took = {method.name: {} for method in self.methods}
         self.first = {method.name: {} for method in self.methods}
+        self.held = {method.name: {} for method in self.methods}
         warmed = False
         for length in sorted(set(lengths)):
             sample = self.sample(length)
@@ -80,20 +90,26 @@ class Bench:
             }
             for name, row in known.items():
                 self.took[name][length], self.first[name][length] = row["seconds"] / row["samples"], row["value"]
+                if held := self.results.find({**units[name], "metric": limits.READING}):
+                    self.held[name][length] = held["value"]
             for row in self._at(sample, known, warm=not warmed):
                 yield self.results.keep({**units[row["method"]], "metric": row["metric"]}, row.copy)
             warmed = warmed or len(known) < len(self.methods)
-        if self.against:
-            for method in self.methods:
-                if method.name != self.against:
-                    row = self._break_even(method)
-                    unit = {
-                        "metric": row["metric"],
-                        "method": method.name,
-                        "first": self.first,
-                        "against": self.against,
-                    }
-                    yield self.results.keep(unit, row.copy)
+        for row, depends in self._over_lengths():
+            unit = {"metric": row["metric"], "method": row["method"], **depends}
+            yield self.results.keep(unit, row.copy)
+        if self.longest:
+            yield from self._longest(*self.longest)
+
+    def _over_lengths(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Rows of several lengths together, and what each depends on."""
+        for method in self.methods:
+            held = self.held[method.name]
+            if len(held) > 1 and held[min(held)]:
+                yield self._growth(method), {"held": held}
+            for other in self.against:
+                if other != method.name:
+                    yield self._break_even(method, other), {"first": self.first, "against": other}
 
     def _unit(self, method: Method, sample: Sample) -> dict[str, Any]:
         """What the rows of a method at a length depend on."""
@@ -113,6 +129,7 @@ class Bench:
         reasons = {m.name: self._refusal(m, length) for m in self.methods if m.name not in known}
         todo = [m for m in self.methods if reasons.get(m.name, "known") is None]
         rounds, seconds = self._alternate(todo, sample, warm)
+        rates = self.rates() if self.rates and todo else None
         for method in self.methods:
             name = method.name
             if name in known:
@@ -128,16 +145,22 @@ class Bench:
             memory = self._memory(method, sample)
             memory_seconds = time.perf_counter() - started
             peak = {"peak_memory_bytes": memory.peak} if isinstance(memory, Memory) else {}
-            yield self._time(method, length, rounds[name], seconds[name]) | peak
-            for metric, (goal, ratios) in limits(rounds[name]).items():
-                yield self._row(method, length, metric, ratios, seconds[name], goal=str(goal)) | peak
+            yield self._time(method, length, rounds[name], seconds[name], rates) | peak
+            for found in limits.limits(rounds[name]):
+                yield self._ratio(method, length, found, seconds[name]) | peak
             if isinstance(memory, Memory):
                 yield from self._memory_rows(method, length, memory, memory_seconds)
             elif memory is not None:
                 yield self._without(method, length, PEAK, memory)
-            if self.against in rounds and name != self.against:
-                for metric, ratios in compared(rounds[name], rounds[self.against], self.against).items():
-                    yield self._row(method, length, metric, ratios, seconds[name], against=self.against) | peak
+            for other in self.against:
+                if other in rounds and other != name:
+                    goal = limits.faster(name, other, length)
+                    for found in limits.compared(rounds[name], rounds[other], other, goal):
+                        yield self._ratio(method, length, found, seconds[name], against=other) | peak
+                elif (why := reasons.get(other)) is not None:
+                    yield self._without(
+                        method, length, f"first_token_speed_over_{other}", f"{other}: {why}", against=other
+                    )
 
     def _refusal(self, method: Method, length: int) -> str | None:
         """Why a method is not measured at a length, or None."""
@@ -179,13 +202,19 @@ class Bench:
         except WorkError as error:
             return str(error)
 
-    def _time(self, method: Method, length: int, rounds: Sequence[Phases], seconds: float) -> dict[str, Any]:
+    def _time(
+        self, method: Method, length: int, rounds: Sequence[Phases], seconds: float, rates: Rates | None
+    ) -> dict[str, Any]:
         by_phase = {f"{f.name}_seconds": [getattr(p, f.name) for p in rounds] for f in fields(Phases)}
         by_phase = {name: values for name, values in by_phase.items() if None not in values}
         return self._row(
             method, length, TO_FIRST, [p.to_first_token for p in rounds], seconds,
             **{name: median(values) for name, values in by_phase.items()}, rounds=by_phase, new_tokens=self.new_tokens,
+            **(Floor(reading(self.llm, length), rates).said() if rates and "bare_read_seconds" in by_phase else {}),
         )  # fmt: skip
+
+    def _ratio(self, method: Method, length: int, found: Compared, seconds: float, **more: Any) -> dict[str, Any]:
+        return self._row(method, length, found.metric, found.ratios, seconds, **found.said(), **more)
 
     def _memory_rows(self, method: Method, length: int, memory: Memory, seconds: float) -> Iterator[dict[str, Any]]:
         full, peak = cache_bytes(self.llm, length), {"peak_memory_bytes": memory.peak}
@@ -194,8 +223,13 @@ class Bench:
         }
         counted = {"full_cache_bytes": full, "attended_bytes_a_token": memory.attended / length}
         yield self._row(method, length, PEAK, [memory.working_peak], seconds, **parts, **counted) | peak
-        for metric, (goal, ratios) in kept(memory, full).items():
-            yield self._row(method, length, metric, ratios, seconds, goal=str(goal)) | peak
+        for found in limits.kept(memory, full):
+            yield self._ratio(method, length, found, seconds) | peak
+        if method.name == "shared":
+            held = self.held[method.name][length] = max(0, memory.reading - memory.kept)
+            sides = {"ours": memory.reading, "other": memory.kept, "unit": limits.BYTES}
+            judged = limits.READING_GOAL.judged(held)
+            yield self._row(method, length, limits.READING, [held], seconds, **sides, **judged) | peak
 
     def _row(
         self, method: Method, length: int, metric: str, values: Sequence[float], seconds: float, **more: Any
@@ -223,15 +257,43 @@ class Bench:
             "threads": torch.get_num_threads(),
         }  # fmt: skip
 
-    def _break_even(self, method: Method) -> dict[str, Any]:
+    def _growth(self, method: Method) -> dict[str, Any]:
+        """What reading takes at the longest length, over what it takes at the shortest."""
+        held = self.held[method.name]
+        lengths = [min(held), max(held)]
+        sides = Compared(limits.GROWTH, [held[lengths[1]]], [held[lengths[0]]], limits.BYTES, limits.GROWTH_GOAL, False)
+        return self._ratio(method, lengths[1], sides, 0.0, lengths=lengths)
+
+    def _longest(self, length: int, measure: Callable[[Method, Sample], Longest]) -> Iterator[dict[str, Any]]:
+        """The row of the longest text; a goal is met where it was read to its end and answered in the bytes allowed."""
+        method = next(m for m in self.methods if m.name == "shared")
+        sample, metric = self.sample(length), limits.LONGEST
+
+        def row() -> dict[str, Any]:
+            reason = too_large(method, length, 0, self.free)
+            if reason is None:
+                self.say(f"{method.name} at {length:,}: read once, asked and answered")
+                started = time.perf_counter()
+                try:
+                    found = measure(method, sample)
+                except WorkError as error:
+                    reason = str(error)
+            if reason is not None:
+                return self._without(method, length, metric, reason)
+            met = limits.LONGEST_GOAL.met(found.tokens) and found.peak <= limits.LONGEST_BYTES
+            return self._row(
+                method, length, metric, [found.tokens], time.perf_counter() - started,
+                read_seconds=found.read, first_token_seconds=found.first_token, answer=found.answer,
+                kept_bytes=found.kept, allowed_bytes=limits.LONGEST_BYTES, goal=str(limits.LONGEST_GOAL), met=met,
+            ) | {"peak_memory_bytes": found.peak}  # fmt: skip
+
+        yield self.results.keep({**self._unit(method, sample), "rounds": 1, "metric": metric}, row)
+
+    def _break_even(self, method: Method, against: str) -> dict[str, Any]:
         """From which length on a method reaches its first token earlier; its own `length` is the longest measured."""
-        assert self.against is not None
-        ours, others = self.first[method.name], self.first[self.against]
+        ours, others = self.first[method.name], self.first[against]
         longest = max(ours.keys() & others.keys(), default=0)
-        found, said = (
-            break_even(ours, others),
-            {"against": self.against, "lengths": sorted(ours.keys() & others.keys())},
-        )
+        found, said = break_even(ours, others), {"against": against, "lengths": sorted(ours.keys() & others.keys())}
         if found.tokens is None:
             return self._without(method, longest, "break_even_tokens", str(found.reason), **said)
         return self._row(method, longest, "break_even_tokens", [found.tokens], 0.0, **said)

@@ -1,0 +1,172 @@
+"""Writes docs/results/goals.md from the rows that `make goals` left: run `python docs/fill_goals.py`.
+
+A row says itself what the goal is and whether it was met; here is only which row answers which goal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sharedllm.evaluate.results import read_rows
+
+DOCS = Path(__file__).parent
+ROWS, PAGE = DOCS / "results" / "bench.jsonl", DOCS / "results" / "goals.md"
+TO_FIRST, READING, LONGEST, BREAK_EVEN = (
+    "seconds_to_first_token",
+    "reading_memory_bytes",
+    "longest_context_tokens",
+    "break_even_tokens",
+)
+SAME = ("model", "adapter", "dtype", "device", "threads")
+K = 1024
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked, and which rows of `shared` answer: a metric at lengths from `low` to `high`, the worst of them."""
+
+    number: int
+    what: str
+    metric: str
+    low: int = 0
+    high: int = 10**9
+    against: str | None = None
+
+
+GOALS = (
+    Asked(1, "Reading 16K to 128K tokens, the worst length; other: the same layers alone on the same batches", "read_speed_over_bare", 16 * K, 128 * K),
+    Asked(2, "To the first token at 32K; other: `full`", "first_token_speed_over_full", 32 * K, 32 * K),
+    Asked(3, "To the first token at 32K; other: `streaming`", "first_token_speed_over_streaming", 32 * K, 32 * K),
+    Asked(3, "To the first token at 32K; other: `encoder-decoder`", "first_token_speed_over_encoder-decoder", 32 * K, 32 * K),
+    Asked(4, "A context token at 128K, for one question; other: full key/value cache", "full_cache_over_attended", 128 * K, 128 * K),
+    Asked(4, "A context token at 128K, kept for any question; other: full key/value cache", "full_cache_over_kept", 128 * K, 128 * K),
+    Asked(5, "Decoding a token with 128K of context; other: with none", "per_token_over_alone", 128 * K, 128 * K),
+    Asked(6, "A second question at 128K; other: the first", "second_over_first", 128 * K, 128 * K),
+    Asked(7, "Peak of memory beyond the model while 128K are read; other: what is kept of it", READING, 128 * K, 128 * K),
+    Asked(7, "What of it is not kept, longest text measured; other: shortest", "reading_memory_growth", 128 * K, 128 * K),
+    Asked(8, "Longest text, read to its end, asked and answered; other: memory allowed", LONGEST),
+    Asked(9, "Faster than `full` to the first token from", BREAK_EVEN, against="full"),
+)  # fmt: skip
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """The page of what is measured so far."""
+    rows = same_setting(rows)
+    parts = [
+        "# Goals of speed and size",
+        "`make goals` measures them and makes this page.",
+        about(rows),
+        goals_table(rows),
+        *floor_section(rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def same_setting(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `shared` with the model and the machine's settings of the last one."""
+    ours = [row for row in rows if row["method"] == "shared"]
+    return [row for row in ours if all(row[name] == ours[-1][name] for name in SAME)]
+
+
+def about(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return "Nothing measured yet."
+    row = rows[-1]
+    return f"Model {row['model']}, adapter {row['adapter']}, {row['dtype']}, on {row['device']} with {row['threads']} threads."
+
+
+def goals_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line a goal; below it why some have no figure."""
+    lines = ["| | what | ours | other | ratio | goal | met? |", "| --- " * 7 + "|"]
+    reasons = []
+    for asked in GOALS:
+        row = answer(rows, asked)
+        if row is None:
+            cells = ["not measured", "", "", "", ""]
+        elif row["value"] is None:
+            cells = ["–", "", "", "", ""]
+            reasons.append(f"- {asked.number}, {asked.what}: {row['reason']}.")
+        else:
+            cells = shown(row)
+        lines.append(f"| {asked.number} | {asked.what} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, *([""] if reasons else []), *reasons])
+
+
+def answer(rows: Sequence[dict[str, Any]], asked: Asked) -> dict[str, Any] | None:
+    """The row that answers; of a length the last that has a value, of several lengths the one furthest from the goal."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: row["value"] is not None):
+        if row["metric"] == asked.metric and asked.low <= row["length"] <= asked.high:
+            if asked.against in (None, row.get("against")):
+                found[row["length"]] = row
+    if asked.metric == LONGEST:
+        return found[max(found)] if found else None
+    if asked.metric == BREAK_EVEN:  # the crossing if one was seen, else what says the most of short texts
+        return max(
+            found.values(), key=lambda row: (row["value"] is not None, -min(row["lengths"], default=0)), default=None
+        )
+    measured = [row for row in found.values() if row["value"] is not None]
+    if not measured:
+        return next(iter(found.values()), None)
+    worst: Callable[..., dict[str, Any]] = min if measured[0]["goal"].startswith("at least") else max
+    return worst(measured, key=lambda row: row["value"])
+
+
+def shown(row: dict[str, Any]) -> list[str]:
+    """Ours, other, ratio, goal and whether it is met."""
+    if row["metric"] == BREAK_EVEN:
+        return [f"{row['value']:,.0f} tokens", "", "", "", ""]
+    verdict = [row["goal"], "met" if row["met"] else "missed"]
+    if row["metric"] == LONGEST:
+        ours = f"{row['value']:,} tokens in {row['read_seconds']:,.0f} s, {row['peak_memory_bytes'] / 2**30:.1f} GiB"
+        return [ours, f"{row['allowed_bytes'] / 2**30:.0f} GiB", "", *verdict]
+    ratio = f"{row['value']:.3g}"
+    if row["metric"] == READING:  # a difference, not a ratio
+        bound, number = row["goal"].removesuffix(" bytes").rsplit(" ", 1)
+        verdict[0] = f"{bound} {megabytes(float(number.replace(',', '')))}"
+        ratio = f"{megabytes(row['value'])} more"
+    elif row["samples"] > 1:
+        ratio += f" [{row['low']:.3g}, {row['high']:.3g}]"
+    return [side(row, row["ours"]), side(row, row["other"]), ratio, *verdict]
+
+
+def side(row: dict[str, Any], value: float) -> str:
+    """One side of a ratio; what is kept is said by token of the text."""
+    if row["unit"] == "s":
+        return f"{value:.3g} s"
+    if row["metric"].startswith("full_cache"):
+        return f"{value / row['length']:,.0f} bytes"
+    return megabytes(value)
+
+
+def megabytes(value: float) -> str:
+    return f"{value / 1e6:,.0f} MB"
+
+
+def floor_section(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What reading took beside what it cannot be faster than."""
+    timed = {row["length"]: row for row in rows if row["metric"] == TO_FIRST and row.get("floor_seconds")}
+    if not timed:
+        return []
+    lines = [
+        "| tokens | read | the layers alone | floor | multiply-adds | weights read | rates |",
+        "| --- " * 7 + "|",
+    ]
+    for length, row in sorted(timed.items()):
+        reached = f"{row['multiply_adds_a_second'] / 1e9:,.0f} G/s, {row['bytes_a_second'] / 1e9:,.1f} GB/s"
+        lines.append(
+            f"| {length:,} | {row['read_seconds']:.3g} s | {row['bare_read_seconds']:.3g} s | {row['floor_seconds']:.3g} s | "
+            f"{row['multiply_adds'] / 1e12:.3g} T | {row['weight_bytes_read'] / 1e9:.3g} GB | {reached} |"
+        )
+    said = (
+        "Multiply-adds and bytes of weights are counted for the lowest layers; the floor is the longer of the two at the rates that a large matrix "
+        "product and a large copy reached in the same run."
+    )
+    return ["## The floor of reading", said, "\n".join(lines)]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(read_rows(ROWS)), encoding="utf-8")

@@ -1,0 +1,155 @@
+"""The page of goals: made-up rows in the places where they belong; the commands that measure them; the page in step."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from sharedllm.evaluate.speed import limits
+
+ROOT = Path(__file__).parent.parent
+K = 1024
+COMMON = {"task": "bench", "model": "tiny", "adapter": "first", "dtype": "float32", "device": "cpu", "threads": 2}
+
+
+@pytest.fixture
+def goals(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import fill_goals
+
+    return fill_goals
+
+
+def row(metric: str, length: int, value: float | None, method: str = "shared", **more: object) -> dict:
+    given = {"metric": metric, "length": length, "value": value, "low": value, "high": value, "samples": 1}
+    return {**COMMON, "method": method, **given, **more}
+
+
+def ratio(metric: str, length: int, value: float, ours: float, other: float, goal: str, met: bool, **more) -> dict:
+    return row(metric, length, value, **{"ours": ours, "other": other, "unit": "s", "goal": goal, "met": met, **more})
+
+
+def read_speed(length: int, value: float, met: bool, **more: object) -> dict:
+    return ratio("read_speed_over_bare", length, value, 40.0, 40 * value, "at least 0.9", met, **more)
+
+
+SIZES = {"unit": "bytes"}
+ROWS = [
+    read_speed(8 * K, 0.5, False),
+    read_speed(16 * K, 0.95, True),
+    read_speed(128 * K, 0.92, True, samples=3, low=0.91, high=0.93),
+    ratio("first_token_speed_over_full", 32 * K, 6.5, 10.0, 65.0, "at least 5", True, against="full"),
+    ratio("first_token_speed_over_streaming", 32 * K, 1.5, 10.0, 15.0, "at least 2", False, against="streaming"),
+    ratio("first_token_speed_over_full", 32 * K, 9, 1.0, 9.0, "at least 5", True, against="full", method="truncate"),
+    row("first_token_speed_over_encoder-decoder", 8 * K, 9.0, ours=1, other=9, unit="s"),
+    ratio("full_cache_over_attended", 128 * K, 100.0, 131072 * 20, 131072 * 2000, "at least 30", True, **SIZES),
+    ratio("per_token_over_alone", 128 * K, 1.3, 0.039, 0.03, "at most 1.25", False),
+    ratio("per_token_over_alone", 8 * K, 1.9, 0.057, 0.03, "at most 1.25", False),
+    row(limits.READING, 128 * K, None, reason="it was killed"),
+    ratio(limits.READING, 128 * K, 250e6, 950e6, 700e6, "at most 300,000,000 bytes", True, **SIZES),
+    ratio(limits.GROWTH, 128 * K, 1.02, 250e6, 245e6, "at most 1.25", True, **SIZES),
+    row(
+        limits.LONGEST, 10**6, 10**6, read_seconds=333.3, peak_memory_bytes=5 * 2**30, allowed_bytes=24 * 2**30,
+        goal="at least 1,000,000 tokens", met=True,
+    ),
+    row(
+        "break_even_tokens", 8 * K, None, against="full", lengths=[K, 8 * K],
+        reason="faster at every length measured, from 1,024 tokens",
+    ),
+    row(
+        "break_even_tokens", 32 * K, None, against="full", lengths=[4 * K, 32 * K],
+        reason="faster at every length measured, from 4,096 tokens",
+    ),
+    row("break_even_tokens", 32 * K, 5000.0, against="streaming", lengths=[K, 32 * K]),
+    row(
+        "seconds_to_first_token", 128 * K, 44.0, read_seconds=43.5, bare_read_seconds=40.0, floor_seconds=31.0,
+        multiply_adds=11e12, weight_bytes_read=22e9, multiply_adds_a_second=355e9, bytes_a_second=12e9,
+    ),
+]  # fmt: skip
+
+
+def lines(page: str) -> list[str]:
+    return [line for line in page.splitlines() if re.match(r"\| \d", line)]
+
+
+def test_each_goal_has_the_row_that_answers_it(goals):
+    page = goals.page(ROWS)
+    found = lines(page)[: len(goals.GOALS)]
+    assert [line.rsplit(" | ", 5)[1:] for line in found] == [
+        ["40 s", "36.8 s", "0.92 [0.91, 0.93]", "at least 0.9", "met |"],
+        ["10 s", "65 s", "6.5", "at least 5", "met |"],
+        ["10 s", "15 s", "1.5", "at least 2", "missed |"],
+        ["not measured", "", "", "", " |"],
+        ["20 bytes", "2,000 bytes", "100", "at least 30", "met |"],
+        ["not measured", "", "", "", " |"],
+        ["0.039 s", "0.03 s", "1.3", "at most 1.25", "missed |"],
+        ["not measured", "", "", "", " |"],
+        ["950 MB", "700 MB", "250 MB more", "at most 300 MB", "met |"],
+        ["250 MB", "245 MB", "1.02", "at most 1.25", "met |"],
+        ["1,000,000 tokens in 333 s, 5.0 GiB", "24 GiB", "", "at least 1,000,000 tokens", "met |"],
+        ["–", "", "", "", " |"],
+    ]
+    assert "from: faster at every length measured, from 1,024 tokens.\n" in page
+    assert "Model tiny, adapter first, float32, on cpu with 2 threads." in page
+    assert "| 131,072 | 43.5 s | 40 s | 31 s | 11 T | 22 GB | 355 G/s, 12.0 GB/s |" in page
+
+
+def test_what_was_measured_later_and_with_the_same_model_counts(goals):
+    other = {"model": "large"}
+    page = goals.page([read_speed(16 * K, 0.4, False, **other), *ROWS, read_speed(128 * K, 0.99, True)])
+    assert "| 0.95 | at least 0.9 | met |" in page and "0.4" not in page and "0.92" not in page
+    crossed = row("break_even_tokens", 4 * K, 1500.0, against="full", lengths=[K, 4 * K])
+    assert lines(goals.page([crossed, *ROWS]))[11].endswith("| 1,500 tokens |  |  |  |  |")
+    assert "| 1 |" in goals.page([]) and "Nothing measured yet." in goals.page([])
+
+
+def test_the_goals_are_metrics_of_bench(goals):
+    known = (
+        {limit.metric for limit in limits.LIMITS}
+        | limits.KEPT.keys()
+        | {f"first_token_speed_over_{n}" for n in limits.FASTER}
+    )
+    known |= {limits.READING, limits.GROWTH, limits.LONGEST, "break_even_tokens"}
+    assert {asked.metric for asked in goals.GOALS} == known
+    assert {asked.number for asked in goals.GOALS} == set(range(1, 10))
+    assert all(asked.low == limits.FASTER_LENGTH for asked in goals.GOALS if "first_token" in asked.metric)
+
+
+def steps() -> list[list[str]]:
+    """The arguments of every `bench` of `make goals`."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    recipe = re.search(r"^goals:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert recipe is not None
+    return [shlex.split(line)[1:] for line in recipe[1].splitlines() if line.startswith("\t$(BIN)/sharedllm")]
+
+
+def test_make_goals_measures_every_goal(goals):
+    from sharedllm.cli import app, common
+
+    bench = typer.main.get_command(app).commands["bench"]
+    measured = set()
+    for command, *arguments in steps():
+        given = bench.make_context("bench", arguments).params
+        assert command == "bench" and given["output"] == Path("$(GOALS)")
+        names, against = common.method_names(given["methods"]), (given["against"] or "").split(",")
+        assert "shared" in names
+        for n in common.positive_numbers("--lengths", given["lengths"]):
+            measured |= {("time", n)} | {(name, n) for name in names if name in against}
+            measured |= {("memory", n)} if given["memory"] else set()
+        measured |= {("longest", given["longest"])}
+    wanted = {("time", n * K) for n in (16, 128)} | {("memory", n * K) for n in (16, 128)}
+    wanted |= {(name, limits.FASTER_LENGTH) for name in limits.FASTER} | {("longest", int(limits.LONGEST_GOAL.value))}
+    assert wanted <= measured
+
+
+def test_the_page_says_what_the_results_file_says(goals):
+    if goals.ROWS.is_file():
+        from sharedllm.evaluate.results import read_rows
+
+        assert goals.PAGE.read_text(encoding="utf-8") == goals.page(read_rows(goals.ROWS)), (
+            "run python docs/fill_goals.py"
+        )
