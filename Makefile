@@ -70,6 +70,7 @@ measure: texts
 	  --lengths 8192,16384,32768,65536 --samples 4 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm plot $(ADAPTER_RESULTS) -o docs/figures/adapter.png
 	$(BIN)/python docs/fill_readme.py
+	$(BIN)/python docs/scale.py
 
 # About 25 minutes on two cores that do nothing else: goals of speed and size, as a table. Comparisons, whose goals are
 # whole numbers, take one round at 32K; what is held against a few per cent takes three.

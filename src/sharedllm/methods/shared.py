@@ -95,9 +95,10 @@ class Shared(Method):
 
     @torch.no_grad()
     def attended_bytes(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> int:
-from sharedllm.inject import Memory
-from sharedllm.methods.base import Method, new_tokens, target_nll
-from sharedllm.methods.estimate import slot_bytes
+        """Of the slots in the lowest M layers, and of what is quoted in all."""
+        memory, quoted = self._memory(past, prompt), super().attended_bytes(past, prompt, max_new_tokens)
+        slots = 0 if memory is None else int(memory.mask[:, 1:].sum())  # the null slot is no text
+        return slot_bytes(self.llm, slots) + quoted
 
     @torch.no_grad()
     def _memory(self, past: Context | None, prompt: Prompt) -> Memory | None:

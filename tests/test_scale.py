@@ -1,0 +1,195 @@
+"""docs/SCALE.md says what its script computes, and the script counts what the library keeps and PyTorch computes."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sharedllm import SharedConfig, SharedLLM
+from sharedllm.inject import WIDER
+from sharedllm.methods import create
+from sharedllm.methods.encoder_decoder import CrossConfig, EncoderDecoder
+from sharedllm.prompts import Prompt
+from tests.conftest import byte_tokenizer, tiny_model
+
+ROOT = Path(__file__).parent.parent
+CONFIG = SharedConfig(
+    injected_layers=3, chunk_length=128, tree_depth=2, slots_per_leaf=4, fine_chunks=1, read_chunks=2, rank=2,
+    stored_bits=4, search_layer=1,
+)  # fmt: skip
+TOKENS = 5 * 128 + 40
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+
+
+@pytest.fixture(scope="module")
+def llm():
+    model = tiny_model(attn_implementation="eager")  # whose attention is matrix products over all pairs
+    return SharedLLM.from_pretrained(model, adapter="none", config=CONFIG, tokenizer=byte_tokenizer())
+
+
+def shape(llm):
+    from scale_counts import Shape
+
+    return Shape("tiny", llm.model.config, llm.dtype)
+
+
+def counted(work) -> tuple[int, int]:
+    """Operations that PyTorch counts: of weights, and of attention."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        work()
+    by = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
+    attention = by.pop("aten.bmm", 0) + by.pop("aten.baddbmm", 0)
+    assert set(by) <= {"aten.mm", "aten.addmm"}, by
+    return sum(by.values()), attention
+
+
+def ids(tokens: int) -> torch.Tensor:
+    return torch.arange(tokens, dtype=torch.int32) * 7 % 256
+
+
+def test_weights_are_those_of_the_model(llm):
+    tiny = shape(llm)
+    matrices = sum(p.numel() for p in llm.model.model.layers.parameters() if p.ndim > 1)
+    assert tiny.layers * tiny.layer_weights == matrices
+    assert tiny.head_weights == llm.model.lm_head.weight.numel()
+
+
+def test_operations_are_those_that_torch_counts(llm):
+    from scale_counts import chunked, cost, forward
+
+    tiny, n = shape(llm), TOKENS
+    weights, attention = counted(lambda: llm.model(ids(n)[None].long(), logits_to_keep=1, use_cache=False))
+    assert weights + attention == forward(tiny, n, n * n) + 2 * tiny.head_weights
+    full = cost("full", tiny, n, CONFIG, 32, 8).read
+    assert weights + attention - full == tiny.layers * tiny.attention(n * (n - 1) // 2), "pairs that a mask rules out"
+
+    whole = 5 * CONFIG.chunk_length  # the ragged chunk counts as a chunk of its own length
+    weights, attention = counted(lambda: llm.reader.encode_rows(ids(whole).view(5, -1)))
+    assert weights == 2 * CONFIG.injected_layers * tiny.layer_weights * whole
+    C = CONFIG.chunk_length
+    assert attention == CONFIG.injected_layers * tiny.attention(5 * C * C)
+    read = cost("shared", tiny, whole, CONFIG, 32, 8).read
+    assert read == chunked(tiny, whole, C, CONFIG.injected_layers)
+    assert read == weights + attention // C * (C + 1) // 2
+
+    method = EncoderDecoder(llm, 32)
+    c = CrossConfig().chunk_length
+    weights, attention = counted(lambda: method.prepare(ids(2 * c)))
+    assert cost("encoder-decoder", tiny, 2 * c, CONFIG, 32, 8).read == weights + attention // c * (c + 1) // 2
+
+
+def test_operations_of_a_new_token_are_those_that_torch_counts(llm):
+    from scale_counts import cost
+    from scale_counts import slots as slots_of
+
+    tiny, context = shape(llm), llm.read(ids(5 * 128))
+    memory = llm.recall(context, ids(8)[None].long())
+    slots = memory.keys[0].shape[2] - 1
+    assert slots == slots_of(5 * 128, CONFIG)
+    with llm.injection.reading(memory):
+        weights, _ = counted(lambda: llm.model(ids(1)[None].long(), use_cache=False))
+    found = cost("shared", tiny, 5 * 128, CONFIG, 32, 1)
+    branches = CONFIG.injected_layers * tiny.attention(1 + slots, WIDER)  # fused: no matrix products to be counted
+    assert found.token == weights + tiny.layers * tiny.attention(1) + branches
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("tokens", [5 * 128, TOKENS])
+def test_kept_and_attended_bytes_are_those_of_the_library(bits, tokens):
+    from scale_counts import memory_bytes, stored_bytes
+
+    config = replace(CONFIG, stored_bits=bits)
+    llm = SharedLLM.from_pretrained(tiny_model(), adapter="none", config=config, tokenizer=byte_tokenizer())
+    method, prompt = create("shared", llm, 32), Prompt(llm.tokenizer, "Who?")
+    past = method.prepare(ids(tokens))
+    assert method.kept_bytes(past) == stored_bytes(shape(llm), tokens, config)
+    if tokens % 128 == 0:
+        assert method.attended_bytes(past, prompt, 4) == memory_bytes(shape(llm), tokens, config)
+
+
+def test_bytes_of_the_other_methods_are_those_of_the_library(llm):
+    from scale_counts import cost
+
+    tiny = shape(llm)
+    cross = EncoderDecoder(llm, 32)
+    assert cross.kept_bytes(cross.prepare(ids(TOKENS))) == cost("encoder-decoder", tiny, TOKENS, CONFIG, 32, 8).kept
+    rolling = create("streaming", llm, 32)
+    read = rolling.prepare(ids(TOKENS))
+    kept = rolling.kept_bytes(read) - read.ids.nbytes
+    last = kept // (rolling.sinks + rolling.window - 1)  # the newest token makes room for the next one
+    assert kept + last == cost("streaming", tiny, TOKENS, CONFIG, 32, 8).kept
+
+
+def test_a_library_is_bound_by_its_slowest_part():
+    from scale_library import Library, Parts, simulate
+
+    library = Library(documents=100, tokens=10, text_bytes=4, network=1000.0, storage=4000.0)
+    slow, fast = Parts(read=10.0, store=360, weights=0), Parts(read=0.1, store=360, weights=0)
+    found = simulate(library, slow, 8)
+    assert found["seconds"] == pytest.approx(13 * (10 + 0.4)) and found["bound_by"] == "reading"
+    assert found["speed_up"] == pytest.approx(100 / 13)
+    found = simulate(library, fast, 64)
+    assert found["seconds"] == pytest.approx(100 * 400 / 4000) and found["bound_by"] == "storage"
+    assert simulate(library, fast, 2)["bound_by"] == "network"
+    assert found["storage_full_from_workers"] == pytest.approx(5)
+    assert simulate(library, replace(fast, weights=10**6), 64)["bound_by"] == "start"
+
+
+def test_the_page_and_the_results_say_what_the_script_computes():
+    import scale
+    from scale_tables import blocks
+
+    rows = [json.loads(line) for line in scale.RESULTS.read_text(encoding="utf-8").splitlines()]
+    assert json.loads(json.dumps(scale.computed())) == rows, "run python docs/scale.py"
+    page = scale.PAGE.read_text(encoding="utf-8")
+    assert scale.filled(page, blocks(rows)) == page, "run python docs/scale.py"
+    assert not set(blocks(rows)) ^ set(re.findall(r"<!-- ([\w-]+) -->", page)), "a block without a table"
+    with pytest.raises(ValueError, match="no marks"):
+        scale.filled(page, {"absent": ""})
+
+
+def test_measured_bytes_are_predicted():
+    import scale
+
+    checks = [row for row in scale.computed() if row["task"] == "scale-check" and row["unit"] == "bytes"]
+    checks = [row for row in checks if row["method"] != "streaming"]  # whose question takes the place of text
+    assert checks and all(row["ratio"] == pytest.approx(1, abs=0.02) for row in checks), checks
+
+
+def test_rows_of_bench_are_compared(monkeypatch):
+    import scale
+
+    shared = SharedConfig.fitting(30).to_dict()
+    about = {"model": "SmolLM2-135M-Instruct", "device": "cpu", "dtype": "bfloat16", "threads": 2, "window": 1024}
+    about |= {"method": "shared", "length": 16384, "value": 1.0, **shared}
+    time = {"metric": "seconds_to_first_token", "read_seconds": 16.0, "per_token_seconds": 0.2}
+    rounds = {"per_token_alone_seconds": [0.09, 0.1, 0.3]}
+    memory = {"metric": "working_peak_bytes", "kept_bytes": 85131392, "attended_bytes": 39833856}
+    real = scale.rows_of
+    bench = [{**about, **time, "rounds": rounds}, {**about, **memory}, {**about, "method": "truncate", **memory}]
+    monkeypatch.setattr(scale, "rows_of", lambda name: bench if name == "bench.jsonl" else real(name))
+    found = {row["what"]: row for row in scale.computed() if row["task"] == "scale-check"}
+    assert found["bench: kept"]["ratio"] == found["bench: attended"]["ratio"] == 1
+    assert found["bench: read"]["predicted"] == pytest.approx(16384 * 140.4 / 139726, rel=0.05)
+    assert 0.1 < found["bench: a new token"]["predicted"] < 0.2, "the plain model's token and a little more"
+
+
+def test_the_figure_is_small_and_keeps_its_text(tmp_path):
+    import scale
+    import scale_figure
+
+    scale_figure.save([row for row in scale.computed() if row["task"] == "scale"], tmp_path / "scale.svg")
+    for file in (tmp_path / "scale.svg", scale.FIGURE):
+        drawn = file.read_text(encoding="utf-8")
+        assert len(drawn.encode()) < 200_000
+        assert all(f">{word}<" in drawn for word in ("10M", "operations to read", "SmolLM2-135M"))
