@@ -32,8 +32,6 @@ CONFIGS = {
     "one chunk read, at other positions": dataclasses.replace(CONFIG, read_chunks=1, positions="chunk+inner"),
     "prior": dataclasses.replace(CONFIG, search_prior=20.0),
     "prior, fine": dataclasses.replace(CONFIG, search_prior=5.0, fine_chunks=1, read_chunks=2, null_growth=True),
-    "contrast": dataclasses.replace(CONFIG, search_contrast=2.0, read_chunks=2),
-    "contrast, prior": dataclasses.replace(CONFIG, search_prior=5.0, search_contrast=1.5, fine_chunks=1, read_chunks=2),
     "prior by last token": dataclasses.replace(CONFIG, search_prior=2.0, search_by="last", chunk_length=13),
     "more fine chunks than some rows have": dataclasses.replace(CONFIG, fine_chunks=2, search_layer=1),
 }

@@ -9,7 +9,7 @@ import torch
 
 from sharedllm.prompts import Prompt
 from sharedllm.quote import joined, quotes, with_quotes, within
-from sharedllm.relevance import counts, nearest_spans
+from sharedllm.relevance import nearest_spans
 from sharedllm.resolution import Resolution
 from tests.conftest import CONFIG
 from tests.test_resolution import QUESTION, TEXT
@@ -71,10 +71,3 @@ def test_an_answer_is_written_behind_the_quotes_with_the_rest_injected(llm, monk
     context = llm.read(TEXT)
     quoted, alone = llm.answer(context, QUESTION, 2), llm.answer(context, QUESTION, 2, quoted_tokens=0)
     assert quoted.slots == alone.slots > 0 and seen[0] >= seen[1] + 24
-
-
-def test_a_word_that_all_parts_are_near_to_counts_less():
-    everywhere, somewhere = torch.full((5, 1), 0.9), torch.tensor([[0.1], [0.1], [0.8], [0.1], [0.1]])
-    weights = counts(torch.cat([everywhere, somewhere], 1), 2.0)
-    assert weights[0] < 1e-3 < weights[1] and weights.mean() == pytest.approx(1)
-    assert counts(everywhere.expand(5, 3), 2.0).tolist() == pytest.approx([1, 1, 1])

@@ -50,9 +50,6 @@ class SharedConfig:
     search_prior: float = 0.0
     """How much a search counts in attention: the logit of a slot is lowered by this times how much less near to the
     question its part of the text is than the nearest one, in mean cosine of the tokens that ask; see `relevance.priors`."""
-    search_contrast: float = 0.0
-    """How much more the tokens of a question count that are near to few parts of a text than those that are near to all:
-    the power of what the nearest span exceeds the mean by; 0: all alike. See `relevance.counts`."""
     quoted_tokens: int = 0
     """Tokens of the parts nearest to a question that also stand before it in the window, as text; see `quote`."""
     stored_bits: int = 16
@@ -97,10 +94,9 @@ class SharedConfig:
         noise = self.split_noise
         if not isinstance(noise, int | float) or not 0 <= noise < 0.5:
             raise UsageError(f"split_noise is {noise!r}; it must be a number of at least 0 and below 0.5.")
-        for name in ("search_prior", "search_contrast"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-                raise UsageError(f"{name} is {value!r}; it must be a number of at least 0.")
+        prior = self.search_prior
+        if not isinstance(prior, int | float) or isinstance(prior, bool) or not 0 <= prior < math.inf:
+            raise UsageError(f"search_prior is {prior!r}; it must be a number of at least 0.")
         for name in ("null_slot", "null_growth", "moving_query"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
@@ -131,6 +127,7 @@ class SharedConfig:
             stored_bits=4,
             null_growth=True,
             search_prior=40.0,
+            quoted_tokens=256,
         )
 
     @property

@@ -40,8 +40,8 @@ class ChunkRead:
     slots: int
     """0: the chunk is left out."""
     score: float | None
-    """Mean over the question's tokens, each by what it counts (`relevance.counts`), of the cosine with the nearest token of
-    the chunk, or of its nearest part under `config.search_prior`; None without a question."""
+    """Mean over the question's tokens of the cosine with the nearest token of the chunk, or of its nearest part under
+    `config.search_prior`; None without a question."""
     leaves: list[Leaf]
 
 

@@ -49,8 +49,7 @@ class Found:
     slots: Tensor
     """[X], slots a leaf of each chunk keeps at most; 0 for a chunk that is left out."""
     scores: Tensor | None
-    """[X], how near each chunk is to the question, in mean cosine of the tokens that ask, each by what it counts; None
-    without one."""
+    """[X], how near each chunk is to the question, in mean cosine of the tokens that ask; None without one."""
     kept: Tensor
     """[X, C], tokens that are taken in besides, because they are kept from compression."""
     borders: Tensor

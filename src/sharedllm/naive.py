@@ -60,8 +60,6 @@ def forward(
     read = [read_chunk(llm, chunk) for chunk in chunks]
     lengths = [len(chunk) for chunk in chunks]
     nearness = scorer(llm, window, chunks, read) if search == "query" else None
-    if nearness is not None and chunks and config.search_contrast:
-        nearness = contrasted(config, lengths, nearness)
     score = None if nearness is None else lambda i, span: sum(nearness((i, span)))
     prior = priors(config, lengths, nearness) if nearness is not None and chunks and config.search_prior else None
     nearest = None if prior is None else lambda i, span: max(prior(i, token) for token in range(*span))
@@ -114,15 +112,6 @@ def scorer(
         return [max((cosine(token, asked) for token in inside), default=-1.0) for asked in question]
 
     return nearness
-
-
-def contrasted(
-    config: SharedConfig, lengths: list[int], nearness: Callable[..., list[float]]
-) -> Callable[..., list[float]]:
-    """The same, each token of the question by how far its nearest finest span exceeds what it comes to on average."""
-    every = [nearness((i, s)) for i, n in enumerate(lengths) for s in finest((0, n), config.tree_depth) if s[0] < s[1]]
-    above = [max(max(of) - fmean(of), 1e-6) ** config.search_contrast for of in zip(*every, strict=True)]
-    return lambda *spans: [near * a / fmean(above) for near, a in zip(nearness(*spans), above, strict=True)]
 
 
 def priors(

@@ -73,33 +73,13 @@ def node_scores(spans_XFQ: Tensor, by: str) -> list[Tensor]:
 def span_scores(
     blocks: Sequence[Encoded], config: SharedConfig, question_QR: Tensor, borders_XF: Sequence[Tensor]
 ) -> list[Tensor]:
-    """How near every finest span of some blocks is to each token of the question, [X, F, Q] a block: the cosine, times what
-    that token counts (`counts`).
+    """How near every finest span of some blocks is to each token of the question, [X, F, Q] a block, in cosine.
 
     Args:
         borders_XF: of the finest spans, [X, F + 1] a block.
     """
     compared = zip(compare(blocks, config, question_QR), borders_XF, strict=True)  # one block's cosines at a time
-    spans = [near.spans(borders) for near, borders in compared]
-    if not config.search_contrast:
-        return spans
-    real = torch.cat([(borders[:, 1:] > borders[:, :-1]).flatten() for borders in borders_XF])
-    counting = counts(torch.cat([x.flatten(0, 1) for x in spans])[real], config.search_contrast)
-    return [x * counting for x in spans]
-
-
-def counts(cosines_NQ: Tensor, contrast: float) -> Tensor:
-    """What each token of a question counts in a search, [Q], 1 on average: the more, the nearer it comes to some span than
-    to all of them on average; that to the power of `contrast`.
-
-    A word that every part of a text is about tells nothing about where to look, as with inverse document frequency, but
-    by nearness instead of by the same word.
-
-    Args:
-        cosines_NQ: of every finest span of the text with every token of the question.
-    """
-    above = (cosines_NQ.amax(0) - cosines_NQ.mean(0)).clamp(min=1e-6) ** contrast
-    return above / above.mean()
+    return [near.spans(borders) for near, borders in compared]
 
 
 def nearest_spans(blocks: Sequence[Encoded], config: SharedConfig, question_QR: Tensor) -> list[tuple[int, int]]:
@@ -121,8 +101,8 @@ def nearest_spans(blocks: Sequence[Encoded], config: SharedConfig, question_QR: 
 
 
 def near_parts(spans_XFQ: Sequence[Tensor]) -> list[Tensor]:
-    """How near every finest span of some blocks is to the question, [X, F] each: a mean over the tokens that ask of what
-    it or a neighbour scores.
+    """How near every finest span of some blocks is to the question, [X, F] each: a mean over the tokens that ask of the
+    cosine that it or a neighbour comes to.
 
     With a neighbour, because a statement may lie across a border, and what it says of a thing before the words that name it.
 
