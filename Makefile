@@ -60,6 +60,7 @@ measure: texts
 	  --window 7168 --lengths 131072 --samples 4 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval questions $(call HELDOUT,$(EXPLAINING)) --methods shared --ceiling \
 	  --lengths 32768 --samples 24 --needles-per-text 12 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval real --methods truncate,shared --samples 44 --ceiling -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared --ceiling \
 	  --lengths 131072 --samples 12 --needles-per-text 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared \

@@ -59,7 +59,7 @@ def gains_by_text(ours: dict[str, Any], alone: dict[str, Any]) -> dict[str, list
 def adapter_block() -> str:
     """Tables of the shipped adapter: by kind of text, by length, with a large window, retrieval."""
     found = rows("adapter.jsonl")
-    blocks = [by_text(found), by_length(found), best_use(found), needles(found), questions(found)]
+    blocks = [by_text(found), by_length(found), best_use(found), needles(found), questions(found), written(found)]
     return "\n\n".join(block for block in blocks if block) or "Not measured yet."
 
 
@@ -166,6 +166,29 @@ def questions(found: list[dict[str, Any]]) -> str:
         ceiling = f"{right['value']:.2f} | {100 * ours['value'] / right['value']:.0f} %" if right else " | "
         lines.append(f"| {n:,} | {ours['samples']} | {ours['value']:.2f} | {ceiling} |")
     return "\n".join(lines) if asked else ""
+
+
+def written(found: list[dict[str, Any]]) -> str:
+    """Questions written by hand about the text that ships."""
+    asked = {r["method"]: r for r in found if r["metric"] == "answered"}
+    if "shared" not in asked:
+        return ""
+    ours = asked["shared"]
+    named = {
+        "shared": "shared",
+        "passage": "the model shown the right 1,024 tokens",
+        "truncate": f"the newest {asked.get('truncate', ours)['window']:,} tokens alone",
+    }
+    lines = [
+        f"**Questions written by hand** about {ours['length']:,} tokens of the Jargon File, which ships (`sharedllm eval real`); share of {ours['samples']} answers that have the right words in them, with 95 % bootstrap interval.",
+        "",
+        "| | answered |",
+        "| --- | --- |",
+    ]
+    for method in (m for m in named if m in asked):
+        r = asked[method]
+        lines.append(f"| {named[method]} | {100 * r['value']:.0f} % [{100 * r['low']:.0f}, {100 * r['high']:.0f}] |")
+    return "\n".join(lines)
 
 
 def interval(values: list[float]) -> str:
