@@ -20,7 +20,7 @@ from sharedllm.context import Context
 from sharedllm.data.needles import Needle
 from sharedllm.evaluate.needle import Hidden, build_haystacks
 from sharedllm.prompts import Prompt
-from sharedllm.relevance import compare
+from sharedllm.relevance import compare, node_scores
 from sharedllm.tree import tree_borders
 
 TEXTS = ("python-library", "anarchist-faq")
@@ -32,7 +32,7 @@ def rank(llm: SharedLLM, context: Context, spot: Hidden) -> int:
     prompt, C = Prompt(llm.tokenizer, spot.needle.question), llm.config.chunk_length
     asked = llm.query(torch.tensor([prompt.alone()]), question_mask=prompt.question_mask())[0]
     near = zip(compare(context.blocks, llm.config, asked), context.blocks, strict=True)
-    roots = [n.levels(n.spans(tree_borders(b.lengths, llm.config.tree_depth)))[0][:, 0] for n, b in near]
+    roots = [node_scores(n.spans(tree_borders(b.lengths, llm.config.tree_depth)), n.by)[0][:, 0] for n, b in near]
     order = torch.cat(roots).argsort(descending=True).tolist()
     return min(order.index(spot.start // C), order.index((spot.start + spot.tokens - 1) // C))
 

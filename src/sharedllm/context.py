@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sharedllm.model import SharedLLM
     from sharedllm.reader import Reader
 
-MERGED_CHUNKS = 32  # chunks a block holds, so that a question walks few blocks
+MERGED_CHUNKS = 8  # chunks a block holds: a question walks few blocks, and joining one takes little memory
 SEGMENT_BYTES = 64 * 2**20  # of a file in a saved context: what a reader that is stopped reads again
 Progress = Callable[[int, int], None]
 """Called with tokens read so far and tokens in all."""

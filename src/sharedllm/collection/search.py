@@ -20,7 +20,7 @@ from sharedllm.context import Context
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
-from sharedllm.relevance import compare
+from sharedllm.relevance import node_scores, span_scores
 from sharedllm.tree import tree_borders
 
 OPENED = 4
@@ -97,11 +97,9 @@ class Collection:
         contexts = [Context.load(self.folder(record.store), self.llm) for record in records]
         whole, config = Context.compose(contexts), self.llm.config
         borders = [tree_borders(block.lengths, config.tree_depth) for block in whole.blocks]
-        levels = [
-            near.levels(near.spans(border))[0][:, 0]
-            for near, border in zip(compare(whole.blocks, config, question_QR), borders, strict=True)
-        ]
-        return torch.stack([part.amax() for part in torch.cat(levels).split([c.chunks for c in contexts])])
+        spans = span_scores(whole.blocks, config, question_QR, borders)
+        roots = [node_scores(some, config.search_by)[0][:, 0] for some in spans]
+        return torch.stack([part.amax() for part in torch.cat(roots).split([c.chunks for c in contexts])])
 
 
 def is_collection(source: str) -> bool:
