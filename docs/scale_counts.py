@@ -190,9 +190,9 @@ def slots(tokens: int, config: SharedConfig) -> int:
 
 
 def memory_bytes(shape: Shape, tokens: int, config: SharedConfig) -> int:
-    """2 M K (D + 8) (1 + S) numbers: keys and values of the slots and the null slot, as `inject.Memory` holds them."""
-    numbers = 2 * config.injected_layers * shape.parts.kv_heads * (shape.parts.head_dim + WIDER)
-    return numbers * (1 + slots(tokens, config)) * shape.dtype.itemsize
+    """What a question attends to, `Method.attended_bytes`: 2 M K D numbers a slot, and what is quoted in all layers."""
+    slot = 2 * config.injected_layers * shape.parts.kv_heads * shape.parts.head_dim * shape.dtype.itemsize
+    return slots(tokens, config) * slot + cache_bytes(shape, min(tokens, config.quoted_tokens))  # type: ignore[arg-type]
 
 
 def stored_bytes(shape: Shape, tokens: int, config: SharedConfig) -> int:

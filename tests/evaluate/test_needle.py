@@ -153,9 +153,9 @@ def test_all_methods_are_asked_the_same_about_the_same(llm, monkeypatch):
     for method in methods:
         seen = asked.setdefault(method.name, [])
 
-        def prepare(past, seen=seen):
+        def prepare(past, seen=seen, taken=method.prepare):
             seen.append(past.tolist())
-            return past
+            return taken(past)
 
         def ask(past, prompt, max_new_tokens, seen=seen):
             seen.append(prompt.question)
