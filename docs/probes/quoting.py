@@ -48,7 +48,7 @@ def ask(method: Shared, past: Context, question: Question, compressed: bool) -> 
         ids = method.ask(past, question.prompt, question.max_new_tokens)
     else:
         shown = torch.tensor([method.shown(past, question.prompt, question.max_new_tokens)])
-        ids = written(method.llm, shown, None, question.prompt, question.max_new_tokens, {})
+        ids = written(method.llm, shown, None, question.max_new_tokens, {"pad_token_id": question.prompt.pad_id})
     return question.score(method.llm.tokenizer.decode(ids, skip_special_tokens=True))
 
 

@@ -38,7 +38,7 @@ def answer(
         memory = llm.recall(context, ids, question_mask=asks, resolution=resolution)
         ids = torch.tensor([with_quotes(llm, context, prompt, max_new_tokens, resolution)], device=llm.device)
     searched = time.perf_counter()
-    new = written(llm, ids, memory, prompt, max_new_tokens, kwargs)
+    new = written(llm, ids, memory, max_new_tokens, {"pad_token_id": prompt.pad_id, **kwargs})
     return Answer(
         text=llm.tokenizer.decode(new, skip_special_tokens=True).strip(),
         compressed=memory is not None,
@@ -50,16 +50,14 @@ def answer(
 
 
 @torch.no_grad()
-def written(
-    llm: SharedLLM, ids: Tensor, memory: Memory | None, prompt: Prompt, max_new_tokens: int, kwargs: dict[str, Any]
-) -> Tensor:
+def written(llm: SharedLLM, ids: Tensor, memory: Memory | None, max_new_tokens: int, kwargs: dict[str, Any]) -> Tensor:
     """Token ids written behind `ids` [1, T], greedily unless `kwargs` (of Hugging Face's `generate`) say otherwise, [new]."""
     with llm.injection.reading(memory):
         out = llm.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
-            **{"do_sample": False, "pad_token_id": prompt.pad_id, **kwargs},
+            **{"do_sample": False, **kwargs},
         )
     new: Tensor = getattr(out, "sequences", out)[0, ids.shape[1] :]  # a dictionary under return_dict_in_generate
     return new

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sharedllm.answering import written
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
 from sharedllm.inject import Memory
@@ -122,17 +123,12 @@ class Session:
         memory = self.llm.recall(whole, ids, question_mask=asking if asking.any() else None)
         return memory, inserted(self.llm, whole, self.ids, asking, room)
 
-    @torch.no_grad()
     def _generate(
         self, shown: list[int], memory: Memory | None, most: int, kwargs: dict[str, Any]
     ) -> tuple[list[int], bool]:
         """The next tokens, without the one that ends an answer, and whether it came."""
         ids = torch.tensor([shown], device=self.llm.device)
-        with self.llm.injection.reading(memory):
-            out = self.llm.model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, **{"do_sample": False, **kwargs}
-            )
-        new = getattr(out, "sequences", out)[0, len(shown) :].tolist()
+        new = written(self.llm, ids, memory, most, kwargs).tolist()
         ends = kwargs.get("eos_token_id", self.llm.model.generation_config.eos_token_id)
         if new[-1] in (ends if isinstance(ends, list) else [ends]):
             return new[:-1], True

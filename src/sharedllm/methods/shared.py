@@ -73,7 +73,7 @@ class Shared(Method):
 
     def ask(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> Tensor:
         shown = torch.tensor([self.shown(past, prompt, max_new_tokens)], device=self.llm.device)
-        return written(self.llm, shown, self._memory(past, prompt), prompt, max_new_tokens, {})
+        return written(self.llm, shown, self._memory(past, prompt), max_new_tokens, {"pad_token_id": prompt.pad_id})
 
     def peak_bytes(self, tokens: int, scored: int = 0) -> int:
         """The stored tokens of all chunks, one chunk being read, and the slots taken in."""
