@@ -21,6 +21,7 @@ from sharedllm.inject import WIDER
 from sharedllm.methods.encoder_decoder import CrossConfig
 from sharedllm.methods.estimate import cache_bytes
 from sharedllm.methods.streaming import BLOCK, Streaming
+from sharedllm.projection import MERGED
 from sharedllm.reader import Reader
 from sharedllm.relevance import ASKING_TOKENS, search_layer
 
@@ -120,6 +121,14 @@ def chunked(shape: Shape, tokens: int, chunk: int, layers: int | None = None) ->
     return sum(count * forward(shape, n, pairs(n), layers) for count, n in in_chunks(tokens, chunk))
 
 
+def encoded(shape: Shape, tokens: int, chunk: int, layers: int) -> int:
+    """Operations of reading chunks for the keys and values of so many layers: of the top one, if there are more, only those
+    and the queries."""
+    if layers == 1:
+        return chunked(shape, tokens, chunk, 1)
+    return chunked(shape, tokens, chunk, layers - 1) + 2 * (shape.query_weights + 2 * shape.key_weights) * tokens
+
+
 def cost(method: str, shape: Shape, tokens: int, config: SharedConfig, window: int, asked: int) -> Cost:
     """The cost of a method.
 
@@ -160,12 +169,14 @@ def _encoder_decoder(shape: Shape, tokens: int, asked: int) -> Cost:
 def _shared(shape: Shape, tokens: int, config: SharedConfig, asked: int) -> Cost:
     M, size = config.injected_layers, shape.dtype.itemsize
     low_rank = 2 * config.rank * (shape.parts.hidden_size + shape.parts.heads * shape.parts.head_dim)
-    branch, attended = 2 * shape.query_weights + low_rank, memory_bytes(shape, tokens, config)
+    branch, attended = 2 * shape.query_weights, memory_bytes(shape, tokens, config)
+    if shape.query_weights > MERGED:
+        branch += low_rank
     operations, read_bytes = _token(shape, asked)
     crossed = M * (2 * branch + shape.attention(1 + slots(tokens, config), WIDER))
     search, search_bytes = _search(shape, tokens, config)
     return Cost(
-        read=chunked(shape, tokens, config.chunk_length, M),
+        read=encoded(shape, tokens, config.chunk_length, M),
         kept=stored_bytes(shape, tokens, config),
         attended=attended,
         search=search,
@@ -218,5 +229,6 @@ def _search(shape: Shape, tokens: int, config: SharedConfig) -> tuple[int, int]:
     packed = sum(
         count * sum(x.nbytes for x in (kept.values, kept.value_low, kept.value_step)) for count, kept in layouts
     )
-    asking = forward(shape, Q, pairs(Q), search_layer(config) + 1)
+    below = search_layer(config)
+    asking = forward(shape, Q, pairs(Q), below) + 2 * (shape.query_weights + 2 * shape.key_weights) * Q
     return asking + 2 * stored * K * Q, 2 * packed // M

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sharedllm import SharedLLM, UsageError
+from sharedllm.projection import Projection
 from tests.conftest import CONFIG, byte_tokenizer, hooks, randomize, tiny_model, tokens
 from tests.contexts import encoded
 
@@ -131,7 +132,9 @@ def test_the_lower_model_follows_the_loaded_model(make):
 
 def test_the_lower_model_runs_the_lowest_layers_only(make):
     llm, ran = make(), []
-    handles = [layer.register_forward_hook(lambda *_, j=j: ran.append(j)) for j, layer in enumerate(llm.parts.layers)]
+    handles = [
+        layer.register_forward_pre_hook(lambda *_, j=j: ran.append(j)) for j, layer in enumerate(llm.parts.layers)
+    ]
     llm.read(tokens(70))
     for handle in handles:
         handle.remove()
@@ -262,3 +265,26 @@ def test_what_a_branch_says_it_attends_to_is_what_it_adds(make):
     torch.testing.assert_close(weights_BHTS.sum(3), torch.ones(1, 4, 7))
     attended = weights_BHTS @ values_BKSD.repeat_interleave(2, dim=1)
     torch.testing.assert_close(branch.output(attended.transpose(1, 2).flatten(2)), added[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_projection_as_one_matrix_is_the_projection_in_two_and_follows_its_weights():
+    projection = Projection(torch.randn(12, 8), rank=4, seed=0)
+    with torch.no_grad():
+        projection.up.normal_()
+    x, bias = torch.randn(3, 8), torch.randn(12)
+    for _ in range(2):
+        learning = projection(x, bias)
+        with torch.no_grad():
+            assert torch.allclose(projection(x, bias), learning, atol=1e-5)
+            assert projection(x, bias).equal(projection(x, bias))
+            projection.up.mul_(2)
+    with torch.inference_mode():
+        assert torch.allclose(projection(x, bias), projection(x.clone(), bias))
+
+
+def test_a_large_projection_stays_in_two(monkeypatch):
+    monkeypatch.setattr("sharedllm.projection.MERGED", 95)
+    projection = Projection(torch.randn(12, 8), rank=4, seed=0)
+    with torch.no_grad():
+        projection(torch.randn(3, 8))
+    assert projection._merged is None

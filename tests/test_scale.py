@@ -15,6 +15,7 @@ from sharedllm import SharedConfig, SharedLLM
 from sharedllm.inject import WIDER
 from sharedllm.methods import create
 from sharedllm.methods.encoder_decoder import CrossConfig, EncoderDecoder
+from sharedllm.projection import MERGED
 from sharedllm.prompts import Prompt
 from tests.conftest import byte_tokenizer, tiny_model
 
@@ -75,12 +76,14 @@ def test_operations_are_those_that_torch_counts(llm):
 
     whole = 5 * CONFIG.chunk_length  # the ragged chunk counts as a chunk of its own length
     weights, attention = counted(lambda: llm.reader.encode_rows(ids(whole).view(5, -1)))
-    assert weights == 2 * CONFIG.injected_layers * tiny.layer_weights * whole
-    C = CONFIG.chunk_length
-    assert attention == CONFIG.injected_layers * tiny.attention(5 * C * C)
+    C, below = CONFIG.chunk_length, CONFIG.injected_layers - 1
+    top = tiny.query_weights + 2 * tiny.key_weights
+    assert weights == 2 * (below * tiny.layer_weights + top) * whole
+    assert attention == below * tiny.attention(5 * C * C)
     read = cost("shared", tiny, whole, CONFIG, 32, 8).read
-    assert read == chunked(tiny, whole, C, CONFIG.injected_layers)
     assert read == weights + attention // C * (C + 1) // 2
+    alone = cost("shared", tiny, whole, replace(CONFIG, injected_layers=1, search_layer=0), 32, 8).read
+    assert alone == chunked(tiny, whole, C, 1)
 
     method = EncoderDecoder(llm, 32)
     c = CrossConfig().chunk_length
@@ -97,10 +100,26 @@ def test_operations_of_a_new_token_are_those_that_torch_counts(llm):
     slots = memory.keys[0].shape[2] - 1
     assert slots == slots_of(5 * 128, CONFIG)
     with llm.injection.reading(memory):
-        weights, _ = counted(lambda: llm.model(ids(1)[None].long(), use_cache=False))
+        llm.model(ids(1)[None].long(), use_cache=False)  # projections and their changes become one
+        weights, attention = counted(lambda: llm.model(ids(1)[None].long(), use_cache=False))
     found = cost("shared", tiny, 5 * 128, CONFIG, 32, 1)
-    branches = CONFIG.injected_layers * tiny.attention(1 + slots, WIDER)  # fused: no matrix products to be counted
-    assert found.token == weights + tiny.layers * tiny.attention(1) + branches
+    assert attention == tiny.layers * tiny.attention(1) + CONFIG.injected_layers * tiny.attention(1 + slots, WIDER)
+    assert found.token == weights + attention
+
+
+def test_a_large_projection_and_its_change_of_low_rank_are_two(monkeypatch, llm):
+    import scale_counts
+
+    tiny = shape(llm)
+    merged = scale_counts.cost("shared", tiny, 5 * 128, CONFIG, 32, 1)
+    monkeypatch.setattr(scale_counts, "MERGED", tiny.query_weights - 1)
+    apart = scale_counts.cost("shared", tiny, 5 * 128, CONFIG, 32, 1)
+    ranked = sum(p.numel() for name, p in llm.injection.named_parameters() if name.endswith((".up", ".down")))
+    assert tiny.query_weights <= MERGED
+    assert (apart.token - merged.token, apart.token_bytes - merged.token_bytes) == (
+        2 * ranked,
+        ranked * tiny.dtype.itemsize,
+    )
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])

@@ -74,11 +74,7 @@ class Encoded:
 
     def packed(self, bits: int) -> Encoded:
         """The same with keys and values at 8 or 4 bits a number; 16 leaves them as they are."""
-        if bits == 16:
-            return self
-        packed = (*pack_keys(self.keys, bits), *pack_values(self.values, bits))
-        names = ("keys", "key_low", "key_step", "values", "value_low", "value_step")
-        return Encoded(**{**vars(self), **dict(zip(names, packed, strict=True))})
+        return self if bits == 16 else Encoded(**{**vars(self), **packed_layer(self.keys, self.values, bits)})
 
     def at(self, chunk_S: Tensor, stored_S: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [M, K, S, D] of some stored tokens, named by their chunk and their place among the stored."""
@@ -101,24 +97,51 @@ class Encoded:
         return values if values.dtype != torch.uint8 else unpack(values, low, step, self.key_low.shape[-1])
 
 
-class _Catch(DynamicCache):
-    """A cache that keeps the wanted tokens' keys and values of each layer and lets the rest go."""
+class _Caught(Exception):
+    """All that was wanted of a forward pass is there."""
 
-    def __init__(self, tokens: Tensor, parts: Parts, layers: int) -> None:
+
+class _Catch(DynamicCache):
+    """A cache that keeps the wanted tokens' keys and values of each layer and lets the rest go.
+
+    Args:
+        tokens: [X, P], those that are wanted; None: all, in their order.
+        bits: at which they are kept, as `Encoded.packed`: one layer after the other, so that only one is there in full.
+        stop: end the forward pass, by `_Caught`, with the last layer's keys and values.
+    """
+
+    def __init__(self, tokens: Tensor | None, at: Tensor, parts: Parts, layers: int, bits: int, stop: bool) -> None:
         super().__init__()
-        self.tokens, self.parts = tokens, parts
-        self.tables = parts.tables(tokens, layers)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.tokens, self.parts, self.wanted, self.bits, self.stop = tokens, parts, layers, bits, stop
+        self.device, self.caught = at.device, 0
+        self.tables = [(cos[:, None], sin[:, None]) for cos, sin in parts.tables(at, layers)]
+        self.kept: dict[str, list[Tensor]] = {name: [] for name in LAYERED}
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        at = self.tokens.to(key_states.device)
-        keys, values = (gather_tokens(states, at).to(self.tokens.device) for states in (key_states, value_states))
-        cos, sin = (table[:, None] for table in self.tables[len(self.keys)])
+        keys, values = self._wanted(key_states), self._wanted(value_states)
+        cos, sin = self.tables[self.caught]
         scale = 1.0 / (cos.square() + sin.square())
-        self.keys.append(rotate(self.parts.half_split(keys), cos * scale, -sin * scale))
-        self.values.append(values)
+        keys = rotate(self.parts.half_split(keys), cos * scale, -sin * scale)
+        for name, kept in packed_layer(keys, values, self.bits).items():
+            self.kept[name].append(kept)
+        self.caught += 1
+        if self.stop and self.caught == self.wanted:
+            raise _Caught
         return key_states, value_states
+
+    def _wanted(self, states: Tensor) -> Tensor:
+        if self.tokens is not None:
+            states = gather_tokens(states, self.tokens.to(states.device))
+        return states.to(self.device)
+
+
+def packed_layer(keys: Tensor, values: Tensor, bits: int) -> dict[str, Tensor]:
+    """Keys and values [..., K, P, D] at 8 or 4 bits a number, or 16 as they are, by the names of `Encoded`'s fields."""
+    if bits == 16:
+        none = keys.new_zeros(keys.shape[0], 0)
+        return dict(zip(LAYERED, (keys, values, none, none, none, none), strict=True))
+    (keys, key_low, key_step), (values, value_low, value_step) = pack_keys(keys, bits), pack_values(values, bits)
+    return dict(zip(LAYERED, (keys, values, key_low, key_step, value_low, value_step), strict=True))
 
 
 def gather_tokens(states_XKCD: Tensor, tokens_XP: Tensor) -> Tensor:
@@ -159,49 +182,69 @@ class LowerModel:
 
     def values(self, input_ids: Tensor, attention_mask: Tensor | None, layer: int) -> Tensor:
         """Values of one layer (from 0), [B, K, T, D]."""
-        short = LowerModel(self.parts, layer + 1).module
-        tokens = torch.arange(input_ids.shape[1], device=self.device).expand(len(input_ids), -1)
-        caught = _Catch(tokens, self.parts, layer + 1)
+        short = LowerModel(self.parts, layer + 1)
+        at = torch.arange(input_ids.shape[1], device=self.device).expand(len(input_ids), -1)
+        caught = _Catch(None, at, self.parts, layer + 1, 16, stop=short.may_stop)
         with self.apart():
-            short(input_ids=input_ids, attention_mask=attention_mask, past_key_values=caught, use_cache=True)
-        return caught.values[layer]
+            short.fill(caught, input_ids=input_ids, attention_mask=attention_mask)
+        return caught.kept["values"][layer]
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether a forward pass may end inside the top layer, whose attention and MLP nobody reads.
+
+        Not where something waits for the layer's end: weights divided over processes or kept elsewhere, compiled code.
+        """
+        inside = [self.module, *self._layers[-1].modules()]
+        awaited = ("unshard", "_hf_hook", "_orig_mod")
+        return not any(hasattr(m, name) for m in inside for name in awaited) and not any(
+            m._compiled_call_impl for m in inside
+        )
+
+    @property
+    def _layers(self) -> nn.ModuleList:
+        layers: nn.ModuleList = getattr(self.module, self.parts.family.layers)
+        return layers
+
+    def fill(self, caught: _Catch, **inputs: Any) -> None:
+        """A forward pass into a cache."""
+        try:
+            self.module(**inputs, past_key_values=caught, use_cache=True)
+        except _Caught:
+            return
 
     def _norm_first(self, hidden: Tensor) -> Tensor:
         return self.parts.norm(1)(hidden).to(self.device)
 
-    def encode(self, input_ids_XC: Tensor, lengths_X: Tensor, tokens_XP: Tensor, rep_tokens_XR: Tensor) -> Encoded:
+    def encode(
+        self, input_ids_XC: Tensor, lengths_X: Tensor, tokens_XP: Tensor, rep_tokens_XR: Tensor, bits: int = 16
+    ) -> Encoded:
         """Read chunks once and keep what is named.
 
         Args:
             input_ids_XC: chunks, padded at the right (causal attention never looks there).
             lengths_X: tokens of each chunk.
             tokens_XP, rep_tokens_XR: tokens to keep, ascending, past a chunk's end filled with C or more.
+            bits: of a number kept, as `Encoded.packed`.
         """
-        caught = _Catch(tokens_XP, self.parts, len(getattr(self.module, self.parts.family.layers)))
+        in_order = torch.arange(input_ids_XC.shape[1], device=tokens_XP.device).expand_as(input_ids_XC)
+        every = torch.equal(tokens_XP, in_order)
+        M = len(self._layers)
+        stop = M > 1 and self.may_stop  # what comes out of the first layer is wanted
+        caught = _Catch(None if every else tokens_XP, tokens_XP, self.parts, M, bits, stop)
         first: list[Tensor] = []
 
         def note(_module: nn.Module, _args: object, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
             first.append(gather_tokens(hidden[:, None], rep_tokens_XR.to(hidden.device))[:, 0])
 
-        layers = getattr(self.module, self.parts.family.layers)
-        handle = layers[0].register_forward_hook(note)
+        handle = self._layers[0].register_forward_hook(note)
         try:
             with self.apart():
-                self.module(input_ids=input_ids_XC, past_key_values=caught, use_cache=True)
+                self.fill(caught, input_ids=input_ids_XC)
         finally:
             handle.remove()
-        keys = torch.stack(caught.keys)
-        none = [keys.new_zeros(*keys.shape[:2], 0) for _ in range(4)]
+        kept = {name: torch.stack(layers) for name, layers in caught.kept.items()}
         return Encoded(
-            lengths=lengths_X,
-            tokens=tokens_XP,
-            keys=keys,
-            values=torch.stack(caught.values),
-            key_low=none[0],
-            key_step=none[1],
-            value_low=none[2],
-            value_step=none[3],
-            rep_tokens=rep_tokens_XR,
-            reps=self._norm_first(first[0]),
+            lengths=lengths_X, tokens=tokens_XP, rep_tokens=rep_tokens_XR, reps=self._norm_first(first[0]), **kept
         )

@@ -145,6 +145,11 @@ def _numbers_in(file: str) -> dict[str, int]:
     return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}
 
 
+def processor_name(device: torch.device) -> str:
+    """The name of what computes on a device: times are compared on the same one only."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
 def cpu_name() -> str:
     """The processor's name as the system gives it."""
     try:

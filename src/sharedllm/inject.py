@@ -29,7 +29,9 @@ from torch import Tensor, nn
 from sharedllm.architectures import Parts, copied, rotate
 from sharedllm.config import SharedConfig
 from sharedllm.errors import UsageError
+from sharedllm.projection import Projection
 
+FEW_QUERIES = 64  # so many or fewer attend by matrix products on a CPU; measured (docs/LOG.md)
 GROWTH = 3.5  # of the null logit at the start; measured without training (docs/LOG.md)
 WIDER = (
     8  # dimensions added for the null logit and the prior; vectors of a multiple of 8 are read faster than of two more
@@ -41,15 +43,16 @@ class Memory:
     """The slots a batch attends to: keys already rotated, one null slot in front.
 
     keys, values: a tensor a layer, [B, K, 1 + S, D + WIDER], zero in the added dimensions but for the null slot's key,
-    which has a 1 in the first, and the others', which have what the search adds to their logit in the second; what
-    belongs to a layer is on its device. mask: [B, 1 + S], True where a slot is real; query_at: [B], rotary position of
-    the window's first query.
+    which has a 1 in the first, and the others', which have what the search adds to their logit in the second, over the
+    layer's scaling; what belongs to a layer is on its device. mask: [B, 1 + S], True where a slot is real; query_at: [B],
+    rotary position of the window's first query. None: all queries stand at one place, and the keys were rotated back by
+    it, so that no query has to be rotated.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor
-    query_at: Tensor
+    query_at: Tensor | None
 
     @property
     def rows(self) -> int:
@@ -59,7 +62,7 @@ class Memory:
         """Some of the rows, by their numbers."""
         keys, values = ([x[rows.to(x.device)] for x in layers] for layers in (self.keys, self.values))
         at = rows.to(self.mask.device)
-        return Memory(keys, values, self.mask[at], self.query_at[at])
+        return Memory(keys, values, self.mask[at], None if self.query_at is None else self.query_at[at])
 
     def expand(self, rows: int) -> Memory:
         """Each row repeated in place until there are `rows`: how `generate` lays out beams."""
@@ -76,7 +79,7 @@ class Memory:
             [repeat(k) for k in self.keys],
             [repeat(v) for v in self.values],
             repeat(self.mask),
-            repeat(self.query_at),
+            None if self.query_at is None else repeat(self.query_at),
         )
 
 
@@ -84,41 +87,31 @@ class Memory:
 class Place:
     """Where the tokens of a forward pass stand in the window: the same for all layers.
 
-    log: [B or 1, T], log(1 + (t / C)^2) of token t of the window; query_tables: cos and sin of each injected layer, on its
-    device, [B, T or 1, 1, R].
+    log: [B or 1, T, 1], log(1 + (t / C)^2) of token t of the window; tables: cos and sin of each injected layer, on its
+    device, [B, T, 1, R], where queries are rotated; padding: on each device, what slots that are not real lose in the
+    logits, [B * K, 1, 1, 1 + S], None where all are; ones: what a query has in the added dimensions but for the first.
     """
 
     log: Tensor
-    query_tables: list[tuple[Tensor, Tensor]]
+    tables: list[tuple[Tensor, Tensor]] | None
+    padding: dict[torch.device, Tensor | None]
+    ones: Tensor
 
-
-class Projection(nn.Module):
-    """A linear map [out, in] that starts as one of the model's own.
-
-    With rank 0 a matrix of its own, trained whole; else the model's matrix (the same storage, never
-    saved with the adapter) and a trained change of that rank, as in LoRA (arXiv 2106.09685).
-    """
-
-    def __init__(self, weight: Tensor, rank: int, seed: int) -> None:
-        super().__init__()
-        self.frozen: list[Tensor] = []  # in a list, so that it is no parameter of the adapter
-        if rank == 0:
-            self.weight = nn.Parameter(weight.detach().clone())
-            return
-        self.frozen.append(weight)
-        draw = torch.randn(rank, weight.shape[1], generator=torch.Generator().manual_seed(seed))
-        self.down = nn.Parameter((draw / weight.shape[1] ** 0.5).to(weight))
-        self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
-
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        if not self.frozen:
-            return F.linear(x, self.weight.to(x.dtype), bias)
-        change = F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
-        return F.linear(x, self.frozen[0].detach().to(x.dtype), bias) + change
-
-    def matrix(self) -> Tensor:
-        """The map as one matrix [out, in]."""
-        return self.weight if not self.frozen else self.frozen[0].detach() + self.up @ self.down
+    @classmethod
+    def of(cls, memory: Memory, window_BT: Tensor, config: SharedConfig, parts: Parts) -> Place:
+        """Of tokens that stand at `window_BT` [B or 1, T] in the window, counted in chunks."""
+        places, tables, lost = [keys.device for keys in memory.keys], None, None
+        if memory.query_at is not None:
+            query_at = memory.query_at[:, None] + window_BT.to(memory.query_at.device)
+            found = zip(parts.tables(query_at, config.injected_layers), places, strict=True)
+            tables = [(cos[:, :, None].to(at), sin[:, :, None].to(at)) for (cos, sin), at in found]
+        if memory.mask.device.type != "cpu" or not memory.mask.all():  # on a GPU, to look would be to wait
+            lost = torch.zeros_like(memory.mask, dtype=memory.keys[0].dtype).masked_fill(~memory.mask, -torch.inf)
+            lost = lost.repeat_interleave(parts.kv_heads, dim=0)[:, None, None]
+        padding = {at: None if lost is None else lost.to(at) for at in set(places)}
+        ones = memory.keys[0].new_zeros(WIDER - 1)
+        ones[:1] = 1
+        return cls(window_BT.square().log1p()[..., None], tables, padding, ones)
 
 
 class Branch(nn.Module):
@@ -160,21 +153,19 @@ class Branch(nn.Module):
         dtype = hidden_BTE.dtype
         bias = None if self.query_bias is None else self.query_bias.to(dtype)
         query = self._query_heads(self.query(self.norm(hidden_BTE).to(dtype), bias), self.query_norm)
-        query = rotate(query, *place.query_tables[layer])
-        query = torch.cat([query, self._added(query, place)], dim=3).transpose(1, 2)  # [B, H, T, D + WIDER]
+        if place.tables is not None:
+            query = rotate(query, *place.tables[layer])
+        query = torch.cat([query, *self._added(query, place)], dim=3).transpose(1, 2)  # [B, H, T, D + WIDER]
         # Grouped keys are read in place: rows and key/value heads share an axis, the group broadcasts.
         query = query.reshape(B * K, H // K, T, -1)
         keys, values = (x.reshape(B * K, 1, -1, x.shape[-1]) for x in (memory.keys[layer], memory.values[layer]))
-        mask = memory.mask.to(query.device)
-        padding = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
-        padding = padding.repeat_interleave(K, dim=0)[:, None, None]  # [B * K, 1, 1, 1 + S]
-        if self.softcap or (torch.is_grad_enabled() and query.device.type == "cpu"):
+        padding = place.padding[query.device]
+        if self.softcap or (query.device.type == "cpu" and (torch.is_grad_enabled() or T <= FEW_QUERIES)):
             attended = attend_plainly(query, keys, values, padding, self.scaling, self.softcap)
         else:
             keys, values = (x.expand(-1, H // K, -1, -1) for x in (keys, values))
-            attended = F.scaled_dot_product_attention(
-                query, keys, values, attn_mask=padding.expand(-1, H // K, T, -1), scale=self.scaling
-            )
+            mask = None if padding is None else padding.expand(-1, H // K, T, -1)
+            attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scaling)
         if heard is not None:
             weights = attention(query, keys[:, :1], padding, self.scaling, self.softcap).reshape(B, H, T, -1)
             heard(weights if self.gate is None else weights * self.gate.detach().abs().to(dtype).view(1, H, 1, 1))
@@ -183,45 +174,45 @@ class Branch(nn.Module):
             attended = attended * self.gate.to(dtype).view(1, H, 1, 1)
         return self.output(attended.transpose(1, 2).reshape(B, T, H * D))
 
-    def _added(self, query: Tensor, place: Place) -> Tensor:
-        """What a query has in the added dimensions: the null logit, which the null slot's key alone picks up, and what
-        picks up the prior of the others.
+    def _added(self, query: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+        """What a query has in the added dimensions: the null logit, which the null slot's key alone picks up, [B, T, H, 1],
+        and what picks up the prior of the others.
 
         In the mask the null logit would ask for a gradient of the mask, for which torch leaves its fused attention.
         """
         B, T, H, _ = query.shape
-        added = query.new_zeros(B, T, H, WIDER)
-        added[..., 1] = 1 / self.scaling
+        rest = place.ones.to(query).expand(B, T, H, -1)
         if self.null_logit is None:
-            return added
-        logit = self.null_logit.to(query.dtype).expand(B, T, H)
+            return rest[..., 1:2], rest
+        logit = self.null_logit.to(query.dtype)
         if self.null_growth is not None:
-            logit = logit + self.null_growth.to(query.dtype) * place.log.to(query)[..., None]
-        return torch.cat([logit[..., None] / self.scaling, added[..., 1:]], dim=3)
+            logit = logit + self.null_growth.to(query.dtype) * place.log.to(query)
+        return (logit / self.scaling).expand(B, T, H)[..., None], rest
 
 
 def attend_plainly(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scaling: float, softcap: float | None = None
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scaling: float, softcap: float | None = None
 ) -> Tensor:
-    """Attention by matrix products, for learning on a CPU and capped logits: [X, G, T, D], [X, 1, S, D] and [X, 1, 1, S]
-    to [X, G, T, D]. A cap does not hold for the first slot, whose logit is the null logit.
+    """Attention by matrix products, on a CPU for learning and for few queries, and for capped logits: [X, G, T, D],
+    [X, 1, S, D] and [X, 1, 1, S] (None: zeros) to [X, G, T, D]. A cap does not hold for the first slot, whose logit is the null logit.
 
     torch's fused attention computes gradients of keys and values as well, which are frozen here. Forward and
-    backward over 4 x 512 tokens and 1,793 slots took 0.23 s a layer with it, 0.08 s so, in bf16 on two cores.
+    backward over 4 x 512 tokens and 1,793 slots took 0.23 s a layer with it, 0.08 s so, in bf16 on two cores. One query
+    over 1,921 slots: 1.25 ms and 0.2 ms.
     """
     X, G, T, _ = query.shape
     weights = attention(query, keys, bias, scaling, softcap)
     return torch.matmul(weights.flatten(1, 2), values[:, 0]).view(X, G, T, -1)
 
 
-def attention(query: Tensor, keys: Tensor, bias: Tensor, scaling: float, softcap: float | None = None) -> Tensor:
+def attention(query: Tensor, keys: Tensor, bias: Tensor | None, scaling: float, softcap: float | None = None) -> Tensor:
     """How much each query attends to each slot, [X, G, T, S]; arguments as of `attend_plainly`."""
     X, G, T, _ = query.shape
     rows = (query * scaling).flatten(1, 2)
     logits = torch.matmul(rows, keys[:, 0].transpose(1, 2)).view(X, G, T, -1)
     if softcap:
         logits = torch.cat([logits[..., :1], softcap * torch.tanh(logits[..., 1:] / softcap)], dim=3)
-    return (logits + bias).softmax(dim=3)
+    return (logits if bias is None else logits + bias).softmax(dim=3)
 
 
 class Injection(nn.Module):
@@ -266,15 +257,7 @@ class Injection(nn.Module):
         if memory.rows != rows:
             memory = memory.expand(rows)
         window_BT = (args[1] if len(args) > 1 else kwargs["position_ids"]) / self._config.chunk_length
-        query_at = memory.query_at[:, None]
-        if self._config.moving_query:
-            query_at = query_at + window_BT.to(query_at.device)
-        tables = self._parts.tables(query_at, self._config.injected_layers)
-        places = [keys.device for keys in memory.keys]
-        on_layer = [
-            (cos[:, :, None].to(at), sin[:, :, None].to(at)) for (cos, sin), at in zip(tables, places, strict=True)
-        ]
-        self._memory, self._place = memory, Place(window_BT.square().log1p(), on_layer)
+        self._memory, self._place = memory, Place.of(memory, window_BT, self._config, self._parts)
 
     def _before(self, layer: int) -> Any:
         def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -21,6 +21,9 @@ from sharedllm.keep import Span, span_mask
 from sharedllm.relevance import near_parts, node_scores, priors, span_scores
 from sharedllm.tree import search, slot_tokens, tree_borders
 
+Rotation = tuple[Tensor, Tensor]
+"""Cos and sin of `Parts.tables`."""
+
 
 @dataclass
 class Slots:
@@ -194,7 +197,7 @@ def build_memory(rows: Sequence[Slots | None], parts: Parts, config: SharedConfi
     mask = torch.zeros(B, width, dtype=torch.bool, device=device)
     query_at = torch.zeros(B, dtype=torch.long, device=device)
     keys_M, values_M, places = [], [], [parts.device_of(layer) for layer in range(M)]
-    rotated: list[list[tuple[Tensor, Tensor]] | None] = []
+    rotated: list[tuple[list[Rotation], list[Rotation]] | None] = []
     for b, row in enumerate(rows):
         mask[b, 1 : 1 + lengths[b]] = True
         # A row with nothing to attend to keeps its null slot, whose value is zero: the branch adds zero.
@@ -203,7 +206,7 @@ def build_memory(rows: Sequence[Slots | None], parts: Parts, config: SharedConfi
             rotated.append(None)
             continue
         positions, query_at[b] = slot_positions(row, config)
-        rotated.append(parts.tables(positions.to(device), M))
+        rotated.append((parts.tables(positions.to(device), M), parts.tables(query_at[b], M)))
     for layer in range(M):
         keys, values = [], []
         for row, tables, length in zip(rows, rotated, lengths, strict=True):
@@ -212,12 +215,16 @@ def build_memory(rows: Sequence[Slots | None], parts: Parts, config: SharedConfi
                 values.append(like.new_zeros(K, width, D + WIDER))
                 continue
             pad = (0, WIDER, 1, width - 1 - length)
-            keys.append(F.pad(rotate(row.keys[layer].to(like), *tables[layer]), pad))
+            turned = rotate(row.keys[layer].to(device, torch.float32), *tables[0][layer])
+            if not config.moving_query:
+                cos, sin = tables[1][layer]
+                turned = rotate(turned, cos, -sin)
+            keys.append(F.pad(turned.to(like), pad))
             values.append(F.pad(row.values[layer].to(like), pad))
         keys_M.append(torch.stack(keys).to(places[layer]))
         keys_M[-1][:, :, 0, D] = 1
         for b, row in enumerate(rows):
             if row is not None and row.prior is not None:
-                keys_M[-1][b, :, 1 : 1 + lengths[b], D + 1] = row.prior.to(keys_M[-1])
+                keys_M[-1][b, :, 1 : 1 + lengths[b], D + 1] = row.prior.to(keys_M[-1]) / parts.scaling(layer)
         values_M.append(torch.stack(values).to(places[layer]))
-    return Memory(keys_M, values_M, mask, query_at)
+    return Memory(keys_M, values_M, mask, query_at if config.moving_query else None)

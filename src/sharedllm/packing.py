@@ -49,8 +49,8 @@ def _codes(numbers: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor, Tensor
     top = 2**bits - 1
     low = numbers.amin(dim, keepdim=True)
     step = ((numbers.amax(dim, keepdim=True).float() - low.float()) / top).to(numbers.dtype)
-    codes = (numbers.float() - low.float()) / step.float().clamp(min=1e-30)
-    return codes.round().clamp(0, top).byte(), low, step
+    codes = (numbers.float() - low.float()).div_(step.float().clamp(min=1e-30))
+    return codes.round_().clamp_(0, top).byte(), low, step
 
 
 def _join(codes: Tensor, bits: int) -> Tensor:

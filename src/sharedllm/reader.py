@@ -140,9 +140,9 @@ class Reader:
         done = []
         for rows in ids_XC.split(self.side_by_side(n)):
             lengths = torch.full((len(rows),), n, device=self.lower.device)
-            kept = (t.to(self.lower.device).expand(len(rows), -1).contiguous() for t in (tokens, reps))
-            encoded = self.lower.encode(rows.to(self.lower.device, torch.long), lengths, *kept)
-            done.append(encoded if every_token else encoded.packed(self.config.stored_bits))
+            stored, told_of = (t.to(self.lower.device).expand(len(rows), -1).contiguous() for t in (tokens, reps))
+            bits = 16 if every_token else self.config.stored_bits
+            done.append(self.lower.encode(rows.to(self.lower.device, torch.long), lengths, stored, told_of, bits))
             if told is not None:
                 told(rows.numel())
         return Encoded.cat(done)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from sharedllm.architectures import is_plain
 from sharedllm.errors import UsageError
-from sharedllm.inject import Projection
 from sharedllm.model import SharedLLM
 from sharedllm.processes import Processes
+from sharedllm.projection import Projection
 
 
 def shard(llm: SharedLLM, processes: Processes) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sharedllm.evaluate.statistics import bootstrap
-from sharedllm.hardware import peak_memory_bytes
+from sharedllm.hardware import peak_memory_bytes, processor_name
 from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
 
@@ -16,12 +16,13 @@ MARGIN = 1.25  # allocators and libraries take more than the tensors that are co
 
 
 def machine(llm: SharedLLM) -> dict[str, Any]:
-    """Model, adapter, device, dtype and peak memory, as every row and every JSON output gives them."""
+    """Model, adapter, device, its processor, dtype and peak memory, as every row and every JSON output gives them."""
     return {
         "peak_memory_bytes": peak_memory_bytes(llm.device),
         "model": llm.name,
         "adapter": llm.adapter,
         "device": str(llm.device),
+        "processor": processor_name(llm.device),
         "dtype": str(llm.dtype).removeprefix("torch."),
     }
 

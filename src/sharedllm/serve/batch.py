@@ -163,7 +163,7 @@ def join_memories(a: Memory, b: Memory) -> Memory:
         [stack(x, y) for x, y in zip(a.keys, b.keys, strict=True)],
         [stack(x, y) for x, y in zip(a.values, b.values, strict=True)],
         torch.cat([F.pad(m, (0, width - m.shape[1])) for m in (a.mask, b.mask)]),
-        torch.cat([a.query_at, b.query_at]),
+        None if a.query_at is None or b.query_at is None else torch.cat([a.query_at, b.query_at]),
     )
 
 
@@ -172,4 +172,4 @@ def select_memory(memory: Memory, rows: Tensor) -> Memory:
     mask = memory.mask[rows]
     width = max(1, int(mask.any(0).nonzero().max()) + 1)
     keys, values = ([x[rows, :, :width] for x in layers] for layers in (memory.keys, memory.values))
-    return Memory(keys, values, mask[:, :width], memory.query_at[rows])
+    return Memory(keys, values, mask[:, :width], None if memory.query_at is None else memory.query_at[rows])

@@ -71,21 +71,23 @@ class Floor:
 
 
 def reading(llm: SharedLLM, tokens: int) -> Work:
-    """Of the M lowest layers over a text cut into chunks of C tokens.
+    """Of the M lowest layers over a text cut into chunks of C tokens, of the top one only its keys and values.
 
     A token is multiplied with every weight matrix of a layer once. In attention its query meets each key up to its own
     place in the chunk, and as many values: c (c + 1) / 2 of each in a chunk of c tokens. Norms, rotations and activations
     are left out. The weights are read once for each batch of chunks.
     """
     parts, C = llm.parts, llm.config.chunk_length
-    layers = list(parts.layers[: llm.config.injected_layers])
+    layers = list(parts.layers[: llm.config.injected_layers - 1])
     weights = [weight for layer in layers for weight in layer.parameters()]
-    matrices = sum(weight.numel() for weight in weights if weight.ndim > 1)
+    top = 2 * parts.hidden_size * parts.kv_heads * parts.head_dim
+    matrices = top + sum(weight.numel() for weight in weights if weight.ndim > 1)
     whole, rest = divmod(tokens, C)
     pairs = whole * C * (C + 1) // 2 + rest * (rest + 1) // 2
     attention = 2 * pairs * parts.heads * parts.head_dim * len(layers)
     batches = -(-whole // llm.reader.side_by_side(C)) + (rest > 0)
-    return Work(tokens * matrices + attention, batches * sum(weight.nbytes for weight in weights))
+    read = top * parts.dtype.itemsize + sum(weight.nbytes for weight in weights)
+    return Work(tokens * matrices + attention, batches * read)
 
 
 def rates(device: torch.device, dtype: torch.dtype, now: Clock) -> Rates:

@@ -1,0 +1,52 @@
+"""A linear map of a branch, which starts as one of the model's own."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MERGED = 2**21
+"""Numbers of a matrix up to which it is kept, with its change of low rank, as one where nothing is learnt: in a small model
+calls cost more than bytes."""
+
+
+class Projection(nn.Module):
+    """A linear map [out, in] that starts as one of the model's own.
+
+    With rank 0 a matrix of its own, trained whole; else the model's matrix (the same storage, never
+    saved with the adapter) and a trained change of that rank, as in LoRA (arXiv 2106.09685).
+    """
+
+    def __init__(self, weight: Tensor, rank: int, seed: int) -> None:
+        super().__init__()
+        self.frozen: list[Tensor] = []  # in a list, so that it is no parameter of the adapter
+        self._merged: tuple[list[tuple[int, int]], Tensor] | None = None
+        if rank == 0:
+            self.weight = nn.Parameter(weight.detach().clone())
+            return
+        self.frozen.append(weight)
+        draw = torch.randn(rank, weight.shape[1], generator=torch.Generator().manual_seed(seed))
+        self.down = nn.Parameter((draw / weight.shape[1] ** 0.5).to(weight))
+        self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not self.frozen:
+            return F.linear(x, self.weight.to(x.dtype), bias)
+        if not torch.is_grad_enabled() and self.frozen[0].numel() <= MERGED:
+            return F.linear(x, self._as_one().to(x.dtype), bias)
+        change = F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
+        return F.linear(x, self.frozen[0].detach().to(x.dtype), bias) + change
+
+    def _as_one(self) -> Tensor:
+        """`matrix`, kept until its parts change."""
+        parts = self.frozen[0], self.up, self.down
+        state = [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts]
+        if self._merged is None or self._merged[0] != state:
+            change = self.up.float() @ self.down.float()
+            self._merged = state, (self.frozen[0].detach().float() + change).to(self.up.dtype)  # rounded once
+        return self._merged[1]
+
+    def matrix(self) -> Tensor:
+        """The map as one matrix [out, in]."""
+        return self.weight if not self.frozen else self.frozen[0].detach() + self.up @ self.down
