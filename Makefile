@@ -73,15 +73,15 @@ measure: texts
 	$(BIN)/python docs/fill_readme.py
 	$(BIN)/python docs/scale.py
 
-# About 25 minutes on two cores that do nothing else: goals of speed and size, as a table. Comparisons, whose goals are
-# whole numbers, take one round at 32K; what is held against a few per cent takes three.
+# 25 to 50 minutes on two cores that do nothing else: goals of speed and size, as a table. Comparisons, whose goals are
+# whole numbers, take one round at 32K; what is held against a few per cent takes two or three.
 GOALS := docs/results/bench.jsonl
 
 goals: setup
 	$(BIN)/sharedllm bench --methods shared,full --lengths 1024,2048,4096,8192 --rounds 3 --no-memory -o $(GOALS)
 	$(BIN)/sharedllm bench --methods shared,full,streaming,encoder-decoder --against full,streaming,encoder-decoder \
-	  --lengths 4096,8192,32768 --rounds 1 --budget 400 --no-memory -o $(GOALS)
-	$(BIN)/sharedllm bench --methods shared --lengths 16384,65536,131072 --rounds 3 --longest 1000000 -o $(GOALS)
+	  --lengths 4096,8192,32768 --rounds 1 --budget 600 --no-memory -o $(GOALS)
+	$(BIN)/sharedllm bench --methods shared --lengths 16384,65536,131072 --rounds 2 --longest 1000000 -o $(GOALS)
 	$(BIN)/python docs/fill_goals.py
 
 # Every method at every length, as tables and figures: PROFILE=small takes about ten minutes on two cores, full an hour.

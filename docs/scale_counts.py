@@ -167,7 +167,7 @@ def _encoder_decoder(shape: Shape, tokens: int, asked: int) -> Cost:
 
 
 def _shared(shape: Shape, tokens: int, config: SharedConfig, asked: int) -> Cost:
-    M, size = config.injected_layers, shape.dtype.itemsize
+    M, size = config.branches, shape.dtype.itemsize
     low_rank = 2 * config.rank * (shape.parts.hidden_size + shape.parts.heads * shape.parts.head_dim)
     branch, attended = 2 * shape.query_weights, memory_bytes(shape, tokens, config)
     if shape.query_weights > MERGED:
@@ -176,7 +176,7 @@ def _shared(shape: Shape, tokens: int, config: SharedConfig, asked: int) -> Cost
     crossed = M * (2 * branch + shape.attention(1 + slots(tokens, config), WIDER))
     search, search_bytes = _search(shape, tokens, config)
     return Cost(
-        read=encoded(shape, tokens, config.chunk_length, M),
+        read=encoded(shape, tokens, config.chunk_length, config.injected_layers),
         kept=stored_bytes(shape, tokens, config),
         attended=attended,
         search=search,
@@ -202,7 +202,7 @@ def slots(tokens: int, config: SharedConfig) -> int:
 
 def memory_bytes(shape: Shape, tokens: int, config: SharedConfig) -> int:
     """What a question attends to, `Method.attended_bytes`: 2 M K D numbers a slot, and what is quoted in all layers."""
-    slot = 2 * config.injected_layers * shape.parts.kv_heads * shape.parts.head_dim * shape.dtype.itemsize
+    slot = 2 * config.branches * shape.parts.kv_heads * shape.parts.head_dim * shape.dtype.itemsize
     return slots(tokens, config) * slot + cache_bytes(shape, min(tokens, config.quoted_tokens))  # type: ignore[arg-type]
 
 
@@ -223,7 +223,7 @@ def _search(shape: Shape, tokens: int, config: SharedConfig) -> tuple[int, int]:
     The question passes the layers up to the one that is searched; each of its tokens is compared with every stored one.
     All values of that layer are unpacked twice: for their mean, and to compare them.
     """
-    Q, M, K = ASKING_TOKENS, config.injected_layers, shape.parts.kv_heads * shape.parts.head_dim
+    Q, M, K = ASKING_TOKENS, config.branches, shape.parts.kv_heads * shape.parts.head_dim
     layouts = [(count, _layout(shape, n, config)) for count, n in in_chunks(tokens, config.chunk_length)]
     stored = sum(count * kept.tokens.numel() for count, kept in layouts)
     packed = sum(

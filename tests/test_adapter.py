@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import sharedllm.adapter
 from sharedllm import SharedConfig, SharedLLM, UsageError, WorkError
+from sharedllm.adapter import load_weights, weights_digest
 from tests.conftest import CONFIG, byte_tokenizer, hooks, randomize, tiny_model, tokens
 from tests.contexts import assert_one_sentence, files
 from tests.test_families import family_model
@@ -80,6 +81,19 @@ def test_bfloat16_halves_the_file(make, tmp_path):
     for name, tensor in llm.injection.state_dict().items():
         loaded = again.injection.state_dict()[name]
         assert loaded.dtype == torch.float32 and torch.equal(loaded, tensor.bfloat16().float())
+
+
+def test_an_adapter_with_skipped_layers_is_saved_and_goes_on_from_one_without(make, saved, tmp_path):
+    config = dataclasses.replace(CONFIG, skipped_layers=1)
+    skipping = make(config)
+    skipping.save_adapter(tmp_path / "fewer")
+    again = load(tmp_path / "fewer")
+    assert again.config == config
+    assert weights_digest(again.injection) == weights_digest(skipping.injection)
+    assert {name.split(".")[1] for name in again.injection.state_dict()} == {"1", "2"}
+    load_weights(saved, skipping.injection, partly=True)
+    whole = load(saved).injection.state_dict()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in skipping.injection.state_dict().items())
 
 
 def test_saving_again_replaces_the_adapter(make, saved):

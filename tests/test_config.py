@@ -11,6 +11,7 @@ import pytest
 
 from sharedllm import SharedConfig, UsageError
 from sharedllm.config import nearest
+from tests.contexts import assert_one_sentence
 
 
 def test_the_defaults_are_those_of_the_design():
@@ -44,6 +45,7 @@ def test_settings_cannot_be_changed_in_place():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("skipped_layers", -1),
         ("injected_layers", 0),
         ("injected_layers", -1),
         ("injected_layers", 2.0),
@@ -104,3 +106,10 @@ def test_nearest_says_nothing_when_nothing_is_near():
 def test_settings_need_no_torch():
     code = "import sys, sharedllm.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_layer_at_least_is_not_skipped():
+    assert SharedConfig(injected_layers=3, skipped_layers=2).branches == 1
+    with pytest.raises(UsageError, match=r"skipped_layers is 3; it must be below injected_layers, 3") as error:
+        SharedConfig(injected_layers=3, skipped_layers=3)
+    assert_one_sentence(error)

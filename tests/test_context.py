@@ -240,10 +240,43 @@ def test_a_context_with_too_few_layers_is_refused(llm, make, tmp_path):
         Context.load(tmp_path / "c", make(dataclasses.replace(CONFIG, injected_layers=4)))
 
 
-def test_a_context_of_more_layers_serves_an_adapter_of_fewer(llm, make, tmp_path):
+def test_a_context_without_the_lowest_layers_is_refused_by_an_adapter_that_needs_them(make, tmp_path):
+    make(dataclasses.replace(CONFIG, skipped_layers=1)).read(tokens(70)).save(tmp_path / "c")
+    with pytest.raises(UsageError, match=r"skipped_layers 1.*0"):
+        Context.load(tmp_path / "c", make())
+
+
+def test_skipped_layers_are_not_kept(llm, make):
+    skipping, text = make(dataclasses.replace(CONFIG, skipped_layers=1, search_layer=0)), tokens(70)
+    every, some = llm.read(text).blocks[0], skipping.read(text).blocks[0]
+    assert torch.equal(some.search_values, every.values[0]) and every.search_values.numel() == 0
+    assert (
+        len(every.keys) == 3 and torch.equal(some.keys, every.keys[1:]) and torch.equal(some.values, every.values[1:])
+    )
+    assert len(skipping.recall(skipping.read(text), WINDOW).keys) == 2
+    assert skipping.read(text).nbytes < llm.read(text).nbytes
+
+
+def test_contexts_of_more_and_of_fewer_layers_compose(llm, make):
+    skipping, texts = make(dataclasses.replace(CONFIG, skipped_layers=1)), [tokens(80, 2), tokens(80, 3)]
+    parts = [llm.read(texts[0]), skipping.read(texts[1])]
+    for part in parts:
+        part.reader = None  # as loaded without a model
+    mixed = Context.compose(parts)
+    alike = Context.compose([skipping.read(text) for text in texts])
+    assert mixed.shape == alike.shape
+    assert torch.equal(skipping(WINDOW, context=mixed).logits, skipping(WINDOW, context=alike).logits)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"injected_layers": 2}, {"skipped_layers": 1, "search_layer": 2}, {"skipped_layers": 2, "search_layer": 1}],
+    ids=str,
+)
+def test_a_context_of_more_layers_serves_an_adapter_of_fewer(llm, make, tmp_path, change):
     text = tokens(100, 2)
     llm.read(text[:70]).save(tmp_path / "c")
-    fewer = make(dataclasses.replace(CONFIG, injected_layers=2))
+    fewer = make(dataclasses.replace(CONFIG, **change))
     context = Context.load(tmp_path / "c", fewer)
     assert torch.equal(fewer(WINDOW, context=context).logits, fewer(WINDOW, context=fewer.read(text[:70])).logits)
     context.append(text[70:])

@@ -21,6 +21,8 @@ CONFIGS = {
     "moving query": dataclasses.replace(CONFIG, moving_query=True, null_growth=True, fine_chunks=1),
     "moving query, sequence": dataclasses.replace(CONFIG, moving_query=True, positions="sequence"),
     "zero output": dataclasses.replace(CONFIG, init="zero"),
+    "a skipped layer": dataclasses.replace(CONFIG, skipped_layers=1, fine_chunks=1),
+    "two skipped layers": dataclasses.replace(CONFIG, skipped_layers=2, search_layer=0, search_prior=5.0, rank=3),
     "low rank": dataclasses.replace(CONFIG, rank=3),
     "sequence": dataclasses.replace(CONFIG, positions="sequence"),
     "chunk+inner": dataclasses.replace(CONFIG, positions="chunk+inner"),

@@ -62,6 +62,7 @@ def test_packed_chunks_give_what_their_parts_give(bits):
     plain = Encoded(
         torch.full((X,), P), torch.arange(P).expand(X, -1), numbers(M, X, K, P, D), numbers(M, X, K, P, D, seed=1),
         none, none, none, none, torch.zeros(X, 0, dtype=torch.long), torch.zeros(X, 0, 4),
+        numbers(X, K, P, D, seed=2), none[0], none[0],
     )  # fmt: skip
     packed = plain.packed(bits)
     assert plain.packed(16) is plain
@@ -76,5 +77,9 @@ def test_packed_chunks_give_what_their_parts_give(bits):
         assert 0 < off < (0.01 if bits == 8 else 0.1)
     for layer in range(M):
         assert torch.equal(packed.values_of(layer)[chunk, :, at], values[layer].transpose(0, 1))
+    off = (packed.search_values_on() - plain.search_values).abs().amax() / plain.search_values.abs().amax()
+    assert 0 < off < (0.01 if bits == 8 else 0.1)
+    assert torch.equal(packed.layers(1, M, compared=0).search_values_on(), packed.values_of(0))
     assert torch.equal(Encoded.cat([packed[:1], packed[1:]]).at(chunk, at)[0], keys)
-    assert torch.equal(packed.lowest(1).at(chunk, at)[1], values[:1])
+    assert torch.equal(packed.layers(0, 1).at(chunk, at)[1], values[:1])
+    assert torch.equal(packed.layers(1, M).at(chunk, at)[1], values[1:])

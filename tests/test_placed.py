@@ -160,8 +160,8 @@ def test_a_branch_and_its_slots_are_where_their_layer_is():
     assert [k.device.type for k in memory.keys] == ["cpu", "cpu", "meta"]
     assert {p.device.type for p in llm.injection.branches[2].parameters()} == {"meta"}
     hidden = torch.empty(1, 6, 32, device="meta")
-    tables = [tuple(x[:, :, None].to("meta") for x in llm.parts.cos_sin(torch.zeros(1, 1)))] * 3
-    assert llm.injection.branches[2](hidden, memory, 2, Place(torch.zeros(1, 6), tables)).device.type == "meta"
+    place = Place.of(memory, torch.zeros(1, 6), llm.config, llm.parts)
+    assert llm.injection.branches[2](hidden, memory, 2, place).device.type == "meta"
     assert llm.parts.joined(2, hidden.new_zeros(1, 6, 32, device="cpu"), hidden).device.type == "meta"
 
 

@@ -9,7 +9,7 @@ import torch
 
 from sharedllm.prompts import Prompt
 from sharedllm.quote import joined, quotes, with_quotes, within
-from sharedllm.relevance import nearest_spans
+from sharedllm.recall import nearest
 from sharedllm.resolution import Resolution
 from tests.conftest import CONFIG
 from tests.test_resolution import QUESTION, TEXT
@@ -22,9 +22,8 @@ def llm(make):
     return make(QUOTING)
 
 
-def asking(llm, prompt):
-    (reps,) = llm.query(torch.tensor([prompt.alone()]), question_mask=prompt.question_mask())
-    return reps
+def nearest_to(llm, context, prompt):
+    return nearest(llm, context, torch.tensor([prompt.alone()]), prompt.question_mask())
 
 
 def test_spans_are_cut_to_what_there_is_room_for_and_joined_in_text_order():
@@ -37,7 +36,7 @@ def test_spans_are_cut_to_what_there_is_room_for_and_joined_in_text_order():
 def test_the_nearest_spans_are_all_of_the_text_once_and_the_quoted_ones_among_the_finely_read(llm):
     context, prompt = llm.read(TEXT), Prompt(llm.tokenizer, QUESTION)
     llm.reader.encode(context)
-    spans = nearest_spans(context.blocks, llm.config, asking(llm, prompt))
+    spans = nearest_to(llm, context, prompt)
     assert joined(spans) == [(0, context.tokens)] and sum(end - start for start, end in spans) == context.tokens
     C, whole = llm.config.chunk_length, max(llm.explain(context, QUESTION), key=lambda p: p.slots / (p.end - p.start))
     assert spans[0][0] // C == whole.start // C, "the nearest span lies in another chunk than the one read in whole"
@@ -49,20 +48,25 @@ def test_quotes_hold_the_words_of_the_question(make):
     text = f"{filler}The blue box is in the cellar.{filler}"
     context, prompt = llm.read(text), Prompt(llm.tokenizer, "blue box is in the cellar")
     llm.reader.encode(context)
-    found = quotes(context, llm.config, asking(llm, prompt), 32, llm.tokenizer)
+    spans = nearest_to(llm, context, prompt)
+    found = quotes(context, spans, 32, llm.tokenizer)
     assert "cellar" in llm.tokenizer.decode(found)
-    assert len(quotes(context, llm.config, asking(llm, prompt), context.tokens, llm.tokenizer)) == context.tokens
+    assert len(quotes(context, spans, context.tokens, llm.tokenizer)) == context.tokens
 
 
 def test_a_window_shows_the_quotes_before_the_question_and_leaves_room_for_the_answer(llm):
     context, prompt = llm.read(TEXT), Prompt(llm.tokenizer, QUESTION)
     around = sum(map(len, prompt.around_text()))
-    ids = with_quotes(llm, context, prompt, 4)
+    llm.reader.encode(context)
+    spans = nearest_to(llm, context, prompt)
+    memory = llm.recall(context, torch.tensor([prompt.alone()]), question_mask=prompt.question_mask())
+    assert memory.nearest == [spans], "an answer is searched for once, for its slots and its quotes"
+    ids = with_quotes(llm, context, prompt, 4, spans)
     assert len(ids) >= around + 24 and ids[-5:] == prompt.alone()[-5:]
-    assert with_quotes(llm, context, prompt, 4, Resolution(quoted_tokens=0)) == prompt.alone()
+    assert with_quotes(llm, context, prompt, 4, spans, Resolution(quoted_tokens=0)) == prompt.alone()
     room = llm.window - around
-    assert with_quotes(llm, context, prompt, room) == prompt.alone()
-    assert around < len(with_quotes(llm, context, prompt, room - 8, Resolution(quoted_tokens=99))) <= llm.window
+    assert with_quotes(llm, context, prompt, room, spans) == prompt.alone()
+    assert around < len(with_quotes(llm, context, prompt, room - 8, spans, Resolution(quoted_tokens=99))) <= llm.window
 
 
 def test_an_answer_is_written_behind_the_quotes_with_the_rest_injected(llm, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import sharedllm.store
 from sharedllm import Context, SharedLLM, UsageError, WorkError
 from sharedllm.context import MERGED_CHUNKS
+from sharedllm.store import chunk_kind
 from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model, tokens
 from tests.contexts import assert_one_sentence, assert_same_chunks, encoded, files, segments
 
@@ -99,6 +101,22 @@ def test_a_context_of_the_version_before_loads(llm, tmp_path):
     save_file({"ids": context.ids, **tensors}, tmp_path / "old" / "slots.safetensors")
     with pytest.raises(WorkError, match="holds 647 tokens, not 3"):
         Context.load(tmp_path / "old", llm)
+
+
+def test_a_store_from_before_layers_could_be_skipped_loads(llm, tmp_path):
+    context = llm.read(tokens(16 * 5 + 7))
+    context.save(tmp_path / "c")
+    manifest = tmp_path / "c" / "context.json"
+    about = json.loads(manifest.read_text())
+    assert (about.pop("skipped_layers"), about.pop("compared_layer")) == (0, -1)
+    manifest.write_text(json.dumps({**about, "version": 4}))
+    assert_same_chunks(Context.load(tmp_path / "c", llm), context)
+
+
+def test_a_chunk_of_other_layers_has_another_name(llm, make):
+    shapes = [make(dataclasses.replace(CONFIG, **c)).reader for c in ({"injected_layers": 2}, {"skipped_layers": 1})]
+    kinds = {chunk_kind(reader.layout(16), "m", reader.new_context().shape) for reader in [llm.reader, *shapes]}
+    assert len(kinds) == 3
 
 
 def test_saving_again_writes_only_what_is_new(llm, tmp_path):

@@ -28,7 +28,7 @@ TARGETS = 1024
 @contextmanager
 def silent(llm: SharedLLM, layers: Collection[int]) -> Iterator[None]:
     """Within this block the branches of these layers add nothing."""
-    gates = [llm.injection.branches[layer].gate for layer in layers]
+    gates = [llm.injection.branches[layer].gate for layer in layers if layer >= llm.config.skipped_layers]
     kept = [gate.detach().clone() for gate in gates]
     try:
         for gate in gates:

@@ -37,7 +37,7 @@ SETTINGS = [
 @contextmanager
 def lowest(llm: SharedLLM, layers: int) -> Iterator[None]:
     """Only the branches of the lowest `layers` layers add anything."""
-    gates = [branch.gate for branch in llm.injection.branches[layers:]]
+    gates = [branch.gate for branch in llm.injection.branches[max(layers, llm.config.skipped_layers) :]]
     kept = [gate.detach().clone() for gate in gates]
     try:
         for gate in gates:

@@ -36,7 +36,7 @@ def gains(llm: SharedLLM, passage: Passage) -> dict[tuple[str, float], float]:
     asking = torch.arange(WINDOW)[None] < WINDOW - TARGETS
     for search in ("later", "query"):
         for rate in RATES:
-            for branch in llm.injection.branches:
+            for branch in llm.injection.branches[llm.config.skipped_layers :]:
                 branch.null_growth.data.fill_(rate)
             kwargs = {"search": search, "question_mask": asking, "logits_to_keep": TARGETS + 1}
             logits = llm(window[None], context=context, use_cache=False, **kwargs).logits

@@ -137,7 +137,8 @@ def load_weights(folder: str | Path, injection: nn.Module, partly: bool = False)
     """Copy an adapter's weights into `injection`.
 
     Args:
-        partly: what the adapter lacks stays as it is, to train on from an adapter with fewer settings.
+        partly: what the adapter lacks stays as it is, and what it has besides is left, to train on from an adapter with other
+            settings.
     Raises:
         WorkError: the file is missing or cut short, its tensors are not those expected, or its hash is not the recorded one.
     """
@@ -147,6 +148,8 @@ def load_weights(folder: str | Path, injection: nn.Module, partly: bool = False)
     except (OSError, SafetensorError) as error:
         raise WorkError(f"{file} cannot be read ({error}); train or copy the adapter again.") from error
     expected = injection.state_dict()
+    if partly:
+        weights = {name: tensor for name, tensor in weights.items() if name in expected}
     for name, tensor in expected.items():
         if partly and name not in weights:
             continue

@@ -36,7 +36,8 @@ def answer(
     if compressed:
         asks = prompt.question_mask().to(llm.device)
         memory = llm.recall(context, ids, question_mask=asks, resolution=resolution)
-        ids = torch.tensor([with_quotes(llm, context, prompt, max_new_tokens, resolution)], device=llm.device)
+        spans = memory.nearest[0] if memory is not None else ()
+        ids = torch.tensor([with_quotes(llm, context, prompt, max_new_tokens, spans, resolution)], device=llm.device)
     searched = time.perf_counter()
     new = written(llm, ids, memory, max_new_tokens, {"pad_token_id": prompt.pad_id, **kwargs})
     return Answer(

@@ -35,13 +35,15 @@ def model_card(
     shown = Path(name).name or parts.model_type
     model = f"{name!r}, " if _REPOSITORY.fullmatch(name) else "" if name == DEFAULT_NAME else f"{shown!r}, "
     weights = sum(parameter.numel() for parameter in injection.parameters())
+    first, last = config.skipped_layers, config.injected_layers - 1
+    layers = f"layers {first} to {last}" if first else f"the {config.injected_layers} lowest"
     settings = "\n".join(f"| `{setting}` | {value} |" for setting, value in config.to_dict().items())
     return f"""---
 {_front_matter(name, license)}---
 
 # A SharedLLM adapter for {shown}
 
-Trained cross-attention branches in the {config.injected_layers} lowest of the model's {len(parts.layers)} layers
+Trained cross-attention branches in {layers} of the model's {len(parts.layers)} layers
 ({weights:,} weights): the model reads texts longer than its {parts.window:,} positions through them. The model itself is
 not changed and not part of these files.
 

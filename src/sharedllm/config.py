@@ -33,6 +33,9 @@ class SharedConfig:
 
     injected_layers: int = 16
     """M: how many of the lowest layers read the chunks and take the slots in."""
+    skipped_layers: int = 0
+    """Of those, how many of the lowest only read: they take nothing in, and nothing of them is kept but what a question is
+    compared with."""
     chunk_length: int = 1024
     """C: tokens a chunk."""
     tree_depth: int = 3
@@ -74,6 +77,7 @@ class SharedConfig:
     def __post_init__(self) -> None:
         for name, low in (
             ("injected_layers", 1),
+            ("skipped_layers", 0),
             ("chunk_length", 2),
             ("tree_depth", 1),
             ("slots_per_leaf", 1),
@@ -86,6 +90,10 @@ class SharedConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise UsageError(f"{name} is {value!r}; it must be a whole number of at least {low}.")
+        if self.skipped_layers >= self.injected_layers:
+            raise UsageError(
+                f"skipped_layers is {self.skipped_layers}; it must be below injected_layers, {self.injected_layers}."
+            )
         if self.tree_depth >= self.chunk_length.bit_length():
             raise UsageError(
                 f"tree_depth {self.tree_depth} cuts a chunk into 2^{self.tree_depth} parts, more than its "
@@ -129,6 +137,16 @@ class SharedConfig:
             search_prior=40.0,
             quoted_tokens=256,
         )
+
+    @property
+    def branches(self) -> int:
+        """How many layers have a branch, and are kept."""
+        return self.injected_layers - self.skipped_layers
+
+    @property
+    def compared_layer(self) -> int:
+        """The skipped layer whose values are kept all the same, for questions to be compared with; -1: none."""
+        return self.search_layer if self.search_by == "tokens" and self.search_layer < self.skipped_layers else -1
 
     @property
     def slots_per_chunk(self) -> int:

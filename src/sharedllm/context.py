@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sharedllm.config import SharedConfig
-from sharedllm.encoder import Encoded
+from sharedllm.encoder import SEARCHED, Encoded
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.keep import Keep, Span, clipped, merged, shifted
-from sharedllm.manifest import STORED_UNDER, VERSION_2_SLOTS, Document, Manifest, broken, read_about
+from sharedllm.manifest import STORED_UNDER, VERSION_2_SLOTS, Document, Manifest, broken, read_about, shape_of
 from sharedllm.memory import find
 from sharedllm.packing import GROUP
 from sharedllm.store import Writer, chunk_kind, chunk_name, read_documents, writing
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MERGED_CHUNKS = 8  # chunks a block holds: a question walks few blocks, and joining one takes little memory
 SEGMENT_BYTES = 64 * 2**20  # of a file in a saved context: what a reader that is stopped reads again
+LAYERS = ("injected_layers", "skipped_layers", "compared_layer")
+"""Settings that say which layers are kept; a context that keeps more serves an adapter that needs fewer."""
 Progress = Callable[[int, int], None]
 """Called with tokens read so far and tokens in all."""
 
@@ -82,7 +84,7 @@ class Context:
 
     @property
     def config(self) -> SharedConfig:
-        return SharedConfig.from_dict(self.shape)
+        return SharedConfig.from_dict({name: value for name, value in self.shape.items() if name != "compared_layer"})
 
     def append(self, more: str | Sequence[int] | Tensor, progress: Progress | None = None, keep: Keep = None) -> None:
         """Read on; the complete chunks before are not read again.
@@ -138,8 +140,10 @@ class Context:
             contexts = [reader.bind(context) for context in contexts]
         shapes = [context.shape for context in contexts]
         shape = {name: min(s[name] for s in shapes) for name in STORED_UNDER}
+        most = max(shapes, key=lambda s: s["skipped_layers"])
+        shape |= {name: most[name] for name in ("skipped_layers", "compared_layer")}
         for name in STORED_UNDER:
-            if name not in ("injected_layers", "fine_chunks") and any(s[name] != shape[name] for s in shapes):
+            if name not in (*LAYERS, "fine_chunks") and any(s[name] != shape[name] for s in shapes):
                 raise UsageError(f"the contexts were made with different {name}; encode them with one adapter.")
         if len({context.fingerprint for context in contexts}) > 1:
             raise UsageError("the contexts were made with different models; encode them with one.")
@@ -158,8 +162,8 @@ class Context:
             reader.encode(context)
         devices = {block.lengths.device for context in contexts for block in context.blocks}
         place = devices.pop() if len(devices) == 1 else torch.device("cpu")
-        layers = shape["injected_layers"]
-        whole.blocks = [block.lowest(layers).to(place) for context in contexts for block in context.blocks]
+        for context in contexts:
+            whole.blocks += [block.to(place) for block in layers_of(context.blocks, context.shape, shape)]
         return whole
 
     def save(self, folder: str | Path) -> None:
@@ -228,7 +232,8 @@ class Context:
 
     def check(self, parts: Parts) -> None:
         """Raise `WorkError` when the stored shapes contradict each other, the settings or the model."""
-        M, K, D, E = self.shape["injected_layers"], parts.kv_heads, parts.head_dim, parts.hidden_size
+        M = self.shape["injected_layers"] - self.shape["skipped_layers"]
+        K, D, E = parts.kv_heads, parts.head_dim, parts.hidden_size
         for block in self.blocks:
             (X,), P, R = block.lengths.shape, block.tokens.shape[-1], block.rep_tokens.shape[-1]
             kept: Sequence[tuple[int, ...]] = [(M, X, K, P, D)] * 2
@@ -237,7 +242,10 @@ class Context:
                 half = block.keys.shape[-1] * 2 == D
                 kept = [(M, X, K, P, D // 2 if half else D)] * 2
                 scales = [(M, X, K, -(-P // min(GROUP, max(P, 1))), D)] * 2 + [(M, X, K, P, 1)] * 2
-            expected = [(X,), (X, P), *kept, *scales, (X, R), (X, R, E)]
+            searched: Sequence[tuple[int, ...]] = [(X, 0)] * 3
+            if self.shape["compared_layer"] >= 0:
+                searched = [kept[0][1:], *(scale[1:] for scale in scales[2:])]
+            expected = [(X,), (X, P), *kept, *scales, (X, R), (X, R, E), *searched]
             if [tuple(tensor.shape) for tensor in vars(block).values()] != expected:
                 raise WorkError("the parts of the context do not fit together; encode the text again.")
         if self.keep and not self._holds_its_spans():
@@ -252,6 +260,14 @@ class Context:
                     return False
                 start += n
         return 0 <= self.keep[0][0] and self.keep[-1][1] <= self.tokens
+
+
+def layers_of(blocks: Sequence[Encoded], shape: dict[str, int], wanted: dict[str, int]) -> list[Encoded]:
+    """Blocks that keep the layers of `shape`, with those of `wanted` alone."""
+    start, end = (wanted[name] - shape["skipped_layers"] for name in ("skipped_layers", "injected_layers"))
+    apart = wanted["compared_layer"]
+    compared = None if apart == shape["compared_layer"] or apart < 0 else apart - shape["skipped_layers"]
+    return [block.layers(start, end, compared) for block in blocks]
 
 
 def segment_chunks(kept: Encoded) -> int:
@@ -274,12 +290,12 @@ def _load_version_2(folder: Path) -> list[Context]:
     """A context of format version 2: one text, all of it in one file."""
     about = read_about(folder)
     try:
-        context = Context(None, str(about["model"]), {name: int(about[name]) for name in STORED_UNDER})
+        context = Context(None, str(about["model"]), shape_of(about))
         with safe_open(folder / VERSION_2_SLOTS, framework="pt") as stored:
             context.ids = stored.get_tensor("ids")
             for i in range(int(about["blocks"])):
-                fields = {n: stored.get_tensor(f"{i:06d}.{n}") for n in Encoded.__dataclass_fields__}
-                context.blocks.append(Encoded(**fields))
+                names = [n for n in Encoded.__dataclass_fields__ if n not in SEARCHED]
+                context.blocks.append(Encoded.of({n: stored.get_tensor(f"{i:06d}.{n}") for n in names}))
         if context.tokens != about["tokens"]:
             raise ValueError(f"it holds {context.tokens} tokens, not {about['tokens']}")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

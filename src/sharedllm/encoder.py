@@ -4,14 +4,14 @@ It is a view of the loaded model, not a copy: the same modules in a shorter list
 the keys and values that those layers compute anyway; they are caught where the model hands them to
 its cache, so no family needs code of its own here.
 
-Shapes: X chunks, C tokens a chunk, P tokens stored of each, M layers, K key/value heads, D head
-dimension, R stored representations, E hidden size.
+Shapes: X chunks, C tokens a chunk, P tokens stored of each, M layers kept (all that read but `skipped_layers`), K key/value
+heads, D head dimension, R stored representations, E hidden size.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from transformers import DynamicCache
 from sharedllm.architectures import Parts, rotate
 from sharedllm.packing import group_of, pack_keys, pack_values, unpack
 
+SEARCHED = ("search_values", "search_low", "search_step")
 LAYERED = ("keys", "values", "key_low", "key_step", "value_low", "value_step")  # whose chunk axis is the second
 
 
@@ -49,10 +50,21 @@ class Encoded:
     """[X, R], which tokens have a representation stored, ascending; past the end: C. R is 0 unless `search_by` is `last`."""
     reps: Tensor
     """[X, R, E], normed hidden state after the first layer."""
+    search_values: Tensor
+    """[X, K, P, D], or codes: values of `config.compared_layer`; [X, 0] where there is none."""
+    search_low: Tensor
+    """[X, K, P, 1]; [X, 0] where they are not packed. The same for the next."""
+    search_step: Tensor
 
     @property
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in vars(self).values())
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Encoded:
+        """From tensors by name; contexts saved by earlier releases lack those of the search."""
+        none = tensors["lengths"].new_zeros(len(tensors["lengths"]), 0)
+        return cls(**{**dict.fromkeys(SEARCHED, none), **tensors})
 
     @classmethod
     def cat(cls, parts: list[Encoded]) -> Encoded:
@@ -68,13 +80,25 @@ class Encoded:
     def to(self, device: torch.device) -> Encoded:
         return Encoded(**{n: t.to(device) for n, t in vars(self).items()})
 
-    def lowest(self, layers: int) -> Encoded:
-        """The same with the keys and values of the lowest layers alone."""
-        return Encoded(**{n: t[:layers] if n in LAYERED else t for n, t in vars(self).items()})
+    def layers(self, start: int, end: int, compared: int | None = None) -> Encoded:
+        """The same with the keys and values of these of its layers alone.
+
+        Args:
+            compared: a layer of its own whose values are kept apart for the search; None: what is so now stays.
+        """
+        kept = {n: t[start:end] if n in LAYERED else t for n, t in vars(self).items()}
+        if compared is not None:
+            kept |= dict(
+                zip(SEARCHED, (t[compared] for t in (self.values, self.value_low, self.value_step)), strict=True)
+            )
+        return Encoded(**kept)
 
     def packed(self, bits: int) -> Encoded:
         """The same with keys and values at 8 or 4 bits a number; 16 leaves them as they are."""
-        return self if bits == 16 else Encoded(**{**vars(self), **packed_layer(self.keys, self.values, bits)})
+        if bits == 16:
+            return self
+        searched = packed_values(self.search_values, bits) if self.search_values.numel() else {}
+        return Encoded(**{**vars(self), **packed_layer(self.keys, self.values, bits), **searched})
 
     def at(self, chunk_S: Tensor, stored_S: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [M, K, S, D] of some stored tokens, named by their chunk and their place among the stored."""
@@ -92,8 +116,13 @@ class Encoded:
         )
 
     def values_of(self, layer: int, device: torch.device | None = None) -> Tensor:
-        """Values of all stored tokens in one layer, [X, K, P, D], on `device` or where they are kept."""
+        """Values of all stored tokens in one of its layers, [X, K, P, D], on `device` or where they are kept."""
         values, low, step = (t[layer].to(device) for t in (self.values, self.value_low, self.value_step))
+        return values if values.dtype != torch.uint8 else unpack(values, low, step, self.key_low.shape[-1])
+
+    def search_values_on(self, device: torch.device | None = None) -> Tensor:
+        """Values that were kept for the search, [X, K, P, D], on `device` or where they are kept."""
+        values, low, step = (t.to(device) for t in (self.search_values, self.search_low, self.search_step))
         return values if values.dtype != torch.uint8 else unpack(values, low, step, self.key_low.shape[-1])
 
 
@@ -106,33 +135,57 @@ class _Catch(DynamicCache):
 
     Args:
         tokens: [X, P], those that are wanted; None: all, in their order.
+        layers: of which all but the lowest `skipped` are wanted, and of layer `compared` the values apart; -1: of none.
         bits: at which they are kept, as `Encoded.packed`: one layer after the other, so that only one is there in full.
         stop: end the forward pass, by `_Caught`, with the last layer's keys and values.
     """
 
-    def __init__(self, tokens: Tensor | None, at: Tensor, parts: Parts, layers: int, bits: int, stop: bool) -> None:
+    def __init__(
+        self,
+        tokens: Tensor | None,
+        at: Tensor,
+        parts: Parts,
+        layers: int,
+        skipped: int,
+        compared: int,
+        bits: int,
+        stop: bool,
+    ) -> None:
         super().__init__()
-        self.tokens, self.parts, self.wanted, self.bits, self.stop = tokens, parts, layers, bits, stop
-        self.device, self.caught = at.device, 0
+        self.tokens, self.parts, self.wanted = tokens, parts, range(skipped, layers)
+        self.bits, self.stop, self.device, self.compared, self.layer = bits, stop, at.device, compared, -1
+        self.searched: dict[str, Tensor] = {}
         self.tables = [(cos[:, None], sin[:, None]) for cos, sin in parts.tables(at, layers)]
         self.kept: dict[str, list[Tensor]] = {name: [] for name in LAYERED}
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.layer += 1
+        if self.layer in self.wanted:
+            self._keep(key_states, value_states)
+        if self.layer == self.compared:
+            self.searched = packed_values(self._wanted(value_states), self.bits)
+        if self.stop and self.layer == self.wanted.stop - 1:
+            raise _Caught
+        return key_states, value_states
+
+    def _keep(self, key_states: Tensor, value_states: Tensor) -> None:
         keys, values = self._wanted(key_states), self._wanted(value_states)
-        cos, sin = self.tables[self.caught]
+        cos, sin = self.tables[self.layer]
         scale = 1.0 / (cos.square() + sin.square())
         keys = rotate(self.parts.half_split(keys), cos * scale, -sin * scale)
         for name, kept in packed_layer(keys, values, self.bits).items():
             self.kept[name].append(kept)
-        self.caught += 1
-        if self.stop and self.caught == self.wanted:
-            raise _Caught
-        return key_states, value_states
 
     def _wanted(self, states: Tensor) -> Tensor:
         if self.tokens is not None:
             states = gather_tokens(states, self.tokens.to(states.device))
         return states.to(self.device)
+
+
+def packed_values(values: Tensor, bits: int) -> dict[str, Tensor]:
+    """Values [X, K, P, D] that are kept for the search, as `packed_layer`."""
+    none = values.new_zeros(len(values), 0)
+    return dict(zip(SEARCHED, (values, none, none) if bits == 16 else pack_values(values, bits), strict=True))
 
 
 def packed_layer(keys: Tensor, values: Tensor, bits: int) -> dict[str, Tensor]:
@@ -153,11 +206,13 @@ def gather_tokens(states_XKCD: Tensor, tokens_XP: Tensor) -> Tensor:
 class LowerModel:
     """The lowest `layers` layers of a decoder, run over chunks with positions from 0.
 
+    Of the lowest `skipped` nothing is kept but the values of layer `compared`, if that is not -1.
+
     Every parameter is the loaded model's own (the same storage).
     """
 
-    def __init__(self, parts: Parts, layers: int) -> None:
-        self.parts = parts
+    def __init__(self, parts: Parts, layers: int, skipped: int = 0, compared: int = -1) -> None:
+        self.parts, self.skipped, self.compared = parts, skipped, compared
         self.apart: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered while chunks are read, so that slots of a running answer stay out of them."""
         self.module: Any = copy.copy(parts.base)
@@ -182,12 +237,12 @@ class LowerModel:
 
     def values(self, input_ids: Tensor, attention_mask: Tensor | None, layer: int) -> Tensor:
         """Values of one layer (from 0), [B, K, T, D]."""
-        short = LowerModel(self.parts, layer + 1)
+        short = LowerModel(self.parts, layer + 1, skipped=layer)
         at = torch.arange(input_ids.shape[1], device=self.device).expand(len(input_ids), -1)
-        caught = _Catch(None, at, self.parts, layer + 1, 16, stop=short.may_stop)
+        caught = _Catch(None, at, self.parts, layer + 1, layer, -1, 16, stop=short.may_stop)
         with self.apart():
             short.fill(caught, input_ids=input_ids, attention_mask=attention_mask)
-        return caught.kept["values"][layer]
+        return caught.kept["values"][0]
 
     @property
     def may_stop(self) -> bool:
@@ -231,7 +286,8 @@ class LowerModel:
         every = torch.equal(tokens_XP, in_order)
         M = len(self._layers)
         stop = M > 1 and self.may_stop  # what comes out of the first layer is wanted
-        caught = _Catch(None if every else tokens_XP, tokens_XP, self.parts, M, bits, stop)
+        named = None if every else tokens_XP
+        caught = _Catch(named, tokens_XP, self.parts, M, self.skipped, self.compared, bits, stop)
         first: list[Tensor] = []
 
         def note(_module: nn.Module, _args: object, output: Any) -> None:
@@ -245,6 +301,5 @@ class LowerModel:
         finally:
             handle.remove()
         kept = {name: torch.stack(layers) for name, layers in caught.kept.items()}
-        return Encoded(
-            lengths=lengths_X, tokens=tokens_XP, rep_tokens=rep_tokens_XR, reps=self._norm_first(first[0]), **kept
-        )
+        told = {"rep_tokens": rep_tokens_XR, "reps": self._norm_first(first[0])}
+        return Encoded.of({"lengths": lengths_X, "tokens": tokens_XP, **kept, **told, **caught.searched})

@@ -17,21 +17,21 @@ Source of the branch: arXiv 2603.04759. Gate and null slot are this project's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharedllm.architectures import Parts, copied, rotate
+from sharedllm.attention import attend, attention
 from sharedllm.config import SharedConfig
 from sharedllm.errors import UsageError
+from sharedllm.keep import Span
 from sharedllm.projection import Projection
 
-FEW_QUERIES = 64  # so many or fewer attend by matrix products on a CPU; measured (docs/LOG.md)
 GROWTH = 3.5  # of the null logit at the start; measured without training (docs/LOG.md)
 WIDER = (
     8  # dimensions added for the null logit and the prior; vectors of a multiple of 8 are read faster than of two more
@@ -42,7 +42,7 @@ WIDER = (
 class Memory:
     """The slots a batch attends to: keys already rotated, one null slot in front.
 
-    keys, values: a tensor a layer, [B, K, 1 + S, D + WIDER], zero in the added dimensions but for the null slot's key,
+    keys, values: a tensor a layer with a branch, [B, K, 1 + S, D + WIDER], zero in the added dimensions but for the null slot's key,
     which has a 1 in the first, and the others', which have what the search adds to their logit in the second, over the
     layer's scaling; what belongs to a layer is on its device. mask: [B, 1 + S], True where a slot is real; query_at: [B],
     rotary position of the window's first query. None: all queries stand at one place, and the keys were rotated back by
@@ -53,6 +53,9 @@ class Memory:
     values: list[Tensor]
     mask: Tensor
     query_at: Tensor | None
+    nearest: Sequence[Sequence[Span]] = ()
+    """Of each row the finest spans of its context, the nearest to the question first, where `config.quoted_tokens` needs
+    them. Rows that are chosen, repeated or joined later have left them behind."""
 
     @property
     def rows(self) -> int:
@@ -87,7 +90,7 @@ class Memory:
 class Place:
     """Where the tokens of a forward pass stand in the window: the same for all layers.
 
-    log: [B or 1, T, 1], log(1 + (t / C)^2) of token t of the window; tables: cos and sin of each injected layer, on its
+    log: [B or 1, T, 1], log(1 + (t / C)^2) of token t of the window; tables: cos and sin of each layer with a branch, on its
     device, [B, T, 1, R], where queries are rotated; padding: on each device, what slots that are not real lose in the
     logits, [B * K, 1, 1, 1 + S], None where all are; ones: what a query has in the added dimensions but for the first.
     """
@@ -103,7 +106,8 @@ class Place:
         places, tables, lost = [keys.device for keys in memory.keys], None, None
         if memory.query_at is not None:
             query_at = memory.query_at[:, None] + window_BT.to(memory.query_at.device)
-            found = zip(parts.tables(query_at, config.injected_layers), places, strict=True)
+            every = parts.tables(query_at, config.injected_layers)
+            found = zip(every[config.skipped_layers :], places, strict=True)
             tables = [(cos[:, :, None].to(at), sin[:, :, None].to(at)) for (cos, sin), at in found]
         if memory.mask.device.type != "cpu" or not memory.mask.all():  # on a GPU, to look would be to wait
             lost = torch.zeros_like(memory.mask, dtype=memory.keys[0].dtype).masked_fill(~memory.mask, -torch.inf)
@@ -139,13 +143,14 @@ class Branch(nn.Module):
         self,
         hidden_BTE: Tensor,
         memory: Memory,
-        layer: int,
+        number: int,
         place: Place,
         heard: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """What the branch adds to the residual, [B, T, E], in the dtype of `hidden_BTE`.
 
         Args:
+            number: of this layer among those with a branch, from 0.
             heard: hears how much each head attended to each slot, [B, H, T, 1 + S], times the size of its gate.
         """
         B, T, _ = hidden_BTE.shape
@@ -154,20 +159,15 @@ class Branch(nn.Module):
         bias = None if self.query_bias is None else self.query_bias.to(dtype)
         query = self._query_heads(self.query(self.norm(hidden_BTE).to(dtype), bias), self.query_norm)
         if place.tables is not None:
-            query = rotate(query, *place.tables[layer])
+            query = rotate(query, *place.tables[number])
         query = torch.cat([query, *self._added(query, place)], dim=3).transpose(1, 2)  # [B, H, T, D + WIDER]
         # Grouped keys are read in place: rows and key/value heads share an axis, the group broadcasts.
         query = query.reshape(B * K, H // K, T, -1)
-        keys, values = (x.reshape(B * K, 1, -1, x.shape[-1]) for x in (memory.keys[layer], memory.values[layer]))
+        keys, values = (x.reshape(B * K, 1, -1, x.shape[-1]) for x in (memory.keys[number], memory.values[number]))
         padding = place.padding[query.device]
-        if self.softcap or (query.device.type == "cpu" and (torch.is_grad_enabled() or T <= FEW_QUERIES)):
-            attended = attend_plainly(query, keys, values, padding, self.scaling, self.softcap)
-        else:
-            keys, values = (x.expand(-1, H // K, -1, -1) for x in (keys, values))
-            mask = None if padding is None else padding.expand(-1, H // K, T, -1)
-            attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scaling)
+        attended = attend(query, keys, values, padding, self.scaling, self.softcap)
         if heard is not None:
-            weights = attention(query, keys[:, :1], padding, self.scaling, self.softcap).reshape(B, H, T, -1)
+            weights = attention(query, keys, padding, self.scaling, self.softcap).reshape(B, H, T, -1)
             heard(weights if self.gate is None else weights * self.gate.detach().abs().to(dtype).view(1, H, 1, 1))
         attended = attended.view(B, H, T, -1)[..., :D]
         if self.gate is not None:
@@ -190,44 +190,23 @@ class Branch(nn.Module):
         return (logit / self.scaling).expand(B, T, H)[..., None], rest
 
 
-def attend_plainly(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scaling: float, softcap: float | None = None
-) -> Tensor:
-    """Attention by matrix products, on a CPU for learning and for few queries, and for capped logits: [X, G, T, D],
-    [X, 1, S, D] and [X, 1, 1, S] (None: zeros) to [X, G, T, D]. A cap does not hold for the first slot, whose logit is the null logit.
-
-    torch's fused attention computes gradients of keys and values as well, which are frozen here. Forward and
-    backward over 4 x 512 tokens and 1,793 slots took 0.23 s a layer with it, 0.08 s so, in bf16 on two cores. One query
-    over 1,921 slots: 1.25 ms and 0.2 ms.
-    """
-    X, G, T, _ = query.shape
-    weights = attention(query, keys, bias, scaling, softcap)
-    return torch.matmul(weights.flatten(1, 2), values[:, 0]).view(X, G, T, -1)
-
-
-def attention(query: Tensor, keys: Tensor, bias: Tensor | None, scaling: float, softcap: float | None = None) -> Tensor:
-    """How much each query attends to each slot, [X, G, T, S]; arguments as of `attend_plainly`."""
-    X, G, T, _ = query.shape
-    rows = (query * scaling).flatten(1, 2)
-    logits = torch.matmul(rows, keys[:, 0].transpose(1, 2)).view(X, G, T, -1)
-    if softcap:
-        logits = torch.cat([logits[..., :1], softcap * torch.tanh(logits[..., 1:] / softcap)], dim=3)
-    return (logits if bias is None else logits + bias).softmax(dim=3)
-
-
 class Injection(nn.Module):
     """The adapter (one `Branch` a layer) and its hooks on a model."""
 
     def __init__(self, parts: Parts, config: SharedConfig) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(Branch(parts, j, config) for j in range(config.injected_layers))
+        injected = range(config.skipped_layers, config.injected_layers)
+        # A place for each layer, so that a branch has the number of its layer.
+        self.branches = nn.ModuleList(
+            Branch(parts, j, config) if j in injected else nn.Identity() for j in range(config.injected_layers)
+        )
         self._parts, self._config = parts, config
         self._memory: Memory | None = None
         self._heard: Callable[[Tensor], None] | None = None
         self._place: Place | None = None
         self._handles: list[Any] = [parts.rotary.register_forward_pre_hook(self._locate, with_kwargs=True)]
         self._hidden: dict[int, Tensor] = {}
-        for j in range(config.injected_layers):
+        for j in injected:
             self._handles.append(parts.layers[j].register_forward_pre_hook(self._before(j), with_kwargs=True))
             self._handles.append(parts.attention(j).register_forward_hook(self._after(j)))
 
@@ -272,7 +251,8 @@ class Injection(nn.Module):
                 return None
             attended = output[0] if isinstance(output, tuple) else output
             hidden = self._parts.joined(layer, self._hidden.pop(layer), attended)
-            added = attended + self.branches[layer](hidden, self._memory, layer, self._place, self._heard)
+            number = layer - self._config.skipped_layers
+            added = attended + self.branches[layer](hidden, self._memory, number, self._place, self._heard)
             return (added, *output[1:]) if isinstance(output, tuple) else added
 
         return add

@@ -15,11 +15,19 @@ from sharedllm.files import replaceable
 from sharedllm.keep import Span, merged
 
 FORMAT = "sharedllm-context"
-VERSION = 4
-READ = (2, 3, VERSION)  # 3 kept no spans, 2 had one text and no manifest
+VERSION = 5
+READ = (2, 3, 4, VERSION)  # 4 skipped no layers, 3 kept no spans, 2 had one text and no manifest
 MANIFEST, LOCK, UNFINISHED = "context.json", ".lock", ".unfinished"
 VERSION_2_SLOTS = "slots.safetensors"
-STORED_UNDER = ("injected_layers", "chunk_length", "tree_depth", "slots_per_leaf", "fine_chunks")
+STORED_UNDER = (
+    "injected_layers",
+    "skipped_layers",
+    "compared_layer",
+    "chunk_length",
+    "tree_depth",
+    "slots_per_leaf",
+    "fine_chunks",
+)
 
 
 @dataclass
@@ -65,13 +73,18 @@ class Manifest:
     def from_dict(cls, about: dict[str, Any]) -> Manifest:
         return cls(
             str(about["model"]),
-            {name: int(about[name]) for name in STORED_UNDER},
+            shape_of(about),
             {
                 n: Document(int(d["tokens"]), list(d["chunks"]), merged(d.get("keep", ())))
                 for n, d in about["documents"].items()
             },
             {n: Segment(int(s["bytes"]), list(s["chunks"])) for n, s in about["segments"].items()},
         )
+
+
+def shape_of(about: dict[str, Any]) -> dict[str, int]:
+    """The settings by the names in `STORED_UNDER` that a manifest of any version says."""
+    return {name: int({"skipped_layers": 0, "compared_layer": -1, **about}[name]) for name in STORED_UNDER}
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """From stored chunks to the slots a batch attends to: search, gather, rotate, pad.
 
-Shapes: X chunks of one context, P tokens stored a chunk, M layers, K key/value heads, D head dimension,
+Shapes: X chunks of one context, P tokens stored a chunk, M layers kept, K key/value heads, D head dimension,
 S slots, B rows, Q tokens of a question, R size of a representation (see `relevance`).
 """
 
@@ -18,7 +18,7 @@ from sharedllm.config import SharedConfig
 from sharedllm.encoder import Encoded
 from sharedllm.inject import WIDER, Memory
 from sharedllm.keep import Span, span_mask
-from sharedllm.relevance import near_parts, node_scores, priors, span_scores
+from sharedllm.relevance import near_parts, nearest_spans, node_scores, priors, span_scores
 from sharedllm.tree import search, slot_tokens, tree_borders
 
 Rotation = tuple[Tensor, Tensor]
@@ -41,6 +41,8 @@ class Slots:
     """N, how many chunks are read."""
     prior: Tensor | None = None
     """[S], added to the logits of attention; None: nothing."""
+    nearest: Sequence[Span] = ()
+    """Finest spans of the context in its tokens, the nearest to the question first, where some are quoted."""
 
 
 @dataclass
@@ -59,6 +61,8 @@ class Found:
     """[X, F + 1], of the finest spans in tokens."""
     priors: Tensor | None
     """[X, F], what is added to the logits of attention in each finest span; None: nothing."""
+    spans: Tensor | None = None
+    """[X, F, Q], how near each finest span is to each token that asks; None without a question."""
 
     def prior(self, chunk_S: Tensor, token_S: Tensor) -> Tensor | None:
         """Of slots, by chunk (from 0) and token."""
@@ -97,9 +101,10 @@ def find(
     scores: Sequence[list[Tensor] | None] = [None] * len(blocks)
     prior: Sequence[Tensor | None] = [None] * len(blocks)
     near_X: Sequence[Tensor | None] = [None] * len(blocks)
+    compared: Sequence[Tensor | None] = [None] * len(blocks)
     order = torch.arange(sum(sizes))
     if question_QR is not None:
-        spans = span_scores(blocks, config, question_QR, borders)
+        compared = spans = span_scores(blocks, config, question_QR, borders)
         levels = [node_scores(some, config.search_by) for some in spans]
         scores, nearness = levels, [level[0][:, 0] / len(question_QR) for level in levels]
         if config.search_prior:
@@ -112,11 +117,19 @@ def find(
     slots[order[: max(0, total - read)]] = 0
     slots[order[max(0, total - config.fine_chunks) :]] = config.chunk_length
     found = []
-    chosen = zip(borders, scores, near_X, slots.split(sizes), prior, _kept_tokens(blocks, keep), strict=True)
-    for border, score, nearest, n, p, kept in chosen:
+    chosen = zip(borders, scores, near_X, slots.split(sizes), prior, _kept_tokens(blocks, keep), compared, strict=True)
+    for border, score, nearest, n, p, kept, some in chosen:
         n = torch.where(kept.any(1) & (n == 0), config.slots_per_leaf, n)
-        found.append(Found(search(border, score), n, nearest, kept, border, p))
+        found.append(Found(search(border, score), n, nearest, kept, border, p, some))
     return found
+
+
+def nearest_of(blocks: Sequence[Encoded], found: Sequence[Found]) -> list[Span]:
+    """The finest spans of a context that was searched for a question, the nearest first; none without a question."""
+    scores = [some.spans for some in found if some.spans is not None]
+    if not scores:
+        return []
+    return nearest_spans([block.lengths for block in blocks], [some.borders for some in found], scores)
 
 
 def _kept_tokens(blocks: Sequence[Encoded], keep: Sequence[Span]) -> Iterator[Tensor]:
@@ -153,7 +166,8 @@ def select_slots(
     if not blocks:
         return None
     parts, added, before = [], [], 0
-    for block, found in zip(blocks, find(blocks, config, question_QR, noise, generator, keep), strict=True):
+    searched = find(blocks, config, question_QR, noise, generator, keep)
+    for block, found in zip(blocks, searched, strict=True):
         keys, values, chunk, token = gather_slots(block, found)
         parts.append((keys, values, chunk + before + 1, token))
         if (prior := found.prior(chunk, token)) is not None:
@@ -164,7 +178,8 @@ def select_slots(
     if config.read_chunks:  # those that are read follow each other, as in a text of only so many
         read, chunk = chunk.unique(return_inverse=True)
         chunk, before = chunk + 1, len(read)
-    return Slots(keys, values, chunk, token, before, torch.cat(added) if added else None)
+    nearest = nearest_of(blocks, searched) if config.quoted_tokens else ()
+    return Slots(keys, values, chunk, token, before, torch.cat(added) if added else None, nearest)
 
 
 def slot_positions(slots: Slots, config: SharedConfig) -> tuple[Tensor, int]:
@@ -190,13 +205,13 @@ def build_memory(rows: Sequence[Slots | None], parts: Parts, config: SharedConfi
         rows: one entry a batch row; None for a row without context.
         like: a tensor whose dtype and device the memory takes.
     """
-    B, M, K, D = len(rows), config.injected_layers, parts.kv_heads, parts.head_dim
+    B, K, D, skipped = len(rows), parts.kv_heads, parts.head_dim, config.skipped_layers
     lengths = [0 if r is None else r.keys.shape[2] for r in rows]
     width = 1 + max(lengths)
     device = like.device
     mask = torch.zeros(B, width, dtype=torch.bool, device=device)
     query_at = torch.zeros(B, dtype=torch.long, device=device)
-    keys_M, values_M, places = [], [], [parts.device_of(layer) for layer in range(M)]
+    keys_M, values_M = [], []
     rotated: list[tuple[list[Rotation], list[Rotation]] | None] = []
     for b, row in enumerate(rows):
         mask[b, 1 : 1 + lengths[b]] = True
@@ -206,8 +221,10 @@ def build_memory(rows: Sequence[Slots | None], parts: Parts, config: SharedConfi
             rotated.append(None)
             continue
         positions, query_at[b] = slot_positions(row, config)
+        M = config.injected_layers
         rotated.append((parts.tables(positions.to(device), M), parts.tables(query_at[b], M)))
-    for layer in range(M):
+    for layer in range(skipped, config.injected_layers):
+        place = parts.device_of(layer)
         keys, values = [], []
         for row, tables, length in zip(rows, rotated, lengths, strict=True):
             if row is None or tables is None:
@@ -215,16 +232,17 @@ def build_memory(rows: Sequence[Slots | None], parts: Parts, config: SharedConfi
                 values.append(like.new_zeros(K, width, D + WIDER))
                 continue
             pad = (0, WIDER, 1, width - 1 - length)
-            turned = rotate(row.keys[layer].to(device, torch.float32), *tables[0][layer])
+            turned = rotate(row.keys[layer - skipped].to(device, torch.float32), *tables[0][layer])
             if not config.moving_query:
                 cos, sin = tables[1][layer]
                 turned = rotate(turned, cos, -sin)
             keys.append(F.pad(turned.to(like), pad))
-            values.append(F.pad(row.values[layer].to(like), pad))
-        keys_M.append(torch.stack(keys).to(places[layer]))
+            values.append(F.pad(row.values[layer - skipped].to(like), pad))
+        keys_M.append(torch.stack(keys).to(place))
         keys_M[-1][:, :, 0, D] = 1
         for b, row in enumerate(rows):
             if row is not None and row.prior is not None:
                 keys_M[-1][b, :, 1 : 1 + lengths[b], D + 1] = row.prior.to(keys_M[-1]) / parts.scaling(layer)
-        values_M.append(torch.stack(values).to(places[layer]))
-    return Memory(keys_M, values_M, mask, query_at if config.moving_query else None)
+        values_M.append(torch.stack(values).to(place))
+    nearest = [() if row is None else row.nearest for row in rows]
+    return Memory(keys_M, values_M, mask, query_at if config.moving_query else None, nearest)

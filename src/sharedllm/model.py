@@ -59,7 +59,7 @@ class SharedLLM(Published):
         self.model, self.tokenizer, self.config, self.name = model, tokenizer, config, name
         self.adapter = "none"
         self.fingerprint = fingerprint(model, self.parts)
-        self.lower = LowerModel(self.parts, config.injected_layers)
+        self.lower = LowerModel(self.parts, config.injected_layers, config.skipped_layers, config.compared_layer)
         self.reader = Reader(self.lower, config, self.fingerprint, tokenizer)
         self.injection = Injection(self.parts, config)
         self.lower.apart = lambda: self.injection.reading(None)

@@ -219,7 +219,7 @@ def decode(llm: Any, ids: Sequence[int], slots: list[Slot], chunks: int) -> Tens
     """The whole model over the window, with a branch in each of the lowest layers."""
     hidden = embed(llm.model, ids)
     for j in range(len(layers(llm.model))):
-        injected = j < llm.config.injected_layers and bool(slots)
+        injected = llm.config.skipped_layers <= j < llm.config.injected_layers and bool(slots)
         add = partial(branch, llm, j, slots=slots, chunks=chunks) if injected else None
         hidden, _, _ = run_layer(llm.model, j, hidden, add)
     return logits_of(llm.model, hidden)

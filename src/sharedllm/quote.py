@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sharedllm.config import SharedConfig
 from sharedllm.context import Context
 from sharedllm.keep import Span
 from sharedllm.prompts import Prompt
 from sharedllm.recall import settings_of
-from sharedllm.relevance import nearest_spans
 from sharedllm.resolution import AS_TRAINED, Resolution
 
 if TYPE_CHECKING:
@@ -30,50 +28,51 @@ END = "\n\n"
 
 
 def with_quotes(
-    llm: SharedLLM, context: Context, prompt: Prompt, max_new_tokens: int, resolution: Resolution = AS_TRAINED
+    llm: SharedLLM,
+    context: Context,
+    prompt: Prompt,
+    max_new_tokens: int,
+    spans: Sequence[Span],
+    resolution: Resolution = AS_TRAINED,
 ) -> list[int]:
     """Token ids of a question with what is nearest to it quoted before it, no more than the window has room for; the
-    question alone under `config.quoted_tokens` 0."""
-    alone, around = prompt.alone(), sum(map(len, prompt.around_text()))
-    room = llm.window - max_new_tokens - around
-    passages = nearest(llm, context, alone, prompt.question_mask(), room, resolution)
+    question alone under `config.quoted_tokens` 0.
+
+    Args:
+        spans: of the context, the nearest to the question first; see `Memory.nearest`.
+    """
+    around = sum(map(len, prompt.around_text()))
+    most = settings_of(llm, context, resolution).quoted_tokens
+    passages = quotes(context, spans, most, llm.tokenizer)[: max(0, llm.window - max_new_tokens - around)]
     return prompt.with_text(passages)
 
 
-def inserted(llm: SharedLLM, context: Context, ids: list[int], asking: Tensor | None, max_new_tokens: int) -> list[int]:
+def inserted(
+    llm: SharedLLM,
+    context: Context,
+    ids: list[int],
+    asking: Tensor | None,
+    max_new_tokens: int,
+    spans: Sequence[Span],
+) -> list[int]:
     """The same of a conversation: `ids` with the quotes before the first token of `asking` [1, T], those that ask; None, or
     none that do: as they are."""
     if asking is None or not asking.any():
         return ids
     end = list(llm.tokenizer(END, add_special_tokens=False)["input_ids"])
-    passages = nearest(llm, context, ids, asking, llm.window - max_new_tokens - len(ids) - len(end)).tolist()
+    room = max(0, llm.window - max_new_tokens - len(ids) - len(end))
+    most = settings_of(llm, context).quoted_tokens
+    passages = quotes(context, spans, most, llm.tokenizer)[:room].tolist()
     at = int(asking[0].nonzero()[0])
     return [*ids[:at], *passages, *end, *ids[at:]] if passages else ids
 
 
-def nearest(
-    llm: SharedLLM,
-    context: Context,
-    ids: list[int],
-    asking: Tensor,
-    room: int,
-    resolution: Resolution = AS_TRAINED,
-) -> Tensor:
-    """`quotes` for the tokens of a window `ids` that `asking` [1, T] says, at most `room` with the gaps, [n] token ids."""
-    config = settings_of(llm, context, resolution)
-    if min(config.quoted_tokens, room) < 1 or not context.blocks:
-        return context.ids[:0]
-    (asks,) = llm.query(torch.tensor([ids], device=llm.device), question_mask=asking.to(llm.device))
-    found = quotes(context, config, asks, config.quoted_tokens, llm.tokenizer)
-    return found[:room]
-
-
-def quotes(context: Context, config: SharedConfig, question_QR: Tensor, most: int, tokenizer: Any) -> Tensor:
-    """The passages of a context that are nearest to a question, in text order, [n] token ids: at most `most` of the text's
-    own, and `GAP` between those that do not follow each other."""
+def quotes(context: Context, spans: Sequence[Span], most: int, tokenizer: Any) -> Tensor:
+    """The first passages of a context in `spans`, in text order, [n] token ids: at most `most` of the text's own, and `GAP`
+    between those that do not follow each other."""
     gap = torch.tensor(tokenizer(GAP, add_special_tokens=False)["input_ids"], dtype=context.ids.dtype)
     pieces: list[Tensor] = []
-    for start, end in joined(within(nearest_spans(context.blocks, config, question_QR), most)):
+    for start, end in joined(within(spans, most)):
         pieces += [gap, context.ids[start:end]]
     return torch.cat(pieces[1:]) if pieces else context.ids[:0]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sharedllm.config import SharedConfig
-from sharedllm.context import MERGED_CHUNKS, Context, Progress
+from sharedllm.context import LAYERS, MERGED_CHUNKS, Context, Progress, layers_of
 from sharedllm.encoder import Encoded, LowerModel
 from sharedllm.errors import UsageError
 from sharedllm.hardware import chunk_batch
@@ -79,7 +79,12 @@ class Reader:
             raise UsageError("the context was made with another model; encode the text again with this one.")
         for name, stored in context.shape.items():
             here = getattr(self.config, name)
-            richer = stored > here if name == "injected_layers" else name == "fine_chunks" and stored > 0
+            richer = {
+                "injected_layers": stored > here,
+                "skipped_layers": stored < here,
+                "compared_layer": here < 0 or context.shape["skipped_layers"] <= here,
+                "fine_chunks": stored > 0,
+            }.get(name)
             if stored != here and not richer:
                 raise UsageError(
                     f"the context was made with {name} {stored}, this adapter needs {here}; encode the text again."
@@ -89,9 +94,17 @@ class Reader:
             raise UsageError(
                 "the context was made for search_by tokens, this adapter searches by last; encode the text again."
             )
+        if context.shape["skipped_layers"] < self.config.skipped_layers:
+            self._narrow(context)
         context.shape = {**context.shape, "fine_chunks": self.config.fine_chunks}
         context.reader = self
         return context
+
+    def _narrow(self, context: Context) -> None:
+        """Leave in a context only the layers that this adapter needs."""
+        needed = {name: getattr(self.config, name) for name in LAYERS}
+        context.blocks = layers_of(context.blocks, context.shape, needed)
+        context.shape = {**context.shape, **needed}
 
     @torch.no_grad()
     def encode(self, context: Context, progress: Progress | None = None, every_token: bool = False) -> None:
@@ -101,10 +114,11 @@ class Reader:
             every_token: keep every token's keys and values, not only the candidates (training, where
                 split points are noisy).
         """
-        C, M = self.config.chunk_length, self.config.injected_layers
-        if context.shape["injected_layers"] > M:  # read by more layers than this adapter needs; what follows has M
-            context.blocks = [block.lowest(M) for block in context.blocks]
-            context.shape = {**context.shape, "injected_layers": M}
+        C = self.config.chunk_length
+        if (
+            context.shape["injected_layers"] > self.config.injected_layers
+        ):  # what follows has as many as this adapter needs
+            self._narrow(context)
         if context.blocks and int(context.blocks[-1].lengths[-1]) < C:
             context.blocks.pop()
         done, total = context.encoded_tokens, context.tokens
@@ -150,7 +164,7 @@ class Reader:
     def side_by_side(self, n: int) -> int:
         """How many chunks of `n` tokens are read at once."""
         parts = self.lower.parts
-        a_token = 2 * parts.kv_heads * parts.head_dim * self.config.injected_layers + 12 * parts.hidden_size
+        a_token = 2 * parts.kv_heads * parts.head_dim * self.config.branches + 12 * parts.hidden_size
         return chunk_batch(self.lower.device, n * a_token * self.lower.dtype.itemsize)
 
     def speed(self) -> float:
@@ -165,12 +179,14 @@ class Reader:
         """What is kept of a chunk of `n` tokens, without its numbers: on torch's `meta` device."""
         tokens, reps = self._kept(n, whole=whole)
         parts = self.lower.parts
-        keys = torch.empty(self.config.injected_layers, 1, parts.kv_heads, len(tokens), parts.head_dim)
+        keys = torch.empty(self.config.branches, 1, parts.kv_heads, len(tokens), parts.head_dim)
         keys = keys.to("meta", self.lower.dtype)
         none = keys.new_empty(*keys.shape[:2], 0)
         told = torch.empty(1, len(reps), parts.hidden_size, device="meta", dtype=self.lower.dtype)
         lengths, tokens, reps = (t.to("meta")[None] for t in (torch.tensor(n), tokens, reps))
-        return Encoded(lengths, tokens, keys, keys, none, none, none, none, reps, told).packed(self.config.stored_bits)
+        searched = keys[0] if self.config.compared_layer >= 0 else none[0]
+        kept = (keys, keys, none, none, none, none, reps, told, searched, none[0], none[0])
+        return Encoded(lengths, tokens, *kept).packed(self.config.stored_bits)
 
     def _kept(self, n: int, every_token: bool = False, whole: bool = False) -> tuple[Tensor, Tensor]:
         """Which tokens of a chunk of `n` are stored, and which have a representation."""

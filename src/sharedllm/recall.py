@@ -12,7 +12,8 @@ from sharedllm.config import SharedConfig
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
 from sharedllm.inject import Memory
-from sharedllm.memory import build_memory, select_slots
+from sharedllm.keep import Span
+from sharedllm.memory import build_memory, find, nearest_of, select_slots
 from sharedllm.resolution import AS_TRAINED, Resolution
 
 if TYPE_CHECKING:
@@ -50,6 +51,16 @@ def recalled(
     ]
     like = torch.empty(0, dtype=llm.dtype, device=llm.device)
     return build_memory(slots, llm.parts, llm.config, like)
+
+
+@torch.no_grad()
+def nearest(llm: SharedLLM, context: Context, ids: Tensor, asking: Tensor) -> list[Span]:
+    """`Memory.nearest` of a window `ids` [1, T], of which `asking` [1, T] asks, where no memory is needed."""
+    config = settings_of(llm, context)
+    if not config.quoted_tokens or not context.blocks:
+        return []
+    (asks,) = llm.query(ids.to(llm.device), question_mask=asking.to(llm.device))
+    return nearest_of(context.blocks, find(context.blocks, config, asks, keep=context.keep))
 
 
 def settings_of(llm: SharedLLM, context: Context, resolution: Resolution = AS_TRAINED) -> SharedConfig:

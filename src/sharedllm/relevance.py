@@ -25,7 +25,7 @@ from torch import Tensor
 from sharedllm.config import SharedConfig
 from sharedllm.encoder import Encoded, LowerModel
 from sharedllm.errors import UsageError
-from sharedllm.tree import candidate_tokens, tree_borders
+from sharedllm.tree import candidate_tokens
 
 ASKING_TOKENS = 64  # of a window's last tokens that are searched with where nothing says which of them ask
 
@@ -82,21 +82,25 @@ def span_scores(
     return [near.spans(borders) for near, borders in compared]
 
 
-def nearest_spans(blocks: Sequence[Encoded], config: SharedConfig, question_QR: Tensor) -> list[tuple[int, int]]:
+def nearest_spans(
+    lengths_X: Sequence[Tensor], borders_XF: Sequence[Tensor], scores_XFQ: Sequence[Tensor]
+) -> list[tuple[int, int]]:
     """The finest spans of a context, start and end in its tokens, the nearest to the question first.
 
     The two of a pair (`near_parts`) are equally near; of those the one that is nearer by itself comes first.
+
+    Args:
+        lengths_X, borders_XF, scores_XFQ: tokens of the chunks, borders of their finest spans and `span_scores`, a tensor a
+            block, in text order.
     """
-    borders = [tree_borders(block.lengths, config.tree_depth) for block in blocks]
-    scores = span_scores(blocks, config, question_QR, borders)
-    near = torch.cat([x.flatten() for x in near_parts(scores)])
-    alone = torch.cat([x.flatten(0, 1) for x in scores]).mean(1)
+    near = torch.cat([x.flatten() for x in near_parts(scores_XFQ)]).tolist()
+    alone = torch.cat([x.flatten(0, 1) for x in scores_XFQ]).mean(1).tolist()
     spans, start = [], 0
-    for block, border in zip(blocks, borders, strict=True):
-        for length, row in zip(block.lengths.tolist(), border.tolist(), strict=True):
+    for lengths, borders in zip(lengths_X, borders_XF, strict=True):
+        for length, row in zip(lengths.tolist(), borders.tolist(), strict=True):
             spans += [(start + a, start + b) for a, b in pairwise(row)]
             start += length
-    order = sorted(range(len(spans)), key=lambda i: (near[i].item(), alone[i].item()), reverse=True)
+    order = sorted(range(len(spans)), key=lambda i: (near[i], alone[i]), reverse=True)
     return [spans[i] for i in order if spans[i][0] < spans[i][1]]
 
 
@@ -178,7 +182,7 @@ def compare(blocks: Sequence[Encoded], config: SharedConfig, question_QR: Tensor
         return
 
     def reps(block: Encoded) -> Tensor:
-        return token_reps(block.values_of(search_layer(config), device))
+        return token_reps(compared_values(block, config, device))
 
     compared = [_compared(block, config) for block in blocks]
     total = sum(
@@ -195,7 +199,7 @@ def represented(block: Encoded, config: SharedConfig) -> tuple[Tensor, Tensor]:
     """What `compare` compares of a block: representations [X, P, R] in fp32, and which of them are, [X, P]."""
     if config.search_by == "last":
         return block.reps.float(), block.rep_tokens < block.lengths[:, None]
-    return token_reps(block.values_of(search_layer(config))), _compared(block, config)
+    return token_reps(compared_values(block, config)), _compared(block, config)
 
 
 def _compared(block: Encoded, config: SharedConfig) -> Tensor:
@@ -215,6 +219,13 @@ def _compared(block: Encoded, config: SharedConfig) -> Tensor:
 def token_reps(values_XKPD: Tensor) -> Tensor:
     """A token's values of all key/value heads in a row, in fp32: [X, P, K * D]."""
     return values_XKPD.float().transpose(1, 2).flatten(2)
+
+
+def compared_values(block: Encoded, config: SharedConfig, device: torch.device | None = None) -> Tensor:
+    """Values of the layer that represents tokens, [X, K, P, D], on `device` or where they are kept."""
+    if config.compared_layer >= 0:
+        return block.search_values_on(device)
+    return block.values_of(search_layer(config) - config.skipped_layers, device)
 
 
 def search_layer(config: SharedConfig) -> int:

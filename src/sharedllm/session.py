@@ -121,7 +121,8 @@ class Session:
         ids = torch.tensor([self.ids], device=self.llm.device)
         whole = Context.compose(contexts)
         memory = self.llm.recall(whole, ids, question_mask=asking if asking.any() else None)
-        return memory, inserted(self.llm, whole, self.ids, asking, room)
+        spans = () if memory is None else memory.nearest[0]
+        return memory, inserted(self.llm, whole, self.ids, asking, room, spans)
 
     def _generate(
         self, shown: list[int], memory: Memory | None, most: int, kwargs: dict[str, Any]

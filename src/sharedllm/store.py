@@ -49,6 +49,8 @@ def chunk_kind(kept: Encoded | None, model: str, shape: dict[str, int]) -> str:
         return f"{model} ids"
     layers, _, _, stored, width = kept.keys.shape
     numbers = kept.keys if kept.keys.is_floating_point() else kept.key_low
+    if shape["skipped_layers"]:
+        model = f"{model} from layer {shape['skipped_layers']} and values of {shape['compared_layer']}"
     facts = (layers, shape["tree_depth"], shape["slots_per_leaf"], stored, kept.reps.shape[1], width, numbers.dtype)
     return " ".join(map(str, (model, *facts)))
 
@@ -119,8 +121,8 @@ def _open_segment(file: Path, listed: Segment) -> tuple[Tensor, Encoded | None]:
         raise ValueError(f"{file.name} has {file.stat().st_size} bytes, not {listed.bytes}")
     with safe_open(file, framework="pt") as stored:
         ids = stored.get_tensor("ids")
-        names = Encoded.__dataclass_fields__
-        kept = Encoded(**{n: stored.get_tensor(n) for n in names}) if "lengths" in stored.keys() else None
+        tensors = {n: stored.get_tensor(n) for n in stored.keys() if n in Encoded.__dataclass_fields__}
+        kept = Encoded.of(tensors) if tensors else None
     if len(ids) != len(listed.chunks) or (kept is not None and kept.lengths.shape != ids.shape[:1]):
         raise ValueError(f"{file.name} does not hold {len(listed.chunks)} chunks")
     return ids, kept

@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from sharedllm.model import SharedLLM
     from sharedllm.prompts import Answer
 
+SlotsOption = Annotated[int | None, typer.Option("--slots-per-leaf", help="Tokens a leaf gives; else the adapter's.")]
+FineOption = Annotated[int | None, typer.Option("--fine-chunks", help="Chunks read in whole; else the adapter's.")]
+ReadOption = Annotated[
+    int | None, typer.Option("--read-chunks", help="Chunks taken in, 0 for all; else the adapter's.")
+]
+QuotedOption = Annotated[
+    int | None, typer.Option("--quoted-tokens", help="Nearest tokens shown as text too; else the adapter's.")
+]
+DocumentsOption = Annotated[
+    int, typer.Option("--documents", help="Of a collection: how many, those nearest to the question, to answer from.")
+]
+
 EXCERPT = 160  # characters of a passage that are shown
 
 
@@ -23,22 +35,11 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 128,
     explain: Annotated[bool, typer.Option("--explain", help="Also print the passages read most finely.")] = False,
     keep_tags: common.KeepTagsOption = False,
-    slots_per_leaf: Annotated[
-        int | None, typer.Option("--slots-per-leaf", help="Tokens a leaf gives; else the adapter's.")
-    ] = None,
-    fine_chunks: Annotated[
-        int | None, typer.Option("--fine-chunks", help="Chunks read in whole; else the adapter's.")
-    ] = None,
-    read_chunks: Annotated[
-        int | None, typer.Option("--read-chunks", help="Chunks taken in, 0 for all; else the adapter's.")
-    ] = None,
-    quoted_tokens: Annotated[
-        int | None, typer.Option("--quoted-tokens", help="Nearest tokens shown as text too; else the adapter's.")
-    ] = None,
-    documents: Annotated[
-        int,
-        typer.Option("--documents", help="Of a collection: how many, those nearest to the question, to answer from."),
-    ] = 4,
+    slots_per_leaf: SlotsOption = None,
+    fine_chunks: FineOption = None,
+    read_chunks: ReadOption = None,
+    quoted_tokens: QuotedOption = None,
+    documents: DocumentsOption = 4,
     model: common.ModelOption = None,
     adapter: common.AdapterOption = "default",
     device: common.DeviceOption = None,

@@ -25,35 +25,42 @@ PHASES = ("tokenise", "read", "search", "first_token", "per_token", "per_token_a
 HEADER = ("tokenise", "read", "search", "first", "a token", "alone")
 
 
+TextOption = Annotated[
+    list[str] | None, typer.Option("--text", help="A file or folder to read; else Python's own documentation.")
+]
+WindowOption = Annotated[
+    str, typer.Option("--window", help="Newest tokens the model sees itself; by method: streaming=512,truncate=8192.")
+]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        help="Methods that the others are compared with, separated by commas [default: full, if it is there]",
+    ),
+]
+BudgetOption = Annotated[
+    float, typer.Option("--budget", help="Seconds one measurement may take, as shorter lengths let expect.")
+]
+LongestOption = Annotated[
+    int | None, typer.Option("--longest", help="Have shared read a text of so many tokens too, once, and answer.")
+]
+MemoryOption = Annotated[
+    bool, typer.Option("--memory/--no-memory", help="Measure memory too, in a process of its own each time.")
+]
+
+
 def bench(
     output: Annotated[Path, typer.Option("-o", "--output", help="Results file; rows are appended.")],
     methods: Annotated[str, typer.Option("--methods", help="Methods, separated by commas.")] = "shared,truncate,full",
     lengths: Annotated[str, typer.Option("--lengths", help="Tokens of the text, separated by commas.")] = "2048,8192",
-    text: Annotated[
-        list[str] | None, typer.Option("--text", help="A file or folder to read; else Python's own documentation.")
-    ] = None,
+    text: TextOption = None,
     rounds: Annotated[int, typer.Option("--rounds", help="Measurements of each method and length.")] = 3,
     new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens of an answer, at least 2.")] = 16,
-    window: Annotated[
-        str,
-        typer.Option("--window", help="Newest tokens the model sees itself; by method: streaming=512,truncate=8192."),
-    ] = "1024",
-    against: Annotated[
-        str | None,
-        typer.Option(
-            "--against",
-            help="Methods that the others are compared with, separated by commas [default: full, if it is there]",
-        ),
-    ] = None,
-    budget: Annotated[
-        float, typer.Option("--budget", help="Seconds one measurement may take, as shorter lengths let expect.")
-    ] = 600.0,
-    longest: Annotated[
-        int | None, typer.Option("--longest", help="Have shared read a text of so many tokens too, once, and answer.")
-    ] = None,
-    memory: Annotated[
-        bool, typer.Option("--memory/--no-memory", help="Measure memory too, in a process of its own each time.")
-    ] = True,
+    window: WindowOption = "1024",
+    against: AgainstOption = None,
+    budget: BudgetOption = 600.0,
+    longest: LongestOption = None,
+    memory: MemoryOption = True,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything, also what the results file has.")] = False,
     model: common.ModelOption = None,
     adapter: common.AdapterOption = "default",
@@ -63,23 +70,11 @@ def bench(
     as_json: common.JsonOption = False,
 ) -> None:
     """Measure time by phase and memory by part; the methods take turns, round by round. Rows go to a results file."""
-    from sharedllm.errors import UsageError
-
     names = common.method_names(methods)
-    windows = common.windows(window, names)
+    windows, others = common.windows(window, names), _against(against, names)
     wanted = common.positive_numbers("--lengths", lengths)
     common.positive("--rounds", rounds)
-    if new_tokens < 2:
-        raise UsageError(
-            f"--new-tokens is {new_tokens}; it must be at least 2, for the time of a token after the first."
-        )
-    if not budget > 0:
-        raise UsageError(f"--budget is {budget:g}; it must be above 0 seconds.")
-    others = _against(against, names)
-    if longest is not None:
-        common.positive("--longest", longest)
-        if "shared" not in names:
-            raise UsageError(f"--longest is for shared, which is not among the methods {', '.join(names)}.")
+    _check(new_tokens, budget, longest, names)
     llm = common.load(model, adapter, device, dtype, seed)
     from sharedllm.evaluate.results import Results
     from sharedllm.evaluate.speed import floor
@@ -115,6 +110,22 @@ def bench(
             print("\n".join(shown(row)), flush=True)
     if as_json:
         common.print_json({"results": str(output), "last": row})
+
+
+def _check(new_tokens: int, budget: float, longest: int | None, names: Sequence[str]) -> None:
+    """Raise `UsageError` for a number that makes no sense."""
+    from sharedllm.errors import UsageError
+
+    if new_tokens < 2:
+        raise UsageError(
+            f"--new-tokens is {new_tokens}; it must be at least 2, for the time of a token after the first."
+        )
+    if not budget > 0:
+        raise UsageError(f"--budget is {budget:g}; it must be above 0 seconds.")
+    if longest is not None:
+        common.positive("--longest", longest)
+        if "shared" not in names:
+            raise UsageError(f"--longest is for shared, which is not among the methods {', '.join(names)}.")
 
 
 def _against(against: str | None, names: Sequence[str]) -> list[str]:

@@ -16,18 +16,22 @@ if TYPE_CHECKING:
     from sharedllm.library import Library
 
 
+FolderOption = Annotated[
+    str, typer.Option("-o", "--output", help="Folder to keep the context in; with --separate also an address.")
+]
+SeparateOption = Annotated[
+    bool, typer.Option("--separate", help="Keep thousands of documents, a store each, to be searched.")
+]
+
+
 def encode(
-    output: Annotated[
-        str, typer.Option("-o", "--output", help="Folder to keep the context in; with --separate also an address.")
-    ],
+    output: FolderOption,
     sources: common.OptionalSourcesArgument = None,
     append: Annotated[bool, typer.Option("--append", help="Keep what the folder holds and add to it.")] = False,
     remove: Annotated[list[str] | None, typer.Option("--remove", metavar="SOURCE", help="Forget a source.")] = None,
     keep_tags: common.KeepTagsOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
-    separate: Annotated[
-        bool, typer.Option("--separate", help="Keep thousands of documents, a store each, to be searched.")
-    ] = False,
+    separate: SeparateOption = False,
     max_mb: Annotated[float, typer.Option("--max-mb", help="With --separate: largest document.")] = 200.0,
     engine: common.EngineOption = "local",
     ray_address: common.RayAddressOption = None,
@@ -49,9 +53,7 @@ def encode(
     common.check_engine(engine, ray_address, workers)
     if separate:
         if append or remove or dry_run or not sources:
-            raise UsageError(
-                "--separate takes sources alone: it always adds, and has no --append, --remove or --dry-run."
-            )
+            raise UsageError("--separate takes sources alone: no --append, --remove or --dry-run, it always adds.")
         from sharedllm.cli.separate import read_separately
 
         loading = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sharedllm.cli import common
 
+if TYPE_CHECKING:
+    from sharedllm.model import SharedLLM
+    from sharedllm.serve.settings import Settings
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LEVELS = ("debug", "info", "warning", "error")
 
+HostOption = Annotated[str, typer.Option("--host", help="Address to listen on; others than 127.0.0.1 let others in.")]
+KeyOption = Annotated[
+    str | None, typer.Option("--api-key", envvar="SHAREDLLM_API_KEY", help="Key that clients must send.")
+]
+NameOption = Annotated[list[str] | None, typer.Option("--allow-host", help="A name that clients call this server by.")]
+ShareOption = Annotated[
+    float, typer.Option("--reading-share", help="Share of the time for reading while answers are written.")
+]
+ReplicasOption = Annotated[
+    str | None, typer.Option("--replicas", help="Serve by Ray Serve: 4 of them, or 1-8 as there are requests.")
+]
+
 
 def serve(
-    host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; others than 127.0.0.1 let others in.")
-    ] = "127.0.0.1",
+    host: HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 8000,
     folder: Annotated[Path | None, typer.Option("--store", help="Folder that keeps contexts.")] = None,
-    api_key: Annotated[
-        str | None, typer.Option("--api-key", envvar="SHAREDLLM_API_KEY", help="Key that clients must send.")
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None, typer.Option("--allow-host", help="A name that clients call this server by.")
-    ] = None,
+    api_key: KeyOption = None,
+    allow_host: NameOption = None,
     rows: Annotated[int, typer.Option("--rows", help="Answers that decode together.")] = 8,
     queue: Annotated[int, typer.Option("--queue", help="Requests that wait at most.")] = 64,
     window: Annotated[int, typer.Option("--window", help="Tokens left in the window beside a context.")] = 1024,
-    reading_share: Annotated[
-        float, typer.Option("--reading-share", help="Share of the time for reading while answers are written.")
-    ] = 0.5,
+    reading_share: ShareOption = 0.5,
     memory_gb: Annotated[float, typer.Option("--memory-gb", help="Of contexts in memory; others stay on disk.")] = 4.0,
     prompt_disk_gb: Annotated[float, typer.Option("--prompt-disk-gb", help="Of long prompts on disk.")] = 16.0,
     disk_gb: Annotated[float, typer.Option("--disk-gb", help="Of uploaded contexts on disk; then refused.")] = 64.0,
@@ -38,9 +47,7 @@ def serve(
     seconds: Annotated[float, typer.Option("--seconds", help="Longest time of an answer.")] = 600.0,
     rate: Annotated[int, typer.Option("--rate", help="Requests a minute from one address; 0: any number.")] = 0,
     grace: Annotated[float, typer.Option("--grace", help="Seconds for running answers at the end.")] = 30.0,
-    replicas: Annotated[
-        str | None, typer.Option("--replicas", help="Serve by Ray Serve: 4 of them, or 1-8 as there are requests.")
-    ] = None,
+    replicas: ReplicasOption = None,
     ray_address: common.RayAddressOption = None,
     log_level: Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")] = "info",
     model: common.ModelOption = None,
@@ -56,11 +63,7 @@ def serve(
     check_choice("--log-level", log_level, LEVELS)
     if not 0 <= port < 65536:
         raise UsageError(f"--port is {port}; it must lie between 0 and 65535.")
-    try:
-        from sharedllm.serve.run import log_to_stderr, server
-        from sharedllm.serve.service import Service
-    except ModuleNotFoundError as error:
-        raise UsageError(f"the server needs the package {error.name}; install sharedllm[serve].") from error
+    _installed()
     from sharedllm.serve.settings import Settings
 
     loopback = host in LOOPBACK
@@ -82,13 +85,31 @@ def serve(
     )
     if not loopback and settings.api_key is None:
         common.say(f"sharedllm: anyone who reaches {host}:{port} can use this server; --api-key asks for a key.")
+    loading: dict[str, Any] = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
     if replicas is not None:
         from sharedllm.serve.replicas import run_until_told
 
-        loading = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
         run_until_told(loading, settings, _replicas(replicas), host, port, ray_address)
         return
-    llm = common.load(model, adapter, device, dtype, seed)
+    _run(common.load(**loading, seed=seed), settings, host, port, log_level)
+
+
+def _installed() -> None:
+    """Raise `UsageError` where a package that the server needs is missing, before a model is loaded."""
+    from sharedllm.errors import UsageError
+
+    try:
+        import_module("sharedllm.serve.run")
+        import_module("sharedllm.serve.service")
+    except ModuleNotFoundError as error:
+        raise UsageError(f"the server needs the package {error.name}; install sharedllm[serve].") from error
+
+
+def _run(llm: SharedLLM, settings: Settings, host: str, port: int, log_level: str) -> None:
+    """Serve with this process until it is told to stop."""
+    from sharedllm.serve.run import log_to_stderr, server
+    from sharedllm.serve.service import Service
+
     log_to_stderr(log_level)
     common.say(f"http://{f'[{host}]' if ':' in host else host}:{port}/ (API: /v1; page: /)")
     server(Service(llm, settings), host, port).run()

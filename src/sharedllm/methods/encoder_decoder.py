@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from sharedllm.adapter import check_adapter, load_weights, read_described, save_adapter, weights_digest
 from sharedllm.architectures import Parts
+from sharedllm.attention import attend
 from sharedllm.config import check_keys
 from sharedllm.errors import UsageError
 from sharedllm.hardware import chunk_batch
@@ -100,12 +101,12 @@ class CrossAttention(nn.Module):
         query = F.linear(self.norm(hidden_BTE).to(dtype), self.query.to(dtype))
         # Rows and key/value heads share an axis and the group broadcasts, so that grouped keys are read in place.
         query = query.view(B, T, H, D).transpose(1, 2).reshape(B * K, H // K, T, D)
-        keys, values = (
-            x.expand(B, -1, -1, -1).reshape(B * K, 1, -1, D).expand(-1, H // K, -1, -1) for x in (keys, values)
-        )
+        keys, values = (x.expand(B, -1, -1, -1).reshape(B * K, 1, -1, D) for x in (keys, values))
+        bias = None
         if mask is not None:
-            mask = mask.repeat_interleave(K, dim=0)[:, None, None].expand(-1, -1, T, -1)
-        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+            bias = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
+            bias = bias.repeat_interleave(K, dim=0)[:, None, None]
+        attended = attend(query, keys, values, bias, D**-0.5, frozen=False)
         return F.linear(attended.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D), self.output.to(dtype))
 
 

@@ -16,8 +16,8 @@ def cache_bytes(llm: SharedLLM, tokens: int, layers: int | None = None) -> int:
 
 
 def slot_bytes(llm: SharedLLM, slots: int) -> int:
-    """Keys and values of so many slots in all injected layers: what one question attends to, without padding."""
-    return cache_bytes(llm, slots, llm.config.injected_layers)
+    """Keys and values of so many slots in all layers with a branch: what one question attends to, without padding."""
+    return cache_bytes(llm, slots, llm.config.branches)
 
 
 def forward_bytes(llm: SharedLLM, tokens: int, scored: int = 0, keys: int | None = None) -> int:

@@ -15,7 +15,7 @@ from sharedllm.answering import written
 from sharedllm.context import Context
 from sharedllm.inject import Memory
 from sharedllm.methods.base import Method, new_tokens, target_nll
-from sharedllm.methods.estimate import slot_bytes
+from sharedllm.methods.estimate import cache_bytes, slot_bytes
 from sharedllm.prompts import Prompt
 from sharedllm.quote import with_quotes
 from sharedllm.relevance import ASKING_TOKENS
@@ -69,17 +69,23 @@ class Shared(Method):
 
     @torch.no_grad()
     def shown(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> list[int]:
-        return prompt.alone() if past is None else with_quotes(self.llm, past, prompt, max_new_tokens)
+        return self._shown(past, prompt, max_new_tokens, self._memory(past, prompt))
+
+    def _shown(self, past: Context | None, prompt: Prompt, max_new_tokens: int, memory: Memory | None) -> list[int]:
+        if past is None or memory is None:
+            return prompt.alone()
+        return with_quotes(self.llm, past, prompt, max_new_tokens, memory.nearest[0])
 
     def ask(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> Tensor:
-        shown = torch.tensor([self.shown(past, prompt, max_new_tokens)], device=self.llm.device)
-        return written(self.llm, shown, self._memory(past, prompt), max_new_tokens, {"pad_token_id": prompt.pad_id})
+        memory = self._memory(past, prompt)
+        shown = torch.tensor([self._shown(past, prompt, max_new_tokens, memory)], device=self.llm.device)
+        return written(self.llm, shown, memory, max_new_tokens, {"pad_token_id": prompt.pad_id})
 
     def peak_bytes(self, tokens: int, scored: int = 0) -> int:
         """The stored tokens of all chunks, one chunk being read, and the slots taken in."""
         config, parts, size = self.llm.config, self.llm.parts, self.llm.dtype.itemsize
         chunks = -(-max(0, tokens - (self.window if scored else 0)) // config.chunk_length)
-        C, numbers = config.chunk_length, 2 * config.injected_layers * parts.kv_heads * parts.head_dim
+        C, numbers = config.chunk_length, 2 * config.branches * parts.kv_heads * parts.head_dim
         stored = C if config.fine_chunks else len(candidate_tokens(C, config.tree_depth, config.slots_per_leaf))
         bits = 8 * size if config.stored_bits == 16 else config.stored_bits + 1  # and the steps they are packed in
         read = min(chunks, config.read_chunks or chunks)
@@ -96,7 +102,8 @@ class Shared(Method):
     @torch.no_grad()
     def attended_bytes(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> int:
         """Of the slots in the lowest M layers, and of what is quoted in all."""
-        memory, quoted = self._memory(past, prompt), super().attended_bytes(past, prompt, max_new_tokens)
+        memory = self._memory(past, prompt)
+        quoted = cache_bytes(self.llm, len(self._shown(past, prompt, max_new_tokens, memory)) - len(prompt.alone()))
         slots = 0 if memory is None else int(memory.mask[:, 1:].sum())  # the null slot is no text
         return slot_bytes(self.llm, slots) + quoted
 
@@ -106,4 +113,7 @@ class Shared(Method):
         return self.llm.recall(past, ids, question_mask=prompt.question_mask())
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), **self.llm.config.to_dict()}
+        settings = {**super().settings(), **self.llm.config.to_dict()}
+        if not settings["skipped_layers"]:
+            del settings["skipped_layers"]  # rows from before there was such a setting stay known
+        return settings

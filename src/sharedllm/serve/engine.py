@@ -208,7 +208,8 @@ class Engine:
             self.metrics.search_seconds.observe(time.perf_counter() - started)
             task.slots = 0 if memory is None else memory.mask.shape[1] - 1
             yield
-            shown = inserted(self.llm, context, task.ids, task.asking, task.most)
+            spans = () if memory is None else memory.nearest[0]
+            shown = inserted(self.llm, context, task.ids, task.asking, task.most, spans)
             yield
         return (yield from take_in(self.llm, shown, memory, self.settings.prefill_tokens))
 

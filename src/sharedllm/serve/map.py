@@ -50,7 +50,7 @@ def mapped(
     yield
     about: dict[str, Any] = {"slots": sum(chunk["slots"] for chunk in chunks), "attention": None, "chunks": chunks}
     if answer:
-        shown = inserted(llm, context, split.ids, split.asking, len(answer))
+        shown = inserted(llm, context, split.ids, split.asking, len(answer), memory.nearest[0])
         weights = yield from attended(llm, shown, answer, memory, most)
         about["attention"] = float(weights[1:].sum() / weights.sum().clamp(min=1e-30))
         shares = weights[1:] / weights[1:].sum().clamp(min=1e-30)

@@ -98,7 +98,7 @@ class DistributedTrainer(Trainer):
     def _learn(self, sample: Sample, noise: torch.Generator) -> float:
         if not self.chunks:
             return super()._learn(sample, noise)
-        batch, memory = self._taken_in(sample, noise)
+        sample, batch, memory = self._taken_in(sample, noise)
         rows, counted = dealt_rows(len(sample.windows), self.processes.index, self.processes.count)
         windows = [sample.windows[row] for row in rows]
         share = sum(w.targets for w in windows[:counted]) / sum(w.targets for w in sample.windows)

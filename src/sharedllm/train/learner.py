@@ -8,17 +8,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sharedllm.context import Context
 from sharedllm.methods.encoder_decoder import CrossConfig, EncoderDecoder, Projected
 from sharedllm.model import SharedLLM
+from sharedllm.quote import inserted
+from sharedllm.recall import nearest
 from sharedllm.train.batch import Batch
 from sharedllm.train.recipe import TRAINABLE, Recipe
+from sharedllm.train.samples import Window
 
 SAVED = torch.bfloat16
 """What weights are saved in."""
@@ -32,6 +37,10 @@ class Learner(ABC):
     @abstractmethod
     def encode(self, ids: Tensor) -> Any:
         """What is read once of a sample's context, token ids [P], without gradients."""
+
+    def shown(self, encoded: Any, window: Window) -> Window:
+        """A window as the model is to see it, with what it quotes of its context."""
+        return window
 
     @abstractmethod
     def memory(
@@ -64,6 +73,16 @@ class SharedLearner(Learner):
         context.ids = ids.to(torch.int32)
         self.llm.reader.encode(context, every_token=self.config.split_noise > 0)
         return context
+
+    def shown(self, encoded: Context, window: Window) -> Window:
+        if not window.quoted or window.question is None:
+            return window
+        context, asking = encoded.first(window.chunks), torch.from_numpy(window.question)[None]
+        spans = nearest(self.llm, context, torch.from_numpy(window.ids)[None], asking)
+        ids = inserted(self.llm, context, window.ids.tolist(), asking, 0, spans)
+        at, more = int(window.question.argmax()), len(ids) - len(window.ids)
+        question = np.insert(window.question, [at] * more, False)
+        return replace(window, ids=np.array(ids, dtype=np.int64), question=question)
 
     def memory(
         self, encoded: Context, chunks: Sequence[int], batch: Batch, search: str, generator: torch.Generator | None

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sharedllm.adapter import load_weights
+from sharedllm.adapter import load_weights, shipped_adapter
 from sharedllm.data.folder import TokenFolder
 from sharedllm.data.study import Study
-from sharedllm.errors import WorkError
+from sharedllm.errors import UsageError, WorkError
 from sharedllm.hardware import return_freed_memory
 from sharedllm.model import SharedLLM
 from sharedllm.train.batch import Batch
@@ -31,6 +32,7 @@ from sharedllm.train.recompute import recomputed
 from sharedllm.train.run_folder import METRICS, RunFolder
 from sharedllm.train.samples import ASKED, STUDY, Sample, Sampler
 
+DEFAULT = "default"  # as a start: the adapter that ships for the model
 FAST = ("gate", "null_logit", "null_growth")  # learn at the gates' rate
 Row = TypeVar("Row")
 Report = Callable[[dict[str, Any]], None]
@@ -65,7 +67,7 @@ class Trainer:
         self.learner = learner(self.llm, recipe)
         self.module = self.learner.module
         if recipe.start is not None:
-            load_weights(Path(recipe.start), self.module, partly=True)
+            load_weights(self._start(), self.module, partly=True)
         self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
         self._contexts: dict[bytes, Any] = {}
         self.records.open(recipe)
@@ -107,9 +109,20 @@ class Trainer:
         if not self.recipe.keep_start:
             return
         trained = {name: weight.clone() for name, weight in self.module.named_parameters()}
-        load_weights(Path(str(self.recipe.start)), self.module, partly=True)
+        load_weights(self._start(), self.module, partly=True)
         for name, weight in self.module.named_parameters():
             weight.lerp_(trained[name], 1 - self.recipe.keep_start)
+
+    def _start(self) -> Path:
+        """Folder of the adapter that training starts from."""
+        if self.recipe.start != DEFAULT:
+            return Path(str(self.recipe.start))
+        folder = shipped_adapter(self.llm.fingerprint)
+        if folder is None:
+            raise UsageError(
+                "start is default, but no adapter ships for this model; name a folder, or leave start out."
+            )
+        return folder
 
     def checkpoint(self) -> None:
         self.records.save(self.module, self.optimizer, {"step": self.step, "tokens": self.tokens})
@@ -163,7 +176,7 @@ class Trainer:
 
     def _learn(self, sample: Sample, noise: torch.Generator) -> float:
         """Add a sample's gradients to those of the step; returns its loss."""
-        return self._backward(sample, *self._taken_in(sample, noise))
+        return self._backward(*self._taken_in(sample, noise))
 
     def _backward(self, sample: Sample, batch: Batch, memory: Any, share: float = 1.0) -> float:
         """Add the gradients of a share of the loss; returns that share."""
@@ -188,15 +201,16 @@ class Trainer:
         Args:
             generator: of the split noise; None for no noise.
         """
-        batch, memory = self._taken_in(sample, generator)
+        sample, batch, memory = self._taken_in(sample, generator)
         with self.learner.reading(memory):
             return self._loss(sample, batch)
 
-    def _taken_in(self, sample: Sample, generator: torch.Generator | None) -> tuple[Batch, Any]:
-        """A sample's batch, and what of its context the batch reads."""
-        batch = Batch.of(sample, self.llm.device)
+    def _taken_in(self, sample: Sample, generator: torch.Generator | None) -> tuple[Sample, Batch, Any]:
+        """A sample with its windows as they are shown, its batch, and what of its context the batch reads."""
         encoded, chunks = self._encoded(sample.context), [w.chunks for w in sample.windows]
-        return batch, self.learner.memory(encoded, chunks, batch, sample.search, generator)
+        sample = replace(sample, windows=[self.learner.shown(encoded, window) for window in sample.windows])
+        batch = Batch.of(sample, self.llm.device)
+        return sample, batch, self.learner.memory(encoded, chunks, batch, sample.search, generator)
 
     def _loss(self, sample: Sample, batch: Batch) -> Tensor:
         logits = self._logits(batch)
@@ -243,7 +257,7 @@ class Trainer:
         """Kind of a held-out sample, and its loss without the context and with it."""
         assert self.held_out is not None
         sample = self.held_out.draw(10**9 + i)
-        batch, memory = self._taken_in(sample, None)
+        _, batch, memory = self._taken_in(sample, None)
         with self.learner.reading(memory):
             read = next_token_loss(self._logits(batch), batch.labels).item()
         alone = next_token_loss(self._logits(batch), batch.labels).item()

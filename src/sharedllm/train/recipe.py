@@ -36,7 +36,8 @@ class Recipe:
     model: str | None = None
     """As `--model`; none is the default model."""
     start: str | None = None
-    """Adapter folder whose weights training starts from; none starts from the model's own."""
+    """Adapter folder whose weights training starts from, or `default` for the one that ships for the model; none starts from
+    the model's own."""
     keep_start: float = 0.0
     """Share of the start's weights in the finished adapter, a mean of both (WiSE-FT, arXiv 2109.01903): what was learnt
     last is kept nearly whole, and what it cost is mostly given back. 0: the trained weights as they are."""
@@ -82,6 +83,9 @@ class Recipe:
     """Share of samples that ask what functions do and terms mean, where the text says so."""
     question_windows: int = 12
     """Such questions asked at most in a sample."""
+    quoted: float = 0.0
+    """Share of the windows that ask in which the passages nearest to the question stand before it, as
+    `config.quoted_tokens` has them stand when a question is answered."""
     recompute_from: int = 0
     """Batches of at least so many tokens have every layer computed again in the backward pass instead of keeping what it
     needs there: less memory, a third more time. 0: never."""
@@ -114,8 +118,11 @@ class Recipe:
             raise UsageError(
                 f"keep_start is {self.keep_start}; it must be at least 0 and below 1, and needs an adapter to start from."
             )
-        if not 0 <= self.distill <= 1:
-            raise UsageError(f"distill is {self.distill}; it must lie between 0 and 1.")
+        for name in ("distill", "quoted"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
+        if self.quoted and not self.config.quoted_tokens:
+            raise UsageError(f"quoted is {self.quoted}, but config.quoted_tokens is 0; say how many are quoted.")
         shares = (self.needles, self.questions, self.study)
         if not 0 <= min(shares) <= sum(shares) <= 1:
             raise UsageError(

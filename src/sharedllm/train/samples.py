@@ -36,6 +36,8 @@ class Window:
     """[T], True at the tokens that ask; None where nothing does."""
     shown: np.ndarray | None = None
     """What a teacher reads, token by token; ends in the same targets. None: all of the window's chunks and the window."""
+    quoted: bool = False
+    """Whether the passages nearest to the question are to stand before it."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Sampler:
             opening, value = self._ids(needle.opening), self._ended(needle.answer)
             # Most windows are given how the answer begins and learn to copy; some learn to begin it as well.
             given = 0 if random.random() < self.recipe.whole_answers else len(opening)
-            windows.append(self._asking(chunks, needle.question, np.concatenate([opening, value]), given))
+            windows.append(self._asking(chunks, needle.question, np.concatenate([opening, value]), random, given))
         return Sample("needles", context, windows, "query")
 
     def questions(self, document: Document, random: np.random.Generator, times: int = 1) -> Sample:
@@ -168,7 +170,8 @@ class Sampler:
         context = ids[: chunks * self.recipe.config.chunk_length]
         found = find_questions(self.tokenizer.decode(context.tolist()))
         order = random.permutation(len(found))[: self.recipe.question_windows * times]
-        windows = [self._asking(chunks, found[i].text, self._ended(found[i].answer)) for i in sorted(order.tolist())]
+        asked = [found[i] for i in sorted(order.tolist())]
+        windows = [self._asking(chunks, question.text, self._ended(question.answer), random) for question in asked]
         return Sample("questions", context, windows, "query")
 
     def study(self, study: Study, random: np.random.Generator) -> Sample:
@@ -189,7 +192,7 @@ class Sampler:
         for i in sorted(random.permutation(len(asked))[: self.recipe.question_windows].tolist()):
             passage, pair = asked[i]
             answer = np.array(pair.answer_ids, dtype=np.int64)
-            window = self._asking(chunks, pair.question, answer)
+            window = self._asking(chunks, pair.question, answer, random)
             text = torch.from_numpy(context[passage.start - start : passage.start - start + P])
             shown = np.array(Prompt(self.tokenizer, pair.question).with_text(text), dtype=np.int64)
             windows.append(replace(window, shown=np.concatenate([shown, answer])))
@@ -206,14 +209,17 @@ class Sampler:
             )
         return passages
 
-    def _asking(self, chunks: int, question: str, answer: np.ndarray, given: int = 0) -> Window:
+    def _asking(
+        self, chunks: int, question: str, answer: np.ndarray, random: np.random.Generator, given: int = 0
+    ) -> Window:
         """A question and its answer [A], of which all but the first `given` tokens are predicted."""
         prompt = Prompt(self.tokenizer, question)
         asked = prompt.alone()
         ids = np.concatenate([np.asarray(asked, dtype=np.int64), answer])
         mask = np.zeros(len(ids), dtype=bool)
         mask[: len(asked)] = prompt.question_mask()[0].numpy()
-        return Window(chunks, ids, len(answer) - given, mask)
+        quoted = self.recipe.quoted > 0 and random.random() < self.recipe.quoted
+        return Window(chunks, ids, len(answer) - given, mask, quoted=quoted)
 
     def _cut(self, document: Document, random: np.random.Generator) -> tuple[int, np.ndarray]:
         """How many chunks of context, and that many chunks of the document's tokens and one more."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sharedllm.cli import common
 from sharedllm.cli.evaluate import options
 from sharedllm.cli.evaluate.show import print_row
 from sharedllm.cli.evaluate.tasks import TASKS, Request, Samples
 from sharedllm.errors import UsageError
+
+if TYPE_CHECKING:
+    from sharedllm.methods import Method
+    from sharedllm.model import SharedLLM
 
 
 def evaluate(
@@ -52,27 +56,20 @@ def evaluate(
     samples_of = _samples_of(task, write_samples)
     windows, longest = common.windows(window, names), common.numbers_by_method("--at-most", at_most, names)
     wanted = common.positive_numbers("--lengths", lengths)
-    for option, value in (
-        ("--samples", samples), ("--targets", targets),
-        ("--needles-per-text", needles), ("--max-new-tokens", max_new_tokens),
-    ):  # fmt: skip
-        if value is not None:
-            common.positive(option, value)
+    counts = {"--samples": samples, "--targets": targets, "--needles-per-text": needles}
+    for option, value in {**counts, "--max-new-tokens": 1 if max_new_tokens is None else max_new_tokens}.items():
+        common.positive(option, value)
     from sharedllm.sources import read_sources
 
     documents = read_sources(text) if text else []
-    llm = common.load(model, adapter, device, dtype, seed)
+    loading: dict[str, Any] = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
+    llm = common.load(**loading, seed=seed)
     from sharedllm.evaluate.results import Results
     from sharedllm.hardware import free_memory_bytes
-    from sharedllm.methods import create
 
-    given: dict[str, dict[str, Any]] = {"encoder-decoder": {"weights": cross}}
-    chosen_methods = [create(name, llm, windows[name], **given.get(name, {})) for name in names]
-    for method in chosen_methods:
-        method.longest = longest.get(method.name)
     request = Request(
         llm=llm,
-        methods=chosen_methods,
+        methods=_methods(llm, windows, longest, cross),
         documents=documents,
         data=data,
         subtasks=chosen,
@@ -87,17 +84,36 @@ def evaluate(
         results=Results(output, common.depends_on(task, llm, seed), fresh, common.say),
         free=free_memory_bytes(llm.device),
     )
-    if write_samples is not None and samples_of is not None:
-        from sharedllm.evaluate.samples import write_samples as write
-
-        common.say(f"{write(write_samples, samples_of(request))} samples written to {write_samples}")
+    _write(write_samples, samples_of, request)
     row: dict[str, Any] = {}
-    with _spread(engine, request, {"model": model, "adapter": adapter, "device": device, "dtype": dtype}, ray_address, workers):  # fmt: skip
+    with _spread(engine, request, loading, ray_address, workers):
         for row in TASKS[task].rows(request):
             if not as_json:
                 print_row(row)
     if as_json:
         common.print_json({"results": str(output), "last": row})
+
+
+def _methods(
+    llm: SharedLLM, windows: Mapping[str, int], longest: Mapping[str, int], cross: Path | None
+) -> list[Method]:
+    """The methods by name, each with its window and the length up to which it is measured."""
+    from sharedllm.methods import create
+
+    given: dict[str, dict[str, Any]] = {"encoder-decoder": {"weights": cross}}
+    made = [create(name, llm, window, **given.get(name, {})) for name, window in windows.items()]
+    for method in made:
+        method.longest = longest.get(method.name)
+    return made
+
+
+def _write(file: Path | None, samples_of: Callable[[Request], Samples] | None, request: Request) -> None:
+    """Write the task's samples where a file for them is named."""
+    if file is None or samples_of is None:
+        return
+    from sharedllm.evaluate.samples import write_samples
+
+    common.say(f"{write_samples(file, samples_of(request))} samples written to {file}")
 
 
 @contextmanager

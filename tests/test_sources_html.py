@@ -1,0 +1,71 @@
+"""What is read of a page of HTML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sharedllm.sources import read_source
+from tests.source_files import ARTICLE, refusal, save
+
+
+@pytest.mark.parametrize("name", ["a.html", "a.htm", "a.XHTML", "by-content.txt", "no-suffix"])
+def test_html_gives_its_text_without_scripts_and_styles(tmp_path: Path, name: str) -> None:
+    text = read_source(save(tmp_path, name, "<!DOCTYPE html>\n" + ARTICLE)).text
+    assert text.splitlines() == [
+        "On turtles",
+        "Turtles are older than snakes, and outlive most of them.",
+        "They carry cafés on their backs.",
+    ]
+
+
+@pytest.mark.parametrize("start", ["<html>", "\n <HTML lang='en'>", '<?xml version="1.0" encoding="UTF-8"?>\n<html>'])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_html_is_recognised_by_how_it_starts(tmp_path: Path, start: str, encoding: str) -> None:
+    page = start + "<body><p>Hello ż.</p><script>evil()</script></body></html>"
+    assert read_source(save(tmp_path, "page", page.encode(encoding))).text == "Hello ż."
+
+
+def test_html_in_an_encoding_it_declares(tmp_path: Path) -> None:
+    page = '<html><head><meta charset="ISO-8859-1"></head><body><p>Un \x93caf\xe9\x94.</p></body></html>'
+    assert read_source(save(tmp_path, "a.html", page.encode("latin-1"))).text == "Un “café”."
+
+
+def test_html_where_trafilatura_finds_nothing_gives_its_plain_text(tmp_path: Path) -> None:
+    page = "<footer><div>First <b>bold</b> line</div>second<br>third<style>x{}</style><script>evil()</script></footer>"
+    path = save(tmp_path, "a.html", f"<html><head><title>T</title></head><body>{page}</body></html>")
+    assert read_source(path).text == "First bold line\nsecond\nthird"
+
+
+def test_html_still_gives_its_text_when_trafilatura_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> str:
+        raise RecursionError
+
+    monkeypatch.setattr("trafilatura.extract", broken)
+    assert "Turtles are older" in read_source(save(tmp_path, "a.html", ARTICLE)).text
+
+
+def test_a_book_in_html_keeps_its_chapter_titles_and_not_its_menu(tmp_path: Path) -> None:
+    paragraph = "<p>Call me Ishmael. Some years ago, never mind how long precisely, I thought I would sail {}.{}.</p>"
+    chapters = [f"<h2>CHAPTER {i}</h2>" + "".join(paragraph.format(i, j) for j in range(5)) for i in range(30)]
+    body = "<nav><a href='/'>Site menu</a></nav>" + "".join(f"<div>{chapter}</div>" for chapter in chapters)
+    text = read_source(save(tmp_path, "a.html", f"<html><body>{body}</body></html>")).text
+    assert [title for title in text.splitlines() if title.startswith("CHAPTER")] == [f"CHAPTER {i}" for i in range(30)]
+    assert text.count("Ishmael") == 150
+    assert "Site menu" not in text
+
+
+def test_html_with_a_text_of_more_than_10_mb_is_whole(tmp_path: Path) -> None:
+    page = (
+        "<html><body><pre>"
+        + "line of text here, and on it goes for a while\n" * 240_000
+        + "THE END</pre></body></html>"
+    )
+    assert len(page) > 10_500_000
+    assert read_source(save(tmp_path, "a.html", page)).text.rstrip().endswith("THE END")
+
+
+@pytest.mark.parametrize("page", ["<html><body><script>evil()</script></body></html>", "<!-- nothing -->", "<html>"])
+def test_html_without_text_is_refused(tmp_path: Path, page: str) -> None:
+    assert "no text" in refusal(save(tmp_path, "a.html", page))
