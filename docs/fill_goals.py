@@ -20,7 +20,7 @@ TO_FIRST, READING, LONGEST, BREAK_EVEN = (
     "longest_context_tokens",
     "break_even_tokens",
 )
-SAME = ("model", "adapter", "dtype", "device", "threads")
+SAME = ("model", "adapter", "dtype", "device", "processor", "threads")
 K = 1024
 
 
@@ -75,7 +75,8 @@ def about(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return "Nothing measured yet."
     row = rows[-1]
-    return f"Model {row['model']}, adapter {row['adapter']}, {row['dtype']}, on {row['device']} with {row['threads']} threads."
+    machine = f"on {row['device']} ({row['processor']}) with {row['threads']} threads"
+    return f"Model {row['model']}, adapter {row['adapter']}, {row['dtype']}, {machine}."
 
 
 def goals_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -13,7 +13,15 @@ from sharedllm.evaluate.speed import limits
 
 ROOT = Path(__file__).parent.parent
 K = 1024
-COMMON = {"task": "bench", "model": "tiny", "adapter": "first", "dtype": "float32", "device": "cpu", "threads": 2}
+COMMON = {
+    "task": "bench",
+    "model": "tiny",
+    "adapter": "first",
+    "dtype": "float32",
+    "device": "cpu",
+    "processor": "tiny",
+    "threads": 2,
+}
 
 
 @pytest.fixture
@@ -94,7 +102,7 @@ def test_each_goal_has_the_row_that_answers_it(goals):
         ["–", "", "", "", " |"],
     ]
     assert "from: faster at every length measured, from 1,024 tokens.\n" in page
-    assert "Model tiny, adapter first, float32, on cpu with 2 threads." in page
+    assert "Model tiny, adapter first, float32, on cpu (tiny) with 2 threads." in page
     assert "| 131,072 | 43.5 s | 40 s | 31 s | 11 T | 22 GB | 355 G/s, 12.0 GB/s |" in page
 
 
