@@ -63,7 +63,7 @@ class Encoded:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Encoded:
         """From tensors by name; contexts saved by earlier releases lack those of the search."""
-        none = tensors["lengths"].new_zeros(len(tensors["lengths"]), 0)
+        none = tensors["value_low"].new_zeros(len(tensors["lengths"]), 0)
         return cls(**{**dict.fromkeys(SEARCHED, none), **tensors})
 
     @classmethod
