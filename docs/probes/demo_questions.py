@@ -33,10 +33,6 @@ CANDIDATES = [  # and a piece of the sentence that answers; written before any w
 ]  # fmt: skip
 
 
-def right(answer: str, question: Question) -> bool:
-    return any(word.lower() in answer.lower() for word in question.expected)
-
-
 def plain_answer(llm: SharedLLM, ids: list[int]) -> str:
     new = written(llm, torch.tensor([ids], device=llm.device), None, NEW_TOKENS, {})
     return str(llm.tokenizer.decode(new, skip_special_tokens=True)).strip()
@@ -59,7 +55,7 @@ def main(whole: bool) -> None:
         }
         if context is not None:
             answers["compressed"] = llm.ask(context, asked, NEW_TOKENS)
-        found = {name: right(answer, question) for name, answer in answers.items()}
+        found = {name: question.right(answer) for name, answer in answers.items()}
         print(json.dumps({"question": asked, "expected": expected, "right": found, "answers": answers}), flush=True)
 
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from layers import silent
 from torch import Tensor
 
 from sharedllm import SharedLLM
@@ -34,20 +33,6 @@ SETTINGS = [
 ]
 
 
-@contextmanager
-def lowest(llm: SharedLLM, layers: int) -> Iterator[None]:
-    """Only the branches of the lowest `layers` layers add anything."""
-    gates = [branch.gate for branch in llm.injection.branches[max(layers, llm.config.skipped_layers) :]]
-    kept = [gate.detach().clone() for gate in gates]
-    try:
-        for gate in gates:
-            gate.data.zero_()
-        yield
-    finally:
-        for gate, was in zip(gates, kept, strict=True):
-            gate.data.copy_(was)
-
-
 @torch.no_grad()
 def scores(llm: SharedLLM, passage: Passage) -> dict[str, float]:
     """Mean nats of the targets under every setting, of the window alone and of the model that reads everything."""
@@ -58,10 +43,11 @@ def scores(llm: SharedLLM, passage: Passage) -> dict[str, float]:
     found = {"window alone": mean_of(plain_nll(llm, passage.ids[-TARGETS - 1 :], TARGETS)),
              "everything": mean_of(plain_nll(llm, passage.ids, TARGETS))}  # fmt: skip
     like, ids = llm.model.get_input_embeddings().weight, passage.ids[-TARGETS - 1 :][None]
+    M = llm.config.injected_layers
     for setting in ({}, *SETTINGS):
         config = replace(llm.config, **{k: v for k, v in setting.items() if k != "injected_layers"})
         memory = build_memory([select_slots(context.blocks, config, None)], llm.parts, llm.config, like)
-        with lowest(llm, setting.get("injected_layers", llm.config.injected_layers)), llm.injection.reading(memory):
+        with silent(llm, range(setting.get("injected_layers", M), M)), llm.injection.reading(memory):
             logits = llm.model(input_ids=ids, use_cache=False, logits_to_keep=len(window) + 1).logits
         name = ", ".join(f"{k} {v}" for k, v in setting.items()) or "as shipped"
         found[name] = mean_of(target_nll(logits, ids, TARGETS)[0])

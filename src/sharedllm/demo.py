@@ -30,6 +30,9 @@ class Question:
     text: str
     expected: tuple[str, ...]
 
+    def right(self, answer: str) -> bool:
+        return any(word.lower() in answer.lower() for word in self.expected)
+
 
 QUESTIONS = (
     Question("In Python, what happens when a pass statement is executed?", ("nothing", "null operation", "no effect")),
@@ -101,7 +104,7 @@ def ask_all(llm: SharedLLM, context: Context, show: Callable[[str], None]) -> li
     for question in QUESTIONS:
         started = time.perf_counter()
         answer = llm.answer(context, question.text, max_new_tokens=48)
-        right = any(word.lower() in answer.text.lower() for word in question.expected)
+        right = question.right(answer.text)
         rows.append(
             {
                 "question": question.text,

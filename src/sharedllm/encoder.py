@@ -117,12 +117,14 @@ class Encoded:
 
     def values_of(self, layer: int, device: torch.device | None = None) -> Tensor:
         """Values of all stored tokens in one of its layers, [X, K, P, D], on `device` or where they are kept."""
-        values, low, step = (t[layer].to(device) for t in (self.values, self.value_low, self.value_step))
-        return values if values.dtype != torch.uint8 else unpack(values, low, step, self.key_low.shape[-1])
+        return self._numbers(self.values[layer], self.value_low[layer], self.value_step[layer], device)
 
     def search_values_on(self, device: torch.device | None = None) -> Tensor:
         """Values that were kept for the search, [X, K, P, D], on `device` or where they are kept."""
-        values, low, step = (t.to(device) for t in (self.search_values, self.search_low, self.search_step))
+        return self._numbers(self.search_values, self.search_low, self.search_step, device)
+
+    def _numbers(self, values: Tensor, low: Tensor, step: Tensor, device: torch.device | None) -> Tensor:
+        values, low, step = (t.to(device) for t in (values, low, step))
         return values if values.dtype != torch.uint8 else unpack(values, low, step, self.key_low.shape[-1])
 
 
