@@ -26,7 +26,7 @@ K = 1024
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked, and which rows of `shared` answer: a metric at lengths from `low` to `high`, the worst of them."""
+    """What is asked, and which rows of a method answer: a metric at lengths from `low` to `high`, the worst of them."""
 
     number: int
     what: str
@@ -34,6 +34,7 @@ class Asked:
     low: int = 0
     high: int = 10**9
     against: str | None = None
+    method: str = "shared"
 
 
 GOALS = (
@@ -43,8 +44,10 @@ GOALS = (
     Asked(3, "To the first token at 32K; other: `encoder-decoder`", "first_token_speed_over_encoder-decoder", 32 * K, 32 * K),
     Asked(4, "A context token at 128K, for one question; other: full key/value cache", "full_cache_over_attended", 128 * K, 128 * K),
     Asked(4, "A context token at 128K, kept for any question; other: full key/value cache", "full_cache_over_kept", 128 * K, 128 * K),
+    Asked(4, "The same of a compact context, which reads a chunk again for each question", "full_cache_over_kept", 128 * K, 128 * K, method="shared-compact"),
     Asked(5, "Decoding a token with 128K of context; other: with none", "per_token_over_alone", 128 * K, 128 * K),
     Asked(6, "A second question at 128K; other: the first", "second_over_first", 128 * K, 128 * K),
+    Asked(6, "The same of a compact context", "second_over_first", 128 * K, 128 * K, method="shared-compact"),
     Asked(7, "Peak of memory beyond the model while 128K are read; other: what is kept of it", READING, 128 * K, 128 * K),
     Asked(7, "What of it is not kept, longest text measured; other: shortest", "reading_memory_growth", 128 * K, 128 * K),
     Asked(8, "Longest text, read to its end, asked and answered; other: memory allowed", LONGEST),
@@ -66,8 +69,8 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def same_setting(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `shared` with the model and the machine's settings of the last one."""
-    ours = [row for row in rows if row["method"] == "shared"]
+    """Rows of our method with the model and the machine's settings of the last one."""
+    ours = [row for row in rows if row["method"] in ("shared", "shared-compact")]
     return [row for row in ours if all(row[name] == ours[-1][name] for name in SAME)]
 
 
@@ -101,7 +104,7 @@ def answer(rows: Sequence[dict[str, Any]], asked: Asked) -> dict[str, Any] | Non
     found: dict[int, dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: row["value"] is not None):
         if row["metric"] == asked.metric and asked.low <= row["length"] <= asked.high:
-            if asked.against in (None, row.get("against")):
+            if asked.method == row["method"] and asked.against in (None, row.get("against")):
                 found[row["length"]] = row
     if asked.metric == LONGEST:
         return found[max(found)] if found else None
@@ -149,7 +152,11 @@ def megabytes(value: float) -> str:
 
 def floor_section(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What reading took beside what it cannot be faster than."""
-    timed = {row["length"]: row for row in rows if row["metric"] == TO_FIRST and row.get("floor_seconds")}
+    timed = {
+        row["length"]: row
+        for row in rows
+        if row["method"] == "shared" and row["metric"] == TO_FIRST and row.get("floor_seconds")
+    }
     if not timed:
         return []
     lines = [

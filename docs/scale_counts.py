@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
+from sharedllm.branch import WIDER
 from sharedllm.config import SharedConfig
-from sharedllm.inject import WIDER
 from sharedllm.methods.encoder_decoder import CrossConfig
 from sharedllm.methods.estimate import cache_bytes
 from sharedllm.methods.streaming import BLOCK, Streaming
 from sharedllm.projection import MERGED
 from sharedllm.reader import Reader
-from sharedllm.relevance import ASKING_TOKENS, search_layer
+from sharedllm.relevance import ASKING_TOKENS
 
 METHODS = ("full", "shared", "streaming", "encoder-decoder")
 
@@ -229,6 +229,6 @@ def _search(shape: Shape, tokens: int, config: SharedConfig) -> tuple[int, int]:
     packed = sum(
         count * sum(x.nbytes for x in (kept.values, kept.value_low, kept.value_step)) for count, kept in layouts
     )
-    below = search_layer(config)
+    below = config.representing_layer
     asking = forward(shape, Q, pairs(Q), below) + 2 * (shape.query_weights + 2 * shape.key_weights) * Q
     return asking + 2 * stored * K * Q, 2 * packed // M

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sharedllm.encoder import Encoded
+from sharedllm.encoded import Encoded
 
 
 def encoded(llm, ids, every_token=False):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sharedllm import Context, SharedConfig, SharedLLM, UsageError
-from sharedllm.memory import find, gather_slots
+from sharedllm.memory import find, gather_slots, not_read_again
 from sharedllm.tree import candidate_tokens
 from tests.conftest import CONFIG, tokens
 from tests.contexts import assert_one_sentence, assert_same_chunks, chunks_of, encoded, same
@@ -86,7 +86,7 @@ def test_stored_candidates_serve_any_search_as_all_tokens_would(make, depth, sea
         for question in [None, *questions]:
             (leaves,), (other,) = (find([b], llm.config, question) for b in (block, whole))
             assert torch.equal(leaves.leaves, other.leaves)
-            found, expected = (gather_slots(b, leaves) for b in (block, whole))
+            found, expected = (gather_slots(b, leaves, not_read_again) for b in (block, whole))
             assert set(found[3].tolist()) <= set(block.tokens[0].tolist())
             for a, b in zip(found, expected, strict=True):
                 assert torch.equal(a, b)

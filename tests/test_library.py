@@ -12,7 +12,8 @@ import torch
 
 import sharedllm.context
 from sharedllm import Context, Library, SharedConfig, SharedLLM, UsageError, WorkError
-from sharedllm.encoder import Encoded
+from sharedllm.encoded import Encoded
+from sharedllm.reader import AS_SET, Stored
 from sharedllm.store import writing
 from tests.conftest import CONFIG, tokens
 from tests.contexts import assert_one_sentence, assert_same_chunks, encoded, files, segments
@@ -140,10 +141,12 @@ def test_a_plan_says_what_will_be_read_and_written(llm, library):
 def test_the_layout_of_a_chunk_is_that_of_an_encoded_one(make, changes):
     llm = make(dataclasses.replace(CONFIG, **changes))
     for n in (1, 5, 16):
-        planned, real = llm.reader.layout(n), llm.reader.encode_rows(tokens(n)[None].int())
-        assert {k: (t.shape, t.dtype) for k, t in vars(planned).items()} == {
-            k: (t.shape, t.dtype) for k, t in vars(real).items()
-        }
+        for stored in (AS_SET, Stored(compact=True), Stored(whole=True, compact=True)):
+            planned = llm.reader.layout(n, stored)
+            real = llm.reader.encode_rows(tokens(n)[None].int(), stored=stored)
+            assert {k: (t.shape, t.dtype) for k, t in vars(planned).items()} == {
+                k: (t.shape, t.dtype) for k, t in vars(real).items()
+            }
 
 
 def test_a_library_of_another_model_or_settings_is_refused(make, library):
@@ -230,7 +233,7 @@ def test_a_question_loads_what_it_takes_in_and_no_more(make, tmp_path, monkeypat
     sizes = dict(injected_layers=4, chunk_length=1024, tree_depth=3, slots_per_leaf=8, search_layer=1)
     llm: SharedLLM = make(SharedConfig(**sizes, fine_chunks=1, read_chunks=2), head_dim=64)
     real = llm.reader.encode_rows
-    monkeypatch.setattr(llm.reader, "encode_rows", lambda ids, told, **_: Encoded.cat([real(ids[:1], told)] * len(ids)))
+    monkeypatch.setattr(llm.reader, "encode_rows", lambda ids, told, *_: Encoded.cat([real(ids[:1], told)] * len(ids)))
     Library(tmp_path / "c", llm).add("text", tokens(1024 * 32))
     size = sum(f.stat().st_size for f in segments(tmp_path / "c"))
     context = Context.load(tmp_path / "c", llm)

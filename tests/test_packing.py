@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sharedllm.encoder import Encoded
+from sharedllm.encoded import Encoded
 from sharedllm.packing import GROUP, group_of, pack_keys, pack_values, unpack
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sharedllm import SharedLLM, UsageError
 from sharedllm.architectures import linear_weights
-from sharedllm.inject import Place
+from sharedllm.branch import Place
 from tests.conftest import CONFIG, byte_tokenizer, hooks, randomize, tiny_model, tokens
 
 IDS = tokens(6, 1)[None]

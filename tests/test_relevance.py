@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sharedllm.memory import find
-from sharedllm.relevance import compare, near_parts, node_scores, priors, search_layer, token_reps
+from sharedllm.relevance import compare, near_parts, node_scores, priors, token_reps
 from sharedllm.tree import tree_borders
 from tests.conftest import CONFIG, tokens
 
@@ -28,7 +28,7 @@ def test_scores_of_all_nodes_are_sums_of_best_cosines(make):
     context = encoded(llm, tokens(16 * 3 + 5, 1))
     question = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
     chunks = [b[i : i + 1] for b in context.blocks for i in range(len(b.lengths))]
-    reps = [token_reps(c.values_of(search_layer(llm.config)))[0] for c in chunks]
+    reps = [token_reps(c.values_of(llm.config.representing_layer))[0] for c in chunks]
     mean = torch.cat(reps).mean(0)
     levels = [
         node_scores(near.spans(tree_borders(block.lengths, 2)), near.by)

@@ -10,7 +10,7 @@ import torch
 from sharedllm import Context, UsageError
 from sharedllm.resolution import Resolution
 from tests.conftest import CONFIG, tokens
-from tests.contexts import assert_one_sentence, encoded
+from tests.contexts import encoded
 from tests.test_generate import counted
 
 FINE = dataclasses.replace(CONFIG, fine_chunks=1, read_chunks=3)
@@ -51,13 +51,15 @@ def test_an_answer_says_how_much_it_read(llm):
     assert llm.answer(context, QUESTION, 2, fine_chunks=99).slots == context.tokens
 
 
-def test_what_a_context_does_not_store_is_refused(make, llm):
+def test_what_a_context_does_not_store_is_read_again(make, llm, monkeypatch):
     coarse = make(dataclasses.replace(CONFIG, slots_per_leaf=4, chunk_length=32))
-    context = encoded(coarse, tokens(32 * 3 + 5))
-    for change in ({"fine_chunks": 1}, {"slots_per_leaf": 5}):
-        with pytest.raises(UsageError, match=r"does not keep.*fine_chunks is at least 1") as error:
-            coarse.answer(context, QUESTION, 2, **change)
-        assert_one_sentence(error)
+    context, window = encoded(coarse, tokens(32 * 3 + 5)), tokens(8, 3)[None]
+    reads = counted(monkeypatch, coarse.lower, "encode")
+    for change, chunks, slots in (({"fine_chunks": 1}, 1, 12 * 2 + 5 + 32), ({"slots_per_leaf": 5}, 3, 3 * 15 + 5)):
+        context.again.clear()
+        reads.clear()
+        memory = coarse.recall(context, window, resolution=Resolution(**change))
+        assert len(reads) <= chunks and int(memory.mask.sum()) == slots + 1
     assert coarse.answer(context, QUESTION, 2, read_chunks=1).slots < coarse.answer(context, QUESTION, 2).slots
     for change in ({"fine_chunks": -1}, {"slots_per_leaf": 0}, {"read_chunks": -2}):
         with pytest.raises(UsageError, match=next(iter(change))):

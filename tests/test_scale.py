@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sharedllm import SharedConfig, SharedLLM
-from sharedllm.inject import WIDER
+from sharedllm.branch import WIDER
 from sharedllm.methods import create
 from sharedllm.methods.encoder_decoder import CrossConfig, EncoderDecoder
 from sharedllm.projection import MERGED

@@ -108,7 +108,7 @@ def test_a_store_from_before_layers_could_be_skipped_loads(llm, tmp_path):
     context.save(tmp_path / "c")
     manifest = tmp_path / "c" / "context.json"
     about = json.loads(manifest.read_text())
-    assert (about.pop("skipped_layers"), about.pop("compared_layer")) == (0, -1)
+    assert (about.pop("skipped_layers"), about.pop("compared_layer"), about.pop("compact")) == (0, -1, 0)
     manifest.write_text(json.dumps({**about, "version": 4}))
     assert_same_chunks(Context.load(tmp_path / "c", llm), context)
 

@@ -87,7 +87,7 @@ BROKEN = {
     "context.json is a list": (UsageError, lambda f: (f / "context.json").write_text("[1]")),
     "another format": (UsageError, edit(format="other")),
     "an older version": (UsageError, edit(version=1)),
-    "a newer version": (UsageError, edit(version=6)),
+    "a newer version": (UsageError, edit(version=7)),
     "no version": (UsageError, edit(version=None)),
     "no model": (WorkError, edit(model=None)),
     "no chunk_length": (WorkError, edit(chunk_length=None)),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sharedllm import SharedLLM
 from sharedllm.data.needles import draw_needles
-from sharedllm.encoder import LowerModel
+from sharedllm.encoder import LowerModel, Wanted
 from sharedllm.prompts import Prompt
 
 C = 1024
@@ -58,7 +58,7 @@ def representations(llm: SharedLLM, ids_XC: Tensor) -> dict[str, Tensor]:
     handles = [llm.parts.layers[n - 1].register_forward_hook(keep(f"hidden state after layer {n}")) for n in HIDDEN]
     try:
         for row in ids_XC:
-            block = lower.encode(row[None], torch.tensor([len(row)]), every, every[:, :0])
+            block = lower.encode(row[None], torch.tensor([len(row)]), Wanted(every, every[:, :0]))
             for layer in STORED:
                 for name, x in (("keys", block.keys), ("values", block.values)):
                     found.setdefault(f"{name} of layer {layer}", []).append(x[layer].float().transpose(1, 2).flatten(2))

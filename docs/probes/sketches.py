@@ -20,7 +20,7 @@ from sharedllm import SharedLLM
 from sharedllm.collection.sketch import by_token
 from sharedllm.data.needles import Needle, draw_needles
 from sharedllm.prompts import Prompt
-from sharedllm.relevance import search_layer, token_reps
+from sharedllm.relevance import token_reps
 
 TEXTS = ("python-library", "python-reference", "debian-manuals", "anarchist-faq")
 EACH, QUESTIONS, C = 40, 120, 1024
@@ -101,7 +101,7 @@ WAYS: dict[str, Way] = {
 def main() -> None:
     llm = SharedLLM.from_pretrained(adapter="none")
     ids, needles, gold = documents(llm, Path(sys.argv[1]))
-    layer = search_layer(llm.config)
+    layer = llm.config.representing_layer
     values = [token_reps(llm.lower.values(row[None], None, layer))[0] for row in ids]
     asked = []
     for needle in needles:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sharedllm.branch import Memory
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
 from sharedllm.explain import Passage, chunks_read, finest
-from sharedllm.inject import Memory
 from sharedllm.prompts import Answer, Prompt
 from sharedllm.quote import with_quotes
 from sharedllm.recall import settings_of

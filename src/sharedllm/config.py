@@ -60,7 +60,7 @@ class SharedConfig:
     split_noise: float = 0.05
     """Standard deviation of the split point in training, as a share of the node's length."""
     positions: str = "chunk"
-    """Where rotary positions of the slots come from; see `inject.slot_positions`."""
+    """Where rotary positions of the slots come from; see `memory.slot_positions`."""
     null_slot: bool = True
     """A learned logit with zero value a head, so that a head may attend to nothing."""
     null_growth: bool = False
@@ -144,9 +144,15 @@ class SharedConfig:
         return self.injected_layers - self.skipped_layers
 
     @property
-    def compared_layer(self) -> int:
-        """The skipped layer whose values are kept all the same, for questions to be compared with; -1: none."""
-        return self.search_layer if self.search_by == "tokens" and self.search_layer < self.skipped_layers else -1
+    def representing_layer(self) -> int:
+        """The layer, counted from 0, whose values represent a token in the search by `tokens`."""
+        return min(self.search_layer, self.injected_layers - 1)
+
+    def compared_layer(self, compact: bool) -> int:
+        """The layer whose values are kept apart for questions to be compared with, since they are not kept with the slots:
+        it is skipped, or a `compact` context keeps few of its tokens. -1: none."""
+        apart = self.search_by == "tokens" and (compact or self.representing_layer < self.skipped_layers)
+        return self.representing_layer if apart else -1
 
     @property
     def slots_per_chunk(self) -> int:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sharedllm.config import SharedConfig
-from sharedllm.encoder import SEARCHED, Encoded
+from sharedllm.encoded import SEARCHED, Encoded
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.keep import Keep, Span, clipped, merged, shifted
 from sharedllm.manifest import STORED_UNDER, VERSION_2_SLOTS, Document, Manifest, broken, read_about, shape_of
@@ -54,6 +54,8 @@ class Context:
         self.blocks: list[Encoded] = []
         self.ids = torch.empty(0, dtype=torch.int32)
         self.keep: list[Span] = []
+        self.again: dict[int, Encoded] = {}
+        """Chunks that were read again for a question, by their numbers; see `Reader.again`."""
 
     @property
     def tokens(self) -> int:
@@ -78,13 +80,19 @@ class Context:
         return sum(int(found.taken().sum()) for found in find(self.blocks, config, keep=self.keep))
 
     @property
+    def compact(self) -> bool:
+        """Whether of each chunk only the tokens are stored that its tree may choose, and of all what a question is compared
+        with. What a question takes in besides, a chunk that is read whole above all, is read again from the token ids."""
+        return bool(self.shape["compact"])
+
+    @property
     def nbytes(self) -> int:
         """Bytes kept: all candidate slots, representations and token ids."""
         return sum(b.nbytes for b in self.blocks) + self.ids.numel() * self.ids.element_size()
 
     @property
     def config(self) -> SharedConfig:
-        return SharedConfig.from_dict({name: value for name, value in self.shape.items() if name != "compared_layer"})
+        return SharedConfig.from_dict({n: v for n, v in self.shape.items() if n not in ("compared_layer", "compact")})
 
     def append(self, more: str | Sequence[int] | Tensor, progress: Progress | None = None, keep: Keep = None) -> None:
         """Read on; the complete chunks before are not read again.
@@ -140,10 +148,9 @@ class Context:
             contexts = [reader.bind(context) for context in contexts]
         shapes = [context.shape for context in contexts]
         shape = {name: min(s[name] for s in shapes) for name in STORED_UNDER}
-        most = max(shapes, key=lambda s: s["skipped_layers"])
-        shape |= {name: most[name] for name in ("skipped_layers", "compared_layer")}
+        shape |= {name: max(s[name] for s in shapes) for name in ("skipped_layers", "compared_layer", "compact")}
         for name in STORED_UNDER:
-            if name not in (*LAYERS, "fine_chunks") and any(s[name] != shape[name] for s in shapes):
+            if name not in (*LAYERS, "fine_chunks", "compact") and any(s[name] != shape[name] for s in shapes):
                 raise UsageError(f"the contexts were made with different {name}; encode them with one adapter.")
         if len({context.fingerprint for context in contexts}) > 1:
             raise UsageError("the contexts were made with different models; encode them with one.")
@@ -244,7 +251,8 @@ class Context:
                 scales = [(M, X, K, -(-P // min(GROUP, max(P, 1))), D)] * 2 + [(M, X, K, P, 1)] * 2
             searched: Sequence[tuple[int, ...]] = [(X, 0)] * 3
             if self.shape["compared_layer"] >= 0:
-                searched = [kept[0][1:], *(scale[1:] for scale in scales[2:])]
+                Z = int(block.lengths[0]) if self.compact else P
+                searched = [(*s[1:3], Z, *s[4:]) if len(s) == 5 else s[1:] for s in (kept[1], *scales[2:])]
             expected = [(X,), (X, P), *kept, *scales, (X, R), (X, R, E), *searched]
             if [tuple(tensor.shape) for tensor in vars(block).values()] != expected:
                 raise WorkError("the parts of the context do not fit together; encode the text again.")

@@ -22,7 +22,7 @@ from sharedllm.errors import UsageError, WorkError
 from sharedllm.keep import Keep, Span
 from sharedllm.manifest import LOCK, MANIFEST, Document, Manifest, find_document, read_manifest
 from sharedllm.model import SharedLLM
-from sharedllm.reader import chunk_runs
+from sharedllm.reader import Stored, chunk_runs
 from sharedllm.store import chunk_kind, chunk_name, writing
 
 Text = str | Sequence[int] | Tensor
@@ -48,9 +48,13 @@ class Library:
         UsageError: the folder holds something else, or was made with another model or other settings.
     """
 
-    def __init__(self, folder: str | Path, llm: SharedLLM | None = None) -> None:
-        """Without `llm` documents can be listed and removed, not added."""
-        self.folder, self.llm = Path(folder), llm
+    def __init__(self, folder: str | Path, llm: SharedLLM | None = None, compact: bool | None = None) -> None:
+        """Without `llm` documents can be listed and removed, not added.
+
+        Args:
+            compact: as for `SharedLLM.read`; None: as what is there, and not in a new folder.
+        """
+        self.folder, self.llm, self.compact = Path(folder), llm, compact
         self._check(self._manifest())
 
     @property
@@ -94,10 +98,9 @@ class Library:
         texts = self._tokenised(documents, keep)
         self._check(self._manifest())
         with writing(self.folder) as store:
-            reader = self._llm.reader
+            reader, here = self._llm.reader, self._empty()
             if store.manifest is None:
-                context = reader.new_context()
-                store.manifest = Manifest(context.fingerprint, context.shape)
+                store.manifest = Manifest(here.fingerprint, here.shape)
             self._check(store.manifest)
             plan = self._plan(texts, store.stored)
             if plan.bytes > (free := shutil.disk_usage(self.folder).free):
@@ -113,7 +116,7 @@ class Library:
                     progress(done, plan.new_tokens)
 
             for chunks, ids, whole in self._missing(texts, store.stored):
-                store.put(chunks, ids, reader.encode_rows(ids, told, whole=whole))
+                store.put(chunks, ids, reader.encode_rows(ids, told, Stored(whole=whole, compact=here.compact)))
                 store.commit()
             new = {
                 name: Document(len(ids), [chunk for chunk, _, _ in self._chunks(ids, spans)], spans)
@@ -163,9 +166,11 @@ class Library:
         """Raise `UsageError` where this model's chunks would not fit those that are there."""
         if manifest is None or self.llm is None:
             return
-        here = self.llm.reader.new_context()
+        here = self._empty()
         if manifest.model != here.fingerprint:
             raise UsageError(f"the context in {self.folder} was made with another model; choose another folder.")
+        if here.compact != bool(manifest.shape["compact"]):
+            raise UsageError(f"the context in {self.folder} is not compact and stays so; choose another folder.")
         for name, stored in manifest.shape.items():
             same = bool(stored) == bool(here.shape[name]) if name == "fine_chunks" else stored == here.shape[name]
             if not same:
@@ -174,6 +179,12 @@ class Library:
                     f"{here.shape[name]}; choose another folder."
                 )
 
+    def _empty(self) -> Context:
+        """A context of the kind that is asked for, or else is there."""
+        manifest, reader = self._manifest(), self._llm.reader
+        there = manifest is not None and bool(manifest.shape["compact"])
+        return reader.new_context(there if self.compact is None else self.compact)
+
     def _tokenised(self, documents: Mapping[str, Text], keep: Mapping[str, Keep] | None) -> dict[str, Tokenised]:
         reader = self._llm.reader
         return {name: reader.tokenised(text, (keep or {}).get(name)) for name, text in documents.items()}
@@ -181,9 +192,11 @@ class Library:
     def _chunks(self, ids: Tensor, spans: Sequence[Span]) -> Iterator[tuple[str, Tensor, bool]]:
         """Name and token ids [n] of each chunk of a document, and whether it holds a kept token."""
         reader = self._llm.reader
-        here = reader.new_context()
+        here = self._empty()
         for rows, whole in chunk_runs(ids, reader.config.chunk_length, spans):
-            kind = chunk_kind(reader.layout(rows.shape[1], whole), here.fingerprint, here.shape)
+            kind = chunk_kind(
+                reader.layout(rows.shape[1], Stored(whole=whole, compact=here.compact)), here.fingerprint, here.shape
+            )
             yield from ((chunk_name(kind, row), row, whole) for row in rows)
 
     def _missing(self, texts: Mapping[str, Tokenised], stored: set[str]) -> Iterator[tuple[list[str], Tensor, bool]]:
@@ -191,7 +204,7 @@ class Library:
 
         They are of one document and of one length.
         """
-        reader, known = self._llm.reader, set(stored)
+        reader, known, compact = self._llm.reader, set(stored), self._empty().compact
         for ids, spans in texts.values():
             new: dict[tuple[int, bool], dict[str, Tensor]] = {}
             for chunk, row, whole in self._chunks(ids, spans):
@@ -199,12 +212,12 @@ class Library:
                     new.setdefault((len(row), whole), {})[chunk] = row
                     known.add(chunk)
             for (n, whole), rows in new.items():
-                most, chunks = segment_chunks(reader.layout(n, whole)), list(rows)
+                most, chunks = segment_chunks(reader.layout(n, Stored(whole=whole, compact=compact))), list(rows)
                 for some in (chunks[i : i + most] for i in range(0, len(chunks), most)):
                     yield some, torch.stack([rows[chunk] for chunk in some]), whole
 
     def _plan(self, texts: Mapping[str, Tokenised], stored: set[str]) -> Plan:
-        groups = [(ids, whole) for _, ids, whole in self._missing(texts, stored)]
-        layout = self._llm.reader.layout
-        size = sum(len(ids) * (layout(ids.shape[1], whole).nbytes + 4 * ids.shape[1]) for ids, whole in groups)
+        compact, layout = self._empty().compact, self._llm.reader.layout
+        groups = [(ids, Stored(whole=whole, compact=compact)) for _, ids, whole in self._missing(texts, stored)]
+        size = sum(len(ids) * (layout(ids.shape[1], kept).nbytes + 4 * ids.shape[1]) for ids, kept in groups)
         return Plan(sum(len(ids) for ids, _ in texts.values()), sum(ids.numel() for ids, _ in groups), size)

@@ -15,8 +15,14 @@ from sharedllm.files import replaceable
 from sharedllm.keep import Span, merged
 
 FORMAT = "sharedllm-context"
-VERSION = 5
-READ = (2, 3, 4, VERSION)  # 4 skipped no layers, 3 kept no spans, 2 had one text and no manifest
+VERSION = 6
+READ = (
+    2,
+    3,
+    4,
+    5,
+    VERSION,
+)  # 5 was never compact, 4 skipped no layers, 3 kept no spans, 2 had one text and no manifest
 MANIFEST, LOCK, UNFINISHED = "context.json", ".lock", ".unfinished"
 VERSION_2_SLOTS = "slots.safetensors"
 STORED_UNDER = (
@@ -27,7 +33,9 @@ STORED_UNDER = (
     "tree_depth",
     "slots_per_leaf",
     "fine_chunks",
+    "compact",
 )
+OLDER = {"skipped_layers": 0, "compared_layer": -1, "compact": 0}  # what earlier versions do not say
 
 
 @dataclass
@@ -84,7 +92,7 @@ class Manifest:
 
 def shape_of(about: dict[str, Any]) -> dict[str, int]:
     """The settings by the names in `STORED_UNDER` that a manifest of any version says."""
-    return {name: int({"skipped_layers": 0, "compared_layer": -1, **about}[name]) for name in STORED_UNDER}
+    return {name: int({**OLDER, **about}[name]) for name in STORED_UNDER}
 
 
 def read_about(folder: Path) -> dict[str, Any]:

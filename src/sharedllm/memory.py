@@ -6,7 +6,7 @@ S slots, B rows, Q tokens of a question, R size of a representation (see `releva
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharedllm.architectures import Parts, rotate
+from sharedllm.branch import WIDER, Memory
 from sharedllm.config import SharedConfig
-from sharedllm.encoder import Encoded
-from sharedllm.inject import WIDER, Memory
+from sharedllm.encoded import Encoded
+from sharedllm.errors import UsageError
 from sharedllm.keep import Span, span_mask
 from sharedllm.relevance import near_parts, nearest_spans, node_scores, priors, span_scores
 from sharedllm.tree import search, slot_tokens, tree_borders
@@ -146,12 +147,34 @@ def _every(tokens: Tensor) -> Tensor:
     return torch.arange(tokens.shape[1], device=tokens.device).repeat(len(tokens), 1)
 
 
-def gather_slots(encoded: Encoded, found: Found) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Keys, values [M, K, S, D] of the slots in text order, with their chunk (from 0) and token [S]."""
+def gather_slots(
+    encoded: Encoded, found: Found, again: Callable[[int], Encoded]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys, values [M, K, S, D] of the slots in text order, with their chunk (from 0) and token [S].
+
+    Args:
+        again: gives a chunk of the block with every token, where not all that are taken are stored.
+    """
     taken = found.taken()
     chunk_S, token_S = taken.nonzero(as_tuple=True)
-    place = torch.searchsorted(encoded.tokens, _every(taken))
-    return *encoded.at(chunk_S, place[chunk_S, token_S]), chunk_S, token_S
+    at_XC = torch.searchsorted(encoded.tokens, _every(taken)).clamp(max=encoded.tokens.shape[1] - 1)
+    stored_XC = encoded.tokens.gather(1, at_XC) == _every(taken)
+    keys, values = encoded.at(chunk_S, at_XC[chunk_S, token_S])
+    for x in (taken & ~stored_XC).any(1).nonzero().flatten().tolist():
+        here = chunk_S == x
+        whole = again(x).to(keys.device)
+        keys[:, :, here], values[:, :, here] = whole.at(torch.zeros_like(token_S[here]), token_S[here])
+    return keys, values, chunk_S, token_S
+
+
+def not_read_again(chunk: int) -> Encoded:
+    """For contexts that store all that may be taken."""
+    raise UsageError(f"not all that is taken of chunk {chunk} is stored, and there is no model to read it again with.")
+
+
+def _counted_on(again: Callable[[int], Encoded], before: int) -> Callable[[int], Encoded]:
+    """The same of the chunks of a block that `before` others stand before."""
+    return lambda chunk: again(before + chunk)
 
 
 def select_slots(
@@ -161,14 +184,19 @@ def select_slots(
     noise: float = 0.0,
     generator: torch.Generator | None = None,
     keep: Sequence[Span] = (),
+    again: Callable[[int], Encoded] = not_read_again,
 ) -> Slots | None:
-    """Search all chunks of one context and take their slots; None when there are no chunks."""
+    """Search all chunks of one context and take their slots; None when there are no chunks.
+
+    Args:
+        again: gives a chunk, by its number from 0, with every token, where not all that are taken are stored.
+    """
     if not blocks:
         return None
     parts, added, before = [], [], 0
     searched = find(blocks, config, question_QR, noise, generator, keep)
     for block, found in zip(blocks, searched, strict=True):
-        keys, values, chunk, token = gather_slots(block, found)
+        keys, values, chunk, token = gather_slots(block, found, _counted_on(again, before))
         parts.append((keys, values, chunk + before + 1, token))
         if (prior := found.prior(chunk, token)) is not None:
             added.append(prior)

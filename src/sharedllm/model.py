@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from sharedllm import adapter as adapters
 from sharedllm import answering
 from sharedllm.architectures import Parts
+from sharedllm.branch import Memory
 from sharedllm.config import SharedConfig, check_choice
 from sharedllm.context import Context, Progress
 from sharedllm.encoder import LowerModel
 from sharedllm.errors import UsageError
 from sharedllm.explain import Passage
 from sharedllm.hardware import DTYPES, choose_device, choose_dtype
-from sharedllm.inject import Injection, Memory
+from sharedllm.inject import Injection
 from sharedllm.keep import Keep
 from sharedllm.loading import fingerprint, load_model, moved
 from sharedllm.prompts import Answer
@@ -59,7 +60,7 @@ class SharedLLM(Published):
         self.model, self.tokenizer, self.config, self.name = model, tokenizer, config, name
         self.adapter = "none"
         self.fingerprint = fingerprint(model, self.parts)
-        self.lower = LowerModel(self.parts, config.injected_layers, config.skipped_layers, config.compared_layer)
+        self.lower = LowerModel(self.parts, config.injected_layers, config.skipped_layers)
         self.reader = Reader(self.lower, config, self.fingerprint, tokenizer)
         self.injection = Injection(self.parts, config)
         self.lower.apart = lambda: self.injection.reading(None)
@@ -133,7 +134,13 @@ class SharedLLM(Published):
         self._attached = False
         return self.model
 
-    def read(self, text: str | Sequence[int] | Tensor, progress: Progress | None = None, keep: Keep = None) -> Context:
+    def read(
+        self,
+        text: str | Sequence[int] | Tensor,
+        progress: Progress | None = None,
+        keep: Keep = None,
+        compact: bool = False,
+    ) -> Context:
         """Read a text (or token ids) once.
 
         A text that fits the model's window is only tokenised: `ask` hands it to the plain model.
@@ -142,11 +149,12 @@ class SharedLLM(Published):
             progress: called with tokens read and tokens in all.
             keep: what every question takes in whole: ranges of characters, [(start, end), ...] (of token ids: of
                 tokens), or `tags` for what stands between `<keep>` and `</keep>`, which are not read themselves.
+            compact: keep a quarter of the bytes; each question then reads the chunk it takes in whole again.
         Raises:
             UsageError: text without a tokenizer, ids outside the vocabulary, or `keep` fits not.
         """
         self._check_attached()
-        context = self.reader.new_context()
+        context = self.reader.new_context(compact)
         self.reader.append(context, text, progress, keep)
         return context
 
@@ -250,12 +258,11 @@ class SharedLLM(Published):
         model reads it.
 
         Args:
-            slots_per_leaf, fine_chunks, read_chunks, quoted_tokens: as in `SharedConfig`, for this question alone, from what the
-                context stores; None: as the adapter was trained.
+            slots_per_leaf, fine_chunks, read_chunks, quoted_tokens: as in `SharedConfig`, for this question alone; None: as the
+                adapter was trained. A chunk of which they need more than the context stores is read again.
             kwargs: whatever the model's own `generate` takes.
         Raises:
-            UsageError: an empty question, no tokenizer, `max_new_tokens` below 1, or settings that the context
-                does not store enough for.
+            UsageError: an empty question, no tokenizer, `max_new_tokens` below 1, or settings out of range.
         """
         self._check_attached()
         resolution = Resolution(slots_per_leaf, fine_chunks, read_chunks, quoted_tokens)

@@ -11,9 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sharedllm.encoder import LAYERED, Encoded
+from sharedllm.encoded import LAYERED, Encoded
 from sharedllm.processes import Processes
-from sharedllm.reader import Reader
+from sharedllm.reader import AS_SET, Reader, Stored
+
+ASKED = 2 + len(Stored._fields)  # numbers that say what the others are to read
 
 
 class ParallelReader(Reader):
@@ -31,15 +33,14 @@ class ParallelReader(Reader):
         self,
         ids_XC: Tensor,
         told: Callable[[int], None] | None = None,
-        every_token: bool = False,
-        whole: bool = False,
+        stored: Stored = AS_SET,
     ) -> Encoded:
         """Encode this process's share of the chunks, and gather those of the others."""
         X, each = len(ids_XC), -(-len(ids_XC) // self.processes.count)
         # All processes encode as many: where chunks run out, the last one again. So what they send has one shape, and they
         # call the model's layers alike, as FSDP needs.
         mine = torch.arange(self.processes.index * each, (self.processes.index + 1) * each).clamp(max=X - 1)
-        encoded = gathered(self.processes, super().encode_rows(ids_XC[mine], None, every_token, whole))[:X]
+        encoded = gathered(self.processes, super().encode_rows(ids_XC[mine], None, stored))[:X]
         if told is not None:
             told(ids_XC.numel())
         return encoded
@@ -58,29 +59,28 @@ class LeadingReader(ParallelReader):
         self,
         ids_XC: Tensor,
         told: Callable[[int], None] | None = None,
-        every_token: bool = False,
-        whole: bool = False,
+        stored: Stored = AS_SET,
     ) -> Encoded:
         device = self.processes.device
-        self.processes.broadcast(torch.tensor([*ids_XC.shape, every_token, whole], device=device))
+        self.processes.broadcast(torch.tensor([*ids_XC.shape, *stored], device=device))
         self.processes.broadcast(ids_XC.to(device))
-        return super().encode_rows(ids_XC, told, every_token, whole)
+        return super().encode_rows(ids_XC, told, stored)
 
     def end(self) -> None:
         """Let the others go."""
-        self.processes.broadcast(torch.zeros(4, dtype=torch.long, device=self.processes.device))
+        self.processes.broadcast(torch.zeros(ASKED, dtype=torch.long, device=self.processes.device))
 
 
 def follow(reader: ParallelReader) -> None:
     """Encode shares of what the main process's `LeadingReader` reads, and keep nothing, until it ends."""
     processes = reader.processes
     while True:
-        asked = processes.broadcast(torch.zeros(4, dtype=torch.long, device=processes.device))
-        X, n, every_token, whole = asked.tolist()
+        asked = processes.broadcast(torch.zeros(ASKED, dtype=torch.long, device=processes.device))
+        X, n, *stored = asked.tolist()
         if not X:
             return
         ids_XC = processes.broadcast(torch.zeros(X, n, dtype=torch.int32, device=processes.device))
-        reader.encode_rows(ids_XC.cpu(), every_token=bool(every_token), whole=bool(whole))
+        reader.encode_rows(ids_XC.cpu(), stored=Stored(*map(bool, stored)))
 
 
 def gathered(processes: Processes, encoded: Encoded) -> Encoded:

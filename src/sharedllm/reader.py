@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sharedllm.config import SharedConfig
 from sharedllm.context import LAYERS, MERGED_CHUNKS, Context, Progress, layers_of
-from sharedllm.encoder import Encoded, LowerModel
+from sharedllm.encoded import Encoded
+from sharedllm.encoder import LowerModel, Wanted
 from sharedllm.errors import UsageError
 from sharedllm.hardware import chunk_batch
 from sharedllm.keep import Keep, Span, checked, clipped, keep_spans, merged, shifted, span_mask
 from sharedllm.manifest import STORED_UNDER
 from sharedllm.tree import candidate_tokens, tree_borders
+
+REMEMBERED = 8  # chunks of a context that were read again for a question: as many as one question may take in whole
 
 
 def chunk_rows(ids: Tensor, length: int) -> Iterator[Tensor]:
@@ -39,15 +42,33 @@ def chunk_runs(ids: Tensor, length: int, keep: Sequence[Span]) -> Iterator[tuple
             yield some, whole
 
 
+class Stored(NamedTuple):
+    """Which tokens of a chunk are stored."""
+
+    every_token: bool = False
+    """Every one, as it was computed: for training, where split points are noisy."""
+    whole: bool = False
+    """Every one, in the bits of the settings: the chunk holds kept spans, or is taken in whole."""
+    compact: bool = False
+    """No more than the candidates, and of all what a question is compared with; see `Context.compact`."""
+
+
+AS_SET = Stored()
+"""What the settings say, in a context that is not compact."""
+
+
 class Reader:
     """Fills contexts by the lower model; memory grows with the slots kept, not with the text."""
 
     def __init__(self, lower: LowerModel, config: SharedConfig, fingerprint: str, tokenizer: Any) -> None:
         self.lower, self.config, self.fingerprint, self.tokenizer = lower, config, fingerprint, tokenizer
 
-    def new_context(self) -> Context:
-        """An empty context of this model."""
-        return Context(self, self.fingerprint, {name: getattr(self.config, name) for name in STORED_UNDER})
+    def new_context(self, compact: bool = False) -> Context:
+        """An empty context of this model; see `Context.compact`."""
+        config = self.config
+        compact = compact and config.fine_chunks > 0  # else no more than the candidates are stored anyway
+        about = {**config.to_dict(), "compared_layer": config.compared_layer(compact), "compact": int(compact)}
+        return Context(self, self.fingerprint, {name: about[name] for name in STORED_UNDER})
 
     def append(
         self,
@@ -77,13 +98,15 @@ class Reader:
             return context
         if context.fingerprint != self.fingerprint:
             raise UsageError("the context was made with another model; encode the text again with this one.")
+        shape = self.new_context().shape
         for name, stored in context.shape.items():
-            here = getattr(self.config, name)
+            here = shape[name]
             richer = {
                 "injected_layers": stored > here,
                 "skipped_layers": stored < here,
-                "compared_layer": here < 0 or context.shape["skipped_layers"] <= here,
+                "compared_layer": self._compares(context.shape),
                 "fine_chunks": stored > 0,
+                "compact": True,
             }.get(name)
             if stored != here and not richer:
                 raise UsageError(
@@ -100,9 +123,16 @@ class Reader:
         context.reader = self
         return context
 
+    def _compares(self, shape: dict[str, int]) -> bool:
+        """Whether a context of this shape has what this adapter's questions are compared with."""
+        if self.config.search_by == "last":
+            return True
+        needed, apart = self.config.representing_layer, shape["compared_layer"]
+        return apart == needed or (apart < 0 and shape["skipped_layers"] <= needed)
+
     def _narrow(self, context: Context) -> None:
         """Leave in a context only the layers that this adapter needs."""
-        needed = {name: getattr(self.config, name) for name in LAYERS}
+        needed = {name: self.new_context(context.compact).shape[name] for name in LAYERS}
         context.blocks = layers_of(context.blocks, context.shape, needed)
         context.shape = {**context.shape, **needed}
 
@@ -121,6 +151,7 @@ class Reader:
             self._narrow(context)
         if context.blocks and int(context.blocks[-1].lengths[-1]) < C:
             context.blocks.pop()
+            context.again.pop(context.chunks, None)
         done, total = context.encoded_tokens, context.tokens
 
         def told(tokens: int) -> None:
@@ -132,34 +163,47 @@ class Reader:
         place = context.blocks[0].lengths.device if context.blocks else self.lower.device
         for rows, whole in chunk_runs(context.ids[done:], C, clipped(context.keep, done, total)):
             for some in rows.split(MERGED_CHUNKS):
-                context.blocks.append(self.encode_rows(some, told, every_token, whole).to(place))
+                stored = Stored(every_token, whole, context.compact)
+                context.blocks.append(self.encode_rows(some, told, stored).to(place))
 
     @torch.no_grad()
     def encode_rows(
         self,
         ids_XC: Tensor,
         told: Callable[[int], None] | None = None,
-        every_token: bool = False,
-        whole: bool = False,
+        stored: Stored = AS_SET,
     ) -> Encoded:
         """Encode chunks of one length, as many side by side as memory holds.
 
         Args:
             told: hears how many tokens were read.
-            every_token: as for `encode`.
-            whole: store every token all the same, in the bits of the settings: the chunks hold kept spans.
+            stored: what is kept of them.
         """
-        n = ids_XC.shape[1]
-        tokens, reps = self._kept(n, every_token, whole)
+        n, device = ids_XC.shape[1], self.lower.device
+        kept = self._kept(n, stored)
+        compared = self.config.compared_layer(stored.compact)
+        bits = 16 if stored.every_token else self.config.stored_bits
         done = []
         for rows in ids_XC.split(self.side_by_side(n)):
-            lengths = torch.full((len(rows),), n, device=self.lower.device)
-            stored, told_of = (t.to(self.lower.device).expand(len(rows), -1).contiguous() for t in (tokens, reps))
-            bits = 16 if every_token else self.config.stored_bits
-            done.append(self.lower.encode(rows.to(self.lower.device, torch.long), lengths, stored, told_of, bits))
+            lengths = torch.full((len(rows),), n, device=device)
+            tokens, reps, some = (t.to(device).expand(len(rows), -1).contiguous() for t in kept)
+            wanted = Wanted(tokens, reps, bits, compared, some)
+            done.append(self.lower.encode(rows.to(device, torch.long), lengths, wanted))
             if told is not None:
                 told(rows.numel())
         return Encoded.cat(done)
+
+    @torch.no_grad()
+    def again(self, context: Context, chunk: int) -> Encoded:
+        """A chunk of a context, by its number from 0, read once more with every token; the last few are remembered."""
+        if chunk not in context.again:
+            lengths = [n for block in context.blocks for n in block.lengths.tolist()]
+            start = sum(lengths[:chunk])
+            ids = context.ids[start : start + lengths[chunk]]
+            while len(context.again) >= REMEMBERED:
+                context.again.pop(next(iter(context.again)))
+            context.again[chunk] = self.encode_rows(ids[None], stored=Stored(whole=True))
+        return context.again[chunk]
 
     def side_by_side(self, n: int) -> int:
         """How many chunks of `n` tokens are read at once."""
@@ -175,31 +219,34 @@ class Reader:
         self.encode_rows(chunk)
         return chunk.numel() / (time.perf_counter() - started)
 
-    def layout(self, n: int, whole: bool = False) -> Encoded:
+    def layout(self, n: int, stored: Stored = AS_SET) -> Encoded:
         """What is kept of a chunk of `n` tokens, without its numbers: on torch's `meta` device."""
-        tokens, reps = self._kept(n, whole=whole)
+        tokens, reps, compared = self._kept(n, stored)
         parts = self.lower.parts
         keys = torch.empty(self.config.branches, 1, parts.kv_heads, len(tokens), parts.head_dim)
         keys = keys.to("meta", self.lower.dtype)
         none = keys.new_empty(*keys.shape[:2], 0)
         told = torch.empty(1, len(reps), parts.hidden_size, device="meta", dtype=self.lower.dtype)
         lengths, tokens, reps = (t.to("meta")[None] for t in (torch.tensor(n), tokens, reps))
-        searched = keys[0] if self.config.compared_layer >= 0 else none[0]
+        apart = self.config.compared_layer(stored.compact) >= 0
+        searched = keys.new_empty(1, parts.kv_heads, len(compared), parts.head_dim) if apart else none[0]
         kept = (keys, keys, none, none, none, none, reps, told, searched, none[0], none[0])
         return Encoded(lengths, tokens, *kept).packed(self.config.stored_bits)
 
-    def _kept(self, n: int, every_token: bool = False, whole: bool = False) -> tuple[Tensor, Tensor]:
-        """Which tokens of a chunk of `n` are stored, and which have a representation."""
-        depth = self.config.tree_depth
-        if every_token or whole or self.config.fine_chunks:
-            tokens = torch.arange(n)
-        else:
-            tokens = candidate_tokens(n, depth, self.config.slots_per_leaf)
+    def _kept(self, n: int, stored: Stored) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a chunk of `n` tokens those that are stored, those that have a representation, and those that are compared where
+        values are kept apart for it."""
+        depth, every = self.config.tree_depth, torch.arange(n)
+        tokens = compared = candidate_tokens(n, depth, self.config.slots_per_leaf)
+        if stored.every_token or stored.whole or (self.config.fine_chunks and not stored.compact):
+            tokens = compared = every
+        if stored.compact:
+            compared = every
         if self.config.search_by != "last":
-            return tokens, torch.arange(0)
-        if every_token:
-            return tokens, torch.arange(n)
-        return tokens, (tree_borders(torch.tensor([n]), depth)[0, 1:] - 1).clamp(min=0).unique()
+            return tokens, every[:0], compared
+        if stored.every_token:
+            return tokens, every, compared
+        return tokens, (tree_borders(torch.tensor([n]), depth)[0, 1:] - 1).clamp(min=0).unique(), compared
 
     def tokenised(self, text: str | Sequence[int] | Tensor, keep: Keep = None) -> tuple[Tensor, list[Span]]:
         """Token ids of a text, [n] int32, and the spans of them that are kept from compression.

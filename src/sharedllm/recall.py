@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sharedllm.branch import Memory
 from sharedllm.config import SharedConfig
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
-from sharedllm.inject import Memory
 from sharedllm.keep import Span
 from sharedllm.memory import build_memory, find, nearest_of, select_slots
 from sharedllm.resolution import AS_TRAINED, Resolution
@@ -46,7 +47,9 @@ def recalled(
         return None
     queries = llm.query(input_ids, attention_mask, question_mask) if search == "query" else [None] * len(rows)
     slots = [
-        None if c is None else select_slots(c.blocks, config, query, noise, generator, c.keep)
+        None
+        if c is None
+        else select_slots(c.blocks, config, query, noise, generator, c.keep, partial(llm.reader.again, c))
         for c, config, query in zip(rows, settings, queries, strict=True)
     ]
     like = torch.empty(0, dtype=llm.dtype, device=llm.device)
@@ -67,9 +70,9 @@ def settings_of(llm: SharedLLM, context: Context, resolution: Resolution = AS_TR
     """The settings that a question reads a context under; what of it is not encoded yet is encoded.
 
     Raises:
-        UsageError: it does not store what they need, or was made with another model or other settings.
+        UsageError: it was made with another model or other settings, or a value is out of range.
     """
     llm.reader.bind(context)
     if context.encoded_tokens < context.tokens:
         llm.reader.encode(context)
-    return resolution.settings(llm.config, context.blocks)
+    return resolution.settings(llm.config)

@@ -8,7 +8,7 @@ Two ways, `config.search_by`:
 - `last`: the method of arXiv 2603.04759. A node is represented by its last token, the question by its last
   token, both by the normed hidden state after the first layer; the score is their cosine.
 
-Shapes: X chunks of a block, P tokens stored a chunk, Q tokens of the question, F = 2^L finest spans of a
+Shapes: X chunks of a block, Z tokens of a chunk that may be compared, Q tokens of the question, F = 2^L finest spans of a
 tree, R size of a representation.
 """
 
@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sharedllm.config import SharedConfig
-from sharedllm.encoder import Encoded, LowerModel
+from sharedllm.encoded import Encoded
+from sharedllm.encoder import LowerModel
 from sharedllm.errors import UsageError
 from sharedllm.tree import candidate_tokens
 
@@ -32,12 +33,12 @@ ASKING_TOKENS = 64  # of a window's last tokens that are searched with where not
 
 @dataclass
 class Nearness:
-    """How near the stored tokens of a block are to each token of a question."""
+    """How near the compared tokens of a block are to each token of a question."""
 
     tokens: Tensor
-    """[X, P], which tokens of each chunk, ascending."""
+    """[X, Z], which tokens of each chunk, ascending."""
     cosines: Tensor
-    """[X, P, Q]"""
+    """[X, Z, Q]"""
     by: str
     """As `config.search_by`."""
 
@@ -165,7 +166,7 @@ def asked(
         reps = lower.first_layer(input_ids, mask)
         last = (asking.long() * torch.arange(1, T + 1, device=reps.device)).argmax(dim=1)
         return [reps[b, at : at + 1] for b, at in enumerate(last.tolist())]
-    reps = token_reps(lower.values(input_ids, mask, search_layer(config)))
+    reps = token_reps(lower.values(input_ids, mask, config.representing_layer))
     return [rep[row] for rep, row in zip(reps, asking, strict=True)]
 
 
@@ -192,42 +193,38 @@ def compare(blocks: Sequence[Encoded], config: SharedConfig, question_QR: Tensor
     asked = F.normalize(question - mean, dim=1)
     for block, mask in zip(blocks, compared, strict=True):
         cosines = (F.normalize(reps(block) - mean, dim=2) @ asked.T).to(mask.device)
-        yield Nearness(block.tokens, cosines.masked_fill(~mask[:, :, None], -1.0), "tokens")
+        yield Nearness(block.compared_tokens, cosines.masked_fill(~mask[:, :, None], -1.0), "tokens")
 
 
 def represented(block: Encoded, config: SharedConfig) -> tuple[Tensor, Tensor]:
-    """What `compare` compares of a block: representations [X, P, R] in fp32, and which of them are, [X, P]."""
+    """What `compare` compares of a block: representations [X, Z, R] in fp32, and which of them are, [X, Z]."""
     if config.search_by == "last":
         return block.reps.float(), block.rep_tokens < block.lengths[:, None]
     return token_reps(compared_values(block, config)), _compared(block, config)
 
 
 def _compared(block: Encoded, config: SharedConfig) -> Tensor:
-    """Which stored tokens are compared, [X, P]: all, or the candidates where a context keeps no others.
+    """Which of the tokens that may be are compared, [X, Z]: all, or the candidates where an adapter needs no others.
 
     A context that is trained on stores every token, and must be searched as one that does not.
     """
-    real = block.tokens < block.lengths[:, None]
+    at = block.compared_tokens
+    real = at < block.lengths[:, None]
     if config.fine_chunks:
         return real
     lengths = [int(n) for n in block.lengths.unique()]
     kept = {n: candidate_tokens(n, config.tree_depth, config.slots_per_leaf).to(real.device) for n in lengths}
-    rows = [torch.isin(tokens, kept[int(n)]) for tokens, n in zip(block.tokens, block.lengths, strict=True)]
+    rows = [torch.isin(tokens, kept[int(n)]) for tokens, n in zip(at, block.lengths, strict=True)]
     return real & torch.stack(rows)
 
 
-def token_reps(values_XKPD: Tensor) -> Tensor:
-    """A token's values of all key/value heads in a row, in fp32: [X, P, K * D]."""
-    return values_XKPD.float().transpose(1, 2).flatten(2)
+def token_reps(values_XKZD: Tensor) -> Tensor:
+    """A token's values of all key/value heads in a row, in fp32: [X, Z, K * D]."""
+    return values_XKZD.float().transpose(1, 2).flatten(2)
 
 
 def compared_values(block: Encoded, config: SharedConfig, device: torch.device | None = None) -> Tensor:
-    """Values of the layer that represents tokens, [X, K, P, D], on `device` or where they are kept."""
-    if config.compared_layer >= 0:
+    """Values of the layer that represents tokens, [X, K, Z, D], on `device` or where they are kept."""
+    if block.kept_apart:
         return block.search_values_on(device)
-    return block.values_of(search_layer(config) - config.skipped_layers, device)
-
-
-def search_layer(config: SharedConfig) -> int:
-    """The layer whose values represent a token, counted from 0."""
-    return min(config.search_layer, config.injected_layers - 1)
+    return block.values_of(config.representing_layer - config.skipped_layers, device)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from sharedllm.answering import written
+from sharedllm.branch import Memory
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
-from sharedllm.inject import Memory
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Answer, Prompt
 from sharedllm.quote import inserted

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sharedllm.encoder import Encoded
+from sharedllm.encoded import SEARCHED, Encoded
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.keep import Span
 from sharedllm.manifest import (
@@ -49,6 +49,8 @@ def chunk_kind(kept: Encoded | None, model: str, shape: dict[str, int]) -> str:
         return f"{model} ids"
     layers, _, _, stored, width = kept.keys.shape
     numbers = kept.keys if kept.keys.is_floating_point() else kept.key_low
+    if shape["compact"]:
+        model = f"{model} compact, values of {shape['compared_layer']}"
     if shape["skipped_layers"]:
         model = f"{model} from layer {shape['skipped_layers']} and values of {shape['compared_layer']}"
     facts = (layers, shape["tree_depth"], shape["slots_per_leaf"], stored, kept.reps.shape[1], width, numbers.dtype)
@@ -152,7 +154,9 @@ class Writer:
         name = f"segment-{hashlib.sha256(' '.join(chunks).encode()).hexdigest()[:32]}.safetensors"
         tensors = {"ids": ids, **({} if kept is None else vars(kept))}
         unfinished = self.folder / (name + UNFINISHED)
-        save_file({n: t.contiguous() for n, t in tensors.items()}, unfinished)
+        # What is searched may be a view of what is stored: the file needs both.
+        apart = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items() if n in SEARCHED}
+        save_file({**{n: t.contiguous() for n, t in tensors.items()}, **apart}, unfinished)
         size = _take_name(unfinished, self.folder / name)
         self.manifest.segments[name] = Segment(size, list(chunks))
         self.stored.update(chunks)

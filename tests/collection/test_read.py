@@ -148,7 +148,7 @@ def test_a_collection_of_another_model_is_not_mixed(home, local, tmp_path, make)
     (tmp_path / "a.txt").write_text(text(0))
     where = tmp_path / "kept"
     read_collection([f"{tmp_path}/a.txt"], where, local(where))
-    with pytest.raises(UsageError, match="another model or adapter"):
+    with pytest.raises(UsageError, match="another model, adapter"):
         read_collection([f"{tmp_path}/a.txt"], where, LocalEngine(Worker(make(hidden_size=64), where)))
 
 

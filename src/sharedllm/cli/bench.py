@@ -124,7 +124,7 @@ def _check(new_tokens: int, budget: float, longest: int | None, names: Sequence[
         raise UsageError(f"--budget is {budget:g}; it must be above 0 seconds.")
     if longest is not None:
         common.positive("--longest", longest)
-        if "shared" not in names:
+        if not {"shared", "shared-compact"} & {*names}:
             raise UsageError(f"--longest is for shared, which is not among the methods {', '.join(names)}.")
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 FolderOption = Annotated[
     str, typer.Option("-o", "--output", help="Folder to keep the context in; with --separate also an address.")
 ]
+CompactOption = Annotated[
+    bool, typer.Option("--compact", help="Keep a quarter of the bytes; each question reads a chunk again.")
+]
 SeparateOption = Annotated[
     bool, typer.Option("--separate", help="Keep thousands of documents, a store each, to be searched.")
 ]
@@ -30,6 +33,7 @@ def encode(
     append: Annotated[bool, typer.Option("--append", help="Keep what the folder holds and add to it.")] = False,
     remove: Annotated[list[str] | None, typer.Option("--remove", metavar="SOURCE", help="Forget a source.")] = None,
     keep_tags: common.KeepTagsOption = False,
+    compact: CompactOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
     separate: SeparateOption = False,
     max_mb: Annotated[float, typer.Option("--max-mb", help="With --separate: largest document.")] = 200.0,
@@ -45,6 +49,7 @@ def encode(
     """Read files once and keep the context in a folder, for any number of later questions.
 
     Each SOURCE is kept as a document of its own. What was read is on the disk: stopped, the same command goes on.
+    A compact context stays one: what is added to it is compact too.
     With --separate each file has a store of its own, and sources and DIR may be addresses such as s3://bucket/folder.
     """
     from sharedllm.errors import UsageError
@@ -57,7 +62,8 @@ def encode(
         from sharedllm.cli.separate import read_separately
 
         loading = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
-        read_separately(sources, output, loading, engine, ray_address, workers, int(max_mb * 1e6), as_json)
+        keeping = {"most_bytes": int(max_mb * 1e6), "compact": compact}
+        read_separately(sources, output, loading, keeping, engine, ray_address, workers, as_json)
         return
     if engine != "local" or "://" in output:
         raise UsageError("workers and addresses are for documents with a store each; add --separate.")
@@ -72,7 +78,7 @@ def encode(
     from sharedllm.evaluate.row import machine
     from sharedllm.library import Library
 
-    library = Library(folder, llm)
+    library = Library(folder, llm, compact or None)
     texts = {source: common.text_of([source]) for source in sources or []}
     keep: dict[str, Keep] | None = dict.fromkeys(texts, "tags") if keep_tags else None
     if dry_run:

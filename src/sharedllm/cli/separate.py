@@ -19,19 +19,24 @@ def read_separately(
     sources: Sequence[str],
     where: str,
     loading: dict[str, Any],
+    keeping: dict[str, Any],
     engine: str,
     ray_address: str | None,
     workers: int | None,
-    most_bytes: int,
     as_json: bool,
 ) -> None:
-    """Read documents into the collection `where` and say what became of them."""
+    """Read documents into the collection `where` and say what became of them.
+
+    Args:
+        loading: arguments of `SharedLLM.from_pretrained`.
+        keeping: `most_bytes` and `compact` of `Worker`.
+    """
     from sharedllm.collection.read import read_collection
     from sharedllm.collection.records import FAILED, KEPT
 
-    common.positive("--max-mb", most_bytes)
+    common.positive("--max-mb", keeping["most_bytes"])
     started = time.perf_counter()
-    with _engine(engine, loading, where, ray_address, workers, most_bytes) as reading, _progress() as told:
+    with _engine(engine, loading, keeping, where, ray_address, workers) as reading, _progress() as told:
         records = read_collection(sources, where, reading, told)
     kept, failed = ([r for r in records.values() if r.state == state] for state in (KEPT, FAILED))
     for record in failed[:NAMED]:
@@ -55,20 +60,20 @@ def read_separately(
 def _engine(
     engine: str,
     loading: Mapping[str, Any],
+    keeping: Mapping[str, Any],
     where: str,
     ray_address: str | None,
     workers: int | None,
-    most_bytes: int,
 ) -> Iterator[Engine]:
     from sharedllm.collection.engines import LocalEngine, ray_engine
 
     if engine == "ray":
-        with ray_engine(dict(loading), where, ray_address, workers, most_bytes) as pool:
+        with ray_engine(dict(loading), where, ray_address, workers, **keeping) as pool:
             yield pool
         return
     from sharedllm.collection.worker import Worker
 
-    yield LocalEngine(Worker(common.load(**loading), where, most_bytes))
+    yield LocalEngine(Worker(common.load(**loading), where, **keeping))
 
 
 @contextmanager

@@ -59,11 +59,12 @@ def ray_engine(
     address: str | None = None,
     workers: int | None = None,
     most_bytes: int = DEFAULT_MAX_BYTES,
+    compact: bool = False,
 ) -> Iterator[RayEngine]:
-    """Workers that load their models with `SharedLLM.from_pretrained(**loading)`; the rest as for `ray_pool`.
+    """Workers that load their models with `SharedLLM.from_pretrained(**loading)`; the rest as for `Worker` and `ray_pool`.
 
     The workers must reach sources, model and `where` under the same names: a shared folder, or addresses.
     """
-    arguments = {"loading": loading, "where": where, "most_bytes": most_bytes}
+    arguments = {"loading": loading, "where": where, "most_bytes": most_bytes, "compact": compact}
     with ray_pool(LoadingWorker, arguments, address, workers) as pool:
         yield RayEngine(pool)

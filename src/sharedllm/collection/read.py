@@ -69,7 +69,7 @@ def read_collection(
         records = read_records(place)
         made_with = engine.made_with()
         if any(r.state == KEPT and r.made_with != made_with for r in records.values()):
-            raise UsageError(f"{place.where} was made with another model or adapter; choose another folder.")
+            raise UsageError(f"{place.where} was made with another model, adapter or --compact; choose another folder.")
         missing = [s for s in found if not _known(s, records.get(s.name))]
         progress, saved = Progress(len(missing), sum(s.bytes for s in missing)), time.monotonic()
         try:

@@ -15,6 +15,7 @@ from sharedllm.errors import SharedLLMError
 from sharedllm.library import Library
 from sharedllm.model import SharedLLM
 from sharedllm.ray_pool import Setup
+from sharedllm.reader import Stored
 from sharedllm.sources import DEFAULT_MAX_BYTES, document_of
 from sharedllm.store import chunk_kind
 
@@ -24,16 +25,19 @@ class Worker:
 
     Args:
         most_bytes: of a document; a larger one is not read.
+        compact: as for `SharedLLM.read`.
     """
 
-    def __init__(self, llm: SharedLLM, where: str | Path, most_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        self.llm, self.place, self.most_bytes = llm, Place(where), most_bytes
+    def __init__(
+        self, llm: SharedLLM, where: str | Path, most_bytes: int = DEFAULT_MAX_BYTES, compact: bool = False
+    ) -> None:
+        self.llm, self.place, self.most_bytes, self.compact = llm, Place(where), most_bytes, compact
 
     def made_with(self) -> str:
         """What chunks depend on besides their tokens."""
-        reader, empty = self.llm.reader, self.llm.reader.new_context()
+        reader, empty = self.llm.reader, self.llm.reader.new_context(self.compact)
         length = reader.config.chunk_length
-        return f"{chunk_kind(reader.layout(length), empty.fingerprint, empty.shape)} of {length}"
+        return f"{chunk_kind(reader.layout(length, Stored(compact=empty.compact)), empty.fingerprint, empty.shape)} of {length}"
 
     def read(self, sources: Sequence[Source]) -> list[Record]:
         """Read documents, each into its store; whatever is wrong with one is said in its record."""
@@ -61,7 +65,7 @@ class Worker:
         ids = self.llm.reader.token_ids(text)
         sketch = f"{SKETCHES}/{name}.safetensors"
         with self.place.store(f"{STORES}/{name}") as folder:
-            library = Library(folder, self.llm)
+            library = Library(folder, self.llm, self.compact)
             if not (library.holds(source, ids) and self.place.exists(sketch)):
                 library.update({source: ids}, only=True)
                 self.place.write(sketch, save_sketch(sketch_of(library.context(), self.llm.config)))
@@ -74,8 +78,9 @@ class LoadingWorker(Worker):
     Args:
         loading: arguments of `SharedLLM.from_pretrained`.
         setup: folder and threads to work with.
+        keeping: the other arguments of `Worker`.
     """
 
-    def __init__(self, loading: dict[str, Any], setup: Setup, where: str, most_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    def __init__(self, loading: dict[str, Any], setup: Setup, where: str, **keeping: Any) -> None:
         setup.apply()
-        super().__init__(SharedLLM.from_pretrained(**loading), where, most_bytes)
+        super().__init__(SharedLLM.from_pretrained(**loading), where, **keeping)

@@ -18,10 +18,10 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
+from sharedllm.branch import Memory
 from sharedllm.config import check_keys
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
-from sharedllm.inject import Memory
 from sharedllm.model import SharedLLM
 
 PASSED_ON = ("max_batch_size", "add_bos_token", "prefix_token_id", "chat_template_args")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sharedllm.answering import written
+from sharedllm.branch import Memory
 from sharedllm.context import Context
-from sharedllm.inject import Memory
 from sharedllm.methods.base import Method, new_tokens, target_nll
 from sharedllm.methods.estimate import cache_bytes, slot_bytes
 from sharedllm.prompts import Prompt
@@ -31,11 +31,13 @@ class Shared(Method):
     """
 
     name = "shared"
+    compact = False
+    """Whether little is kept of the text and a chunk read again for each question; see `SharedLLM.read`."""
 
     def prepare(self, past: Tensor) -> Context | None:
         if len(past) == 0:
             return None
-        context = self.llm.read(past)
+        context = self.llm.read(past, compact=self.compact)
         if not context.blocks:  # short enough for the window, but here it is to be compressed
             self.llm.reader.encode(context)
         return context
@@ -86,7 +88,8 @@ class Shared(Method):
         config, parts, size = self.llm.config, self.llm.parts, self.llm.dtype.itemsize
         chunks = -(-max(0, tokens - (self.window if scored else 0)) // config.chunk_length)
         C, numbers = config.chunk_length, 2 * config.branches * parts.kv_heads * parts.head_dim
-        stored = C if config.fine_chunks else len(candidate_tokens(C, config.tree_depth, config.slots_per_leaf))
+        every = config.fine_chunks and not self.compact
+        stored = C if every else len(candidate_tokens(C, config.tree_depth, config.slots_per_leaf))
         bits = 8 * size if config.stored_bits == 16 else config.stored_bits + 1  # and the steps they are packed in
         read = min(chunks, config.read_chunks or chunks)
         slots = read * config.slots_per_chunk + min(read, config.fine_chunks) * C
@@ -117,3 +120,10 @@ class Shared(Method):
         if not settings["skipped_layers"]:
             del settings["skipped_layers"]  # rows from before there was such a setting stay known
         return settings
+
+
+class SharedCompact(Shared):
+    """`shared` on compact contexts: a quarter of the bytes kept, and one chunk more to read for each question."""
+
+    name = "shared-compact"
+    compact = True

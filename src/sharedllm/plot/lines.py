@@ -15,6 +15,7 @@ CYCLE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#999
 SHARED = "#D55E00"
 LOOKS = {
     "shared": (SHARED, "o"),
+    "shared-compact": ("#E8A47A", "h"),
     "truncate": ("#8A8A8A", "s"),
     "full": ("#4D4D4D", "^"),
     "passage": ("#4D4D4D", "D"),
@@ -27,6 +28,7 @@ OTHER = ("#B9A66B", "*")
 DASHES = ("-", "--", ":", "-.")
 WORDS = {
     "shared": "shared: the rest compressed",
+    "shared-compact": "shared-compact: less kept, a chunk read again",
     "truncate": "truncate: the window alone",
     "full": "full: all in the model's attention",
     "passage": "passage: only the text around the answer",

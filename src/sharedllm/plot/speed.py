@@ -102,7 +102,7 @@ def _floor(row: Row, scale: float) -> float | None:
     """Time: the bare pass where one was measured; memory: what `shared` keeps for any question and for this one."""
     if row.text("metric") == TIME:
         return row.number("bare_read_seconds") if "bare_read_seconds" in row.values else None
-    if row.text("method") != "shared":
+    if not row.text("method").startswith("shared"):
         return None
     return (row.number("kept_bytes") + row.number("attended_bytes")) / scale
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
-from sharedllm.inject import Memory
+from sharedllm.branch import Memory
 from sharedllm.memory import build_memory
 from sharedllm.model import SharedLLM
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharedllm.branch import Memory
 from sharedllm.context import Context
 from sharedllm.explain import chunks_read
-from sharedllm.inject import Memory
 from sharedllm.model import SharedLLM
 from sharedllm.quote import inserted
 from sharedllm.serve.batch import take_in

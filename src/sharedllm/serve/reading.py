@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sharedllm.context import MERGED_CHUNKS, Context
-from sharedllm.encoder import Encoded
-from sharedllm.reader import Reader, chunk_rows
+from sharedllm.encoded import Encoded
+from sharedllm.reader import Reader, Stored, chunk_rows
 
 
 def begun(reader: Reader, ids: Tensor, before: Context | None) -> Context:
@@ -38,7 +38,7 @@ def read_on(context: Context, ids: Tensor, chunks: int, told: Callable[[int], No
     while at < len(ids):
         piece = ids[at : at + chunks * C]
         for rows in chunk_rows(piece, C):
-            _put(context.blocks, reader.encode_rows(rows))
+            _put(context.blocks, reader.encode_rows(rows, stored=Stored(compact=context.compact)))
         context.ids = torch.cat([context.ids, piece])
         at += len(piece)
         told(len(piece))

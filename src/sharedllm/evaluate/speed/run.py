@@ -22,6 +22,7 @@ from sharedllm.evaluate.speed.memory import Memory
 from sharedllm.evaluate.speed.phases import Phases, Sample, clock, measure
 from sharedllm.methods import Method
 from sharedllm.methods.estimate import cache_bytes
+from sharedllm.methods.shared import Shared
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
 
@@ -225,7 +226,7 @@ class Bench:
         yield self._row(method, length, PEAK, [memory.working_peak], seconds, **parts, **counted) | peak
         for found in limits.kept(memory, full):
             yield self._ratio(method, length, found, seconds) | peak
-        if method.name == "shared":
+        if isinstance(method, Shared):
             held = self.held[method.name][length] = max(0, memory.reading - memory.kept)
             sides = {"ours": memory.reading, "other": memory.kept, "unit": limits.BYTES}
             judged = limits.READING_GOAL.judged(held)
@@ -266,7 +267,7 @@ class Bench:
 
     def _longest(self, length: int, measure: Callable[[Method, Sample], Longest]) -> Iterator[dict[str, Any]]:
         """The row of the longest text; a goal is met where it was read to its end and answered in the bytes allowed."""
-        method = next(m for m in self.methods if m.name == "shared")
+        method = next(m for m in self.methods if isinstance(m, Shared))
         sample, metric = self.sample(length), limits.LONGEST
 
         def row() -> dict[str, Any]:
