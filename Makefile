@@ -82,7 +82,7 @@ goals: setup
 	$(BIN)/sharedllm bench --methods shared,full,streaming,encoder-decoder --against full,streaming,encoder-decoder \
 	  --lengths 4096,8192,32768 --rounds 1 --budget 600 --no-memory -o $(GOALS)
 	$(BIN)/sharedllm bench --methods shared --lengths 16384,65536,131072 --rounds 2 --longest 1000000 -o $(GOALS)
-	$(BIN)/sharedllm bench --methods shared-compact --lengths 131072 --rounds 2 -o $(GOALS)
+	$(BIN)/sharedllm bench --methods shared-compact --lengths 131072 --rounds 1 -o $(GOALS)
 	$(BIN)/python docs/fill_goals.py
 
 # Every method at every length, as tables and figures: PROFILE=small takes about ten minutes on two cores, full an hour.

@@ -46,6 +46,7 @@ def read_speed(length: int, value: float, met: bool, **more: object) -> dict:
 
 
 SIZES = {"unit": "bytes"}
+COMPACT = "shared-compact"
 ROWS = [
     read_speed(8 * K, 0.5, False),
     read_speed(16 * K, 0.95, True),
@@ -55,6 +56,8 @@ ROWS = [
     ratio("first_token_speed_over_full", 32 * K, 9, 1.0, 9.0, "at least 5", True, against="full", method="truncate"),
     row("first_token_speed_over_encoder-decoder", 8 * K, 9.0, ours=1, other=9, unit="s"),
     ratio("full_cache_over_attended", 128 * K, 100.0, 131072 * 20, 131072 * 2000, "at least 30", True, **SIZES),
+    ratio("full_cache_over_kept", 128 * K, 16.0, 131072 * 140, 131072 * 2240, "at least 10", True, method=COMPACT, **SIZES),
+    ratio("second_over_first", 128 * K, 0.025, 2.0, 80.0, "at most 0.05", True, method=COMPACT),
     ratio("per_token_over_alone", 128 * K, 1.3, 0.039, 0.03, "at most 1.25", False),
     ratio("per_token_over_alone", 8 * K, 1.9, 0.057, 0.03, "at most 1.25", False),
     row(limits.READING, 128 * K, None, reason="it was killed"),
@@ -94,8 +97,10 @@ def test_each_goal_has_the_row_that_answers_it(goals):
         ["not measured", "", "", "", " |"],
         ["20 bytes", "2,000 bytes", "100", "at least 30", "met |"],
         ["not measured", "", "", "", " |"],
+        ["140 bytes", "2,240 bytes", "16", "at least 10", "met |"],
         ["0.039 s", "0.03 s", "1.3", "at most 1.25", "missed |"],
         ["not measured", "", "", "", " |"],
+        ["2 s", "80 s", "0.025", "at most 0.05", "met |"],
         ["950 MB", "700 MB", "250 MB more", "at most 300 MB", "met |"],
         ["250 MB", "245 MB", "1.02", "at most 1.25", "met |"],
         ["1,000,000 tokens in 333 s, 5.0 GiB", "24 GiB", "", "at least 1,000,000 tokens", "met |"],
@@ -111,7 +116,7 @@ def test_what_was_measured_later_and_with_the_same_model_counts(goals):
     page = goals.page([read_speed(16 * K, 0.4, False, **other), *ROWS, read_speed(128 * K, 0.99, True)])
     assert "| 0.95 | at least 0.9 | met |" in page and "0.4" not in page and "0.92" not in page
     crossed = row("break_even_tokens", 4 * K, 1500.0, against="full", lengths=[K, 4 * K])
-    assert lines(goals.page([crossed, *ROWS]))[11].endswith("| 1,500 tokens |  |  |  |  |")
+    assert lines(goals.page([crossed, *ROWS]))[13].endswith("| 1,500 tokens |  |  |  |  |")
     assert "| 1 |" in goals.page([]) and "Nothing measured yet." in goals.page([])
 
 
@@ -144,13 +149,19 @@ def test_make_goals_measures_every_goal(goals):
         given = bench.make_context("bench", arguments).params
         assert command == "bench" and given["output"] == Path("$(GOALS)")
         names, against = common.method_names(given["methods"]), (given["against"] or "").split(",")
-        assert "shared" in names
+        assert {"shared", "shared-compact"} & {*names}
         for n in common.positive_numbers("--lengths", given["lengths"]):
-            measured |= {("time", n)} | {(name, n) for name in names if name in against}
+            measured |= {("time", n) if "shared" in names else ("compact", n)} | {
+                (name, n) for name in names if name in against
+            }
             measured |= {("memory", n)} if given["memory"] else set()
         measured |= {("longest", given["longest"])}
     wanted = {("time", n * K) for n in (16, 128)} | {("memory", n * K) for n in (16, 128)}
-    wanted |= {(name, limits.FASTER_LENGTH) for name in limits.FASTER} | {("longest", int(limits.LONGEST_GOAL.value))}
+    wanted |= (
+        {("compact", 128 * K)}
+        | {(name, limits.FASTER_LENGTH) for name in limits.FASTER}
+        | {("longest", int(limits.LONGEST_GOAL.value))}
+    )
     assert wanted <= measured
 
 

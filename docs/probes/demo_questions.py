@@ -1,8 +1,8 @@
-"""Which questions are fit for the demo? Those whose answer the model gives when it is shown the passage, and not without.
+"""What the model makes of the demo's questions without the text, shown the passage that answers, and with all of the text.
 
-Of those it is then the method that is tested, not what a small model understands. Run
-`python docs/probes/demo_questions.py > docs/results/probe-demo-questions.jsonl` (3 minutes on two cores; `--text` also
-reads all of the demo's text and asks with it, 6 minutes).
+The first two say what of the demo is the small model's, the third is the method's. Run
+`python docs/probes/demo_questions.py --text > docs/results/probe-demo-questions.jsonl` (4 minutes on two cores; without `--text`
+the first two alone; the name of an adapter's folder asks with another one).
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import torch
 
 from sharedllm import SharedLLM
 from sharedllm.answering import written
-from sharedllm.demo import Question, reference_text
+from sharedllm.demo import QUESTIONS, reference_text
 from sharedllm.prompts import Prompt
 
 PASSAGE = 1024  # tokens
 NEW_TOKENS = 32
-CANDIDATES = [  # and a piece of the sentence that answers; written before any was asked
-    ("In Python, what happens when a pass statement is executed?", ("nothing", "null operation", "no effect"), "is a null operation"),
-    ("In Python, which exception does the assert statement raise when it fails?", ("AssertionError",), "raise AssertionError"),
-    ("In Python, which keyword defines a coroutine function?", ("async",), "Execution of Python coroutines"),
-    ("Which module defines an interactive source code debugger for Python programs?", ("pdb",), "interactive source code debugger"),
-    ("What are lambda expressions used to create?", ("anonymous function",), "sometimes called lambda forms"),
-    ("Which exception is raised when a name that is not bound is evaluated?", ("NameError",), "an attempt to evaluate it"),
-    ("In which range are the integers that represent the items of a bytes object?", ("256",), "represented by integers in the"),
-    ("What do the operators in and not in test for?", ("membership",), "test for membership"),
-    ("What does the break statement terminate?", ("enclosing loop",), "terminates the nearest enclosing loop"),
-    ("In which functions are yield expressions used?", ("generator",), "only used when defining a"),
-]  # fmt: skip
+SENTENCES = (  # of the text, one a question: pieces of those that answer
+    "is a null operation",
+    "raise AssertionError",
+    "Execution of Python coroutines",
+    "interactive source code debugger",
+    "sometimes called lambda forms",
+    "an attempt to evaluate it",
+    "represented by integers in the",
+    "test for membership",
+    "terminates the nearest enclosing loop",
+    "only used when defining a",
+)
 
 
 def plain_answer(llm: SharedLLM, ids: list[int]) -> str:
@@ -39,13 +39,14 @@ def plain_answer(llm: SharedLLM, ids: list[int]) -> str:
 
 
 def main(whole: bool) -> None:
-    llm = SharedLLM.from_pretrained()
+    adapter = next((a for a in sys.argv[1:] if a != "--text"), "default")
+    llm = SharedLLM.from_pretrained(adapter=adapter)
     text = reference_text()
     context = None
     if whole:
         context = llm.read(reference_text(lambda part: len(llm.reader.token_ids(part)), 131072))
-    for asked, expected, sentence in CANDIDATES:
-        question, prompt = Question(asked, expected), Prompt(llm.tokenizer, asked)
+    for question, sentence in zip(QUESTIONS, SENTENCES, strict=True):
+        prompt = Prompt(llm.tokenizer, question.text)
         at = text.index(sentence)
         before = llm.reader.token_ids(text[:at])[-PASSAGE // 2 :]
         passage = torch.cat([before, llm.reader.token_ids(text[at : at + 4 * PASSAGE])])[:PASSAGE]
@@ -54,9 +55,10 @@ def main(whole: bool) -> None:
             "without": plain_answer(llm, prompt.alone()),
         }
         if context is not None:
-            answers["compressed"] = llm.ask(context, asked, NEW_TOKENS)
+            answers["compressed"] = llm.ask(context, question.text, NEW_TOKENS)
         found = {name: question.right(answer) for name, answer in answers.items()}
-        print(json.dumps({"question": asked, "expected": expected, "right": found, "answers": answers}), flush=True)
+        row = {"question": question.text, "expected": question.expected, "right": found, "answers": answers}
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def attend_plainly(
 def attention(query: Tensor, keys: Tensor, bias: Tensor | None, scaling: float, softcap: float | None = None) -> Tensor:
     """How much each query attends to each slot, [X, G, T, S]; arguments as of `attend_plainly`."""
     X, G, T, _ = query.shape
-    rows = (query if scaling == 1 else query * scaling).flatten(1, 2)
+    rows = (query * scaling).flatten(1, 2)
     logits = torch.matmul(rows, keys[:, 0].transpose(1, 2)).view(X, G, T, -1)
     if softcap:
         logits = torch.cat([logits[..., :1], softcap * torch.tanh(logits[..., 1:] / softcap)], dim=3)

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharedllm.architectures import Parts, copied, rotate
 from sharedllm.attention import attend, attention
 from sharedllm.config import SharedConfig
 from sharedllm.errors import UsageError
-from sharedllm.folded import Folded, folded
 from sharedllm.keep import Span
-from sharedllm.projection import MERGED, Projection
+from sharedllm.projection import Projection
 
 GROWTH = 3.5  # of the null logit at the start; measured without training (docs/LOG.md)
 WIDER = (
@@ -128,7 +125,6 @@ class Branch(nn.Module):
         self.gate = nn.Parameter(weight.new_zeros(self.heads)) if gated else None
         self.null_logit = nn.Parameter(weight.new_zeros(self.heads)) if config.null_slot else None
         self.null_growth = nn.Parameter(weight.new_full((self.heads,), GROWTH)) if config.null_growth else None
-        self._once: tuple[Any, Folded] | None = None
         self.requires_grad_(True)
 
     def forward(
@@ -145,75 +141,26 @@ class Branch(nn.Module):
             number: of this layer among those with a branch, from 0.
             heard: hears how much each head attended to each slot, [B, H, T, 1 + S], times the size of its gate.
         """
-        normed = self.norm(hidden_BTE).to(hidden_BTE.dtype)
-        if place.tables is None and self._may_fold():
-            return self._at_once(normed, memory, number, place, heard)
         B, T, _ = hidden_BTE.shape
-        H, D, dtype = self.heads, self.head_dim, hidden_BTE.dtype
+        H, K, D = self.heads, self.kv_heads, self.head_dim
+        dtype = hidden_BTE.dtype
         bias = None if self.query_bias is None else self.query_bias.to(dtype)
-        query = self._query_heads(self.query(normed, bias), self.query_norm)
+        query = self._query_heads(self.query(self.norm(hidden_BTE).to(dtype), bias), self.query_norm)
         if place.tables is not None:
             query = rotate(query, *place.tables[number])
-        query = torch.cat([query, *self._added(query, place)], dim=3)
-        attended = self._attended(query, memory, number, place, self.scaling, heard)[..., :D]
+        query = torch.cat([query, *self._added(query, place)], dim=3).transpose(1, 2)  # [B, H, T, D + WIDER]
+        # Grouped keys are read in place: rows and key/value heads share an axis, the group broadcasts.
+        query = query.reshape(B * K, H // K, T, -1)
+        keys, values = (x.reshape(B * K, 1, -1, x.shape[-1]) for x in (memory.keys[number], memory.values[number]))
+        padding = place.padding[query.device]
+        attended = attend(query, keys, values, padding, self.scaling, self.softcap)
+        if heard is not None:
+            weights = attention(query, keys, padding, self.scaling, self.softcap).reshape(B, H, T, -1)
+            heard(weights if self.gate is None else weights * self.gate.detach().abs().to(dtype).view(1, H, 1, 1))
+        attended = attended.view(B, H, T, -1)[..., :D]
         if self.gate is not None:
             attended = attended * self.gate.to(dtype).view(1, H, 1, 1)
         return self.output(attended.transpose(1, 2).reshape(B, T, H * D))
-
-    def _at_once(
-        self,
-        normed_BTE: Tensor,
-        memory: Memory,
-        number: int,
-        place: Place,
-        heard: Callable[[Tensor], None] | None,
-    ) -> Tensor:
-        """The same with all that is constant folded into two matrices, where nothing is learnt; see `folded`."""
-        B, T, _ = normed_BTE.shape
-        once = self._folded(normed_BTE.dtype)
-        query = F.linear(normed_BTE, once.query, once.shift)
-        if once.growth is not None:
-            query = torch.addcmul(query, place.log.to(query), once.growth)
-        attended = self._attended(query.view(B, T, self.heads, -1), memory, number, place, 1.0, heard)
-        return F.linear(attended.transpose(1, 2).reshape(B, T, -1), once.output)
-
-    def _attended(
-        self,
-        query_BTHW: Tensor,
-        memory: Memory,
-        number: int,
-        place: Place,
-        scaling: float,
-        heard: Callable[[Tensor], None] | None,
-    ) -> Tensor:
-        """What queries with the added dimensions attend to, [B, H, T, D + WIDER]."""
-        B, T, H, _ = query_BTHW.shape
-        K = self.kv_heads
-        # Grouped keys are read in place: rows and key/value heads share an axis, the group broadcasts.
-        query = query_BTHW.transpose(1, 2).reshape(B * K, H // K, T, -1)
-        keys, values = (x.reshape(B * K, 1, -1, x.shape[-1]) for x in (memory.keys[number], memory.values[number]))
-        padding = place.padding[query.device]
-        if heard is not None:
-            weights = attention(query, keys, padding, scaling, self.softcap).reshape(B, H, T, -1)
-            heard(weights if self.gate is None else weights * self.gate.detach().abs().to(weights).view(1, H, 1, 1))
-        return attend(query, keys, values, padding, scaling, self.softcap).view(B, H, T, -1)
-
-    def _may_fold(self) -> bool:
-        """Whether nothing is learnt and nothing stands between projection and logits, and the model is small."""
-        small = max(self.query.numbers, self.output.numbers) <= MERGED
-        return small and self.query_norm is None and not torch.is_grad_enabled()
-
-    def _folded(self, dtype: torch.dtype) -> Folded:
-        """The constants of this branch, kept until a part of them changes."""
-        own = (self.query_bias, self.gate, self.null_logit, self.null_growth)
-        parts = [*self.query.parts, *self.output.parts, *(x for x in own if x is not None)]
-        state = dtype, [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in parts]
-        if self._once is None or self._once[0] != state:
-            self._once = state, folded(
-                self.query.matrix(), self.query_bias, self.output.matrix(), *own[1:],
-                lambda query: self._query_heads(query, None), self.scaling, WIDER, dtype,
-            )  # fmt: skip
-        return self._once[1]
 
     def _added(self, query: Tensor, place: Place) -> tuple[Tensor, Tensor]:
         """What a query has in the added dimensions: the null logit, which the null slot's key alone picks up, [B, T, H, 1],

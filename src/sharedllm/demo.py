@@ -34,10 +34,18 @@ class Question:
         return any(word.lower() in answer.lower() for word in self.expected)
 
 
+# Written before any was asked (docs/LOG.md); `docs/probes/demo_questions.py` asks them without the text and of the right passage.
 QUESTIONS = (
     Question("In Python, what happens when a pass statement is executed?", ("nothing", "null operation", "no effect")),
     Question("In Python, which exception does the assert statement raise when it fails?", ("AssertionError",)),
     Question("In Python, which keyword defines a coroutine function?", ("async",)),
+    Question("Which module defines an interactive source code debugger for Python programs?", ("pdb",)),
+    Question("What are lambda expressions used to create?", ("anonymous function",)),
+    Question("Which exception is raised when a name that is not bound is evaluated?", ("NameError",)),
+    Question("In which range are the integers that represent the items of a bytes object?", ("256",)),
+    Question("What do the operators in and not in test for?", ("membership",)),
+    Question("What does the break statement terminate?", ("enclosing loop",)),
+    Question("In which functions are yield expressions used?", ("generator",)),
 )
 
 

@@ -30,16 +30,6 @@ class Projection(nn.Module):
         self.down = nn.Parameter((draw / weight.shape[1] ** 0.5).to(weight))
         self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
 
-    @property
-    def parts(self) -> list[Tensor]:
-        """What the map follows from."""
-        return [*self.frozen, self.up, self.down] if self.frozen else [self.weight]
-
-    @property
-    def numbers(self) -> int:
-        """How many the map has as one matrix."""
-        return (self.frozen or [self.weight])[0].numel()
-
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         if not self.frozen:
             return F.linear(x, self.weight.to(x.dtype), bias)
@@ -53,11 +43,10 @@ class Projection(nn.Module):
         parts = self.frozen[0], self.up, self.down
         state = [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts]
         if self._merged is None or self._merged[0] != state:
-            self._merged = state, self.matrix().to(self.up.dtype)  # rounded once
+            change = self.up.float() @ self.down.float()
+            self._merged = state, (self.frozen[0].detach().float() + change).to(self.up.dtype)  # rounded once
         return self._merged[1]
 
     def matrix(self) -> Tensor:
-        """The map as one matrix [out, in], in fp32 where it has parts."""
-        if not self.frozen:
-            return self.weight
-        return self.frozen[0].detach().float() + self.up.float() @ self.down.float()
+        """The map as one matrix [out, in]."""
+        return self.weight if not self.frozen else self.frozen[0].detach() + self.up @ self.down

@@ -20,7 +20,7 @@ def demo(
     dtype: common.DtypeOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
-    """Read the Python language reference and the library's docstrings, and answer three questions from them."""
+    """Read the Python language reference and the library's docstrings, and answer ten questions from them."""
     common.positive("--tokens", tokens)
     started = time.perf_counter()
     llm = common.load(model, adapter, device, dtype)
