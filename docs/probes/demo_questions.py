@@ -38,8 +38,7 @@ def plain_answer(llm: SharedLLM, ids: list[int]) -> str:
     return str(llm.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 
-def main(whole: bool) -> None:
-    adapter = next((a for a in sys.argv[1:] if a != "--text"), "default")
+def main(whole: bool, adapter: str) -> None:
     llm = SharedLLM.from_pretrained(adapter=adapter)
     text = reference_text()
     context = None
@@ -62,4 +61,5 @@ def main(whole: bool) -> None:
 
 
 if __name__ == "__main__":
-    main("--text" in sys.argv[1:])
+    given = sys.argv[1:]
+    main("--text" in given, next((name for name in given if name != "--text"), "default"))

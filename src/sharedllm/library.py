@@ -98,11 +98,11 @@ class Library:
         texts = self._tokenised(documents, keep)
         self._check(self._manifest())
         with writing(self.folder) as store:
-            reader, here = self._llm.reader, self._empty()
+            reader, here = self._llm.reader, self._empty(store.manifest)
             if store.manifest is None:
                 store.manifest = Manifest(here.fingerprint, here.shape)
             self._check(store.manifest)
-            plan = self._plan(texts, store.stored)
+            plan = self._plan(texts, store.stored, here)
             if plan.bytes > (free := shutil.disk_usage(self.folder).free):
                 raise WorkError(
                     f"the context takes {plan.bytes / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free."
@@ -115,11 +115,11 @@ class Library:
                 if progress is not None:
                     progress(done, plan.new_tokens)
 
-            for chunks, ids, whole in self._missing(texts, store.stored):
+            for chunks, ids, whole in self._missing(texts, store.stored, here):
                 store.put(chunks, ids, reader.encode_rows(ids, told, Stored(whole=whole, compact=here.compact)))
                 store.commit()
             new = {
-                name: Document(len(ids), [chunk for chunk, _, _ in self._chunks(ids, spans)], spans)
+                name: Document(len(ids), [chunk for chunk, _, _ in self._chunks(ids, spans, here)], spans)
                 for name, (ids, spans) in texts.items()
             }
             store.manifest.documents = {**({} if only else store.manifest.documents), **new}
@@ -141,7 +141,7 @@ class Library:
     def holds(self, name: str, text: Text) -> bool:
         """Whether exactly this document is there, so that reading it would read nothing."""
         manifest, ids = self._manifest(), self._llm.reader.token_ids(text)
-        document = Document(len(ids), [chunk for chunk, _, _ in self._chunks(ids, [])])
+        document = Document(len(ids), [chunk for chunk, _, _ in self._chunks(ids, [], self._empty(manifest))])
         return (
             manifest is not None
             and manifest.documents.get(name) == document
@@ -151,7 +151,8 @@ class Library:
     def plan(self, documents: Mapping[str, Text], keep: Mapping[str, Keep] | None = None) -> Plan:
         """What `update` would read and write, without doing it."""
         manifest = self._manifest()
-        return self._plan(self._tokenised(documents, keep), set() if manifest is None else set(manifest.places()))
+        stored = set() if manifest is None else set(manifest.places())
+        return self._plan(self._tokenised(documents, keep), stored, self._empty(manifest))
 
     @property
     def _llm(self) -> SharedLLM:
@@ -166,7 +167,7 @@ class Library:
         """Raise `UsageError` where this model's chunks would not fit those that are there."""
         if manifest is None or self.llm is None:
             return
-        here = self._empty()
+        here = self._empty(manifest)
         if manifest.model != here.fingerprint:
             raise UsageError(f"the context in {self.folder} was made with another model; choose another folder.")
         if here.compact != bool(manifest.shape["compact"]):
@@ -179,45 +180,51 @@ class Library:
                     f"{here.shape[name]}; choose another folder."
                 )
 
-    def _empty(self) -> Context:
+    def _empty(self, manifest: Manifest | None) -> Context:
         """A context of the kind that is asked for, or else is there."""
-        manifest, reader = self._manifest(), self._llm.reader
         there = manifest is not None and bool(manifest.shape["compact"])
-        return reader.new_context(there if self.compact is None else self.compact)
+        return self._llm.reader.new_context(there if self.compact is None else self.compact)
 
     def _tokenised(self, documents: Mapping[str, Text], keep: Mapping[str, Keep] | None) -> dict[str, Tokenised]:
         reader = self._llm.reader
         return {name: reader.tokenised(text, (keep or {}).get(name)) for name, text in documents.items()}
 
-    def _chunks(self, ids: Tensor, spans: Sequence[Span]) -> Iterator[tuple[str, Tensor, bool]]:
-        """Name and token ids [n] of each chunk of a document, and whether it holds a kept token."""
+    def _chunks(self, ids: Tensor, spans: Sequence[Span], here: Context) -> Iterator[tuple[str, Tensor, bool]]:
+        """Name and token ids [n] of each chunk of a document, and whether it holds a kept token.
+
+        Args:
+            here: an empty context of the library's kind.
+        """
         reader = self._llm.reader
-        here = self._empty()
         for rows, whole in chunk_runs(ids, reader.config.chunk_length, spans):
             kind = chunk_kind(
                 reader.layout(rows.shape[1], Stored(whole=whole, compact=here.compact)), here.fingerprint, here.shape
             )
             yield from ((chunk_name(kind, row), row, whole) for row in rows)
 
-    def _missing(self, texts: Mapping[str, Tokenised], stored: set[str]) -> Iterator[tuple[list[str], Tensor, bool]]:
+    def _missing(
+        self, texts: Mapping[str, Tokenised], stored: set[str], here: Context
+    ) -> Iterator[tuple[list[str], Tensor, bool]]:
         """Names and token ids [X, n] of the chunks that go into one segment, and whether they hold kept tokens.
 
         They are of one document and of one length.
         """
-        reader, known, compact = self._llm.reader, set(stored), self._empty().compact
+        reader, known = self._llm.reader, set(stored)
         for ids, spans in texts.values():
             new: dict[tuple[int, bool], dict[str, Tensor]] = {}
-            for chunk, row, whole in self._chunks(ids, spans):
+            for chunk, row, whole in self._chunks(ids, spans, here):
                 if chunk not in known:
                     new.setdefault((len(row), whole), {})[chunk] = row
                     known.add(chunk)
             for (n, whole), rows in new.items():
-                most, chunks = segment_chunks(reader.layout(n, Stored(whole=whole, compact=compact))), list(rows)
+                most, chunks = segment_chunks(reader.layout(n, Stored(whole=whole, compact=here.compact))), list(rows)
                 for some in (chunks[i : i + most] for i in range(0, len(chunks), most)):
                     yield some, torch.stack([rows[chunk] for chunk in some]), whole
 
-    def _plan(self, texts: Mapping[str, Tokenised], stored: set[str]) -> Plan:
-        compact, layout = self._empty().compact, self._llm.reader.layout
-        groups = [(ids, Stored(whole=whole, compact=compact)) for _, ids, whole in self._missing(texts, stored)]
+    def _plan(self, texts: Mapping[str, Tokenised], stored: set[str], here: Context) -> Plan:
+        layout = self._llm.reader.layout
+        groups = [
+            (ids, Stored(whole=whole, compact=here.compact)) for _, ids, whole in self._missing(texts, stored, here)
+        ]
         size = sum(len(ids) * (layout(ids.shape[1], kept).nbytes + 4 * ids.shape[1]) for ids, kept in groups)
         return Plan(sum(len(ids) for ids, _ in texts.values()), sum(ids.numel() for ids, _ in groups), size)

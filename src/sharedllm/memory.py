@@ -157,8 +157,9 @@ def gather_slots(
     """
     taken = found.taken()
     chunk_S, token_S = taken.nonzero(as_tuple=True)
-    at_XC = torch.searchsorted(encoded.tokens, _every(taken)).clamp(max=encoded.tokens.shape[1] - 1)
-    stored_XC = encoded.tokens.gather(1, at_XC) == _every(taken)
+    every = _every(taken)
+    at_XC = torch.searchsorted(encoded.tokens, every).clamp(max=encoded.tokens.shape[1] - 1)
+    stored_XC = encoded.tokens.gather(1, at_XC) == every
     keys, values = encoded.at(chunk_S, at_XC[chunk_S, token_S])
     for x in (taken & ~stored_XC).any(1).nonzero().flatten().tolist():
         here = chunk_S == x

@@ -123,8 +123,11 @@ def _check(new_tokens: int, budget: float, longest: int | None, names: Sequence[
     if not budget > 0:
         raise UsageError(f"--budget is {budget:g}; it must be above 0 seconds.")
     if longest is not None:
+        from sharedllm.methods import METHODS
+        from sharedllm.methods.shared import Shared
+
         common.positive("--longest", longest)
-        if not {"shared", "shared-compact"} & {*names}:
+        if not any(issubclass(METHODS[name], Shared) for name in names):
             raise UsageError(f"--longest is for shared, which is not among the methods {', '.join(names)}.")
 
 
