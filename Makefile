@@ -18,12 +18,12 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	touch $@
 
 check: setup
-	$(BIN)/ruff check src tests peers docs packaging examples
-	$(BIN)/ruff format --check src tests peers docs packaging examples
+	$(BIN)/ruff check src tests tools peers packaging examples
+	$(BIN)/ruff format --check src tests tools peers packaging examples
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest --ignore=tests/browser -m "not processes"
+	$(BIN)/python -m pytest --ignore=tests/browser -m "not processes" -n logical --maxprocesses 4 --dist loadfile
 
 # What several processes do together: training and reading with Accelerate; reading, evaluating and serving with Ray.
 test-processes: $(VENV)/.ray
@@ -70,8 +70,8 @@ measure: texts
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
 	  --lengths 8192,16384,32768,65536 --samples 4 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm plot $(ADAPTER_RESULTS) -o docs/figures/adapter.png
-	$(BIN)/python docs/fill_readme.py
-	$(BIN)/python docs/scale.py
+	$(BIN)/python tools/fill_readme.py
+	$(BIN)/python tools/scale.py
 
 # 25 to 50 minutes on two cores that do nothing else: goals of speed and size, as a table. Comparisons, whose goals are
 # whole numbers, take one round at 32K; what is held against a few per cent takes two or three.
@@ -83,16 +83,16 @@ goals: setup
 	  --lengths 4096,8192,32768 --rounds 1 --budget 600 --no-memory -o $(GOALS)
 	$(BIN)/sharedllm bench --methods shared --lengths 16384,65536,131072 --rounds 2 --longest 1000000 -o $(GOALS)
 	$(BIN)/sharedllm bench --methods shared-compact --lengths 131072 --rounds 1 -o $(GOALS)
-	$(BIN)/python docs/fill_goals.py
+	$(BIN)/python tools/fill_goals.py
 
 # Every method at every length, as tables and figures: PROFILE=small takes about ten minutes on two cores, full an hour.
 PROFILE ?= small
 REPORT := docs/results/report-$(PROFILE)
 
 report: texts
-	$(BIN)/python docs/run_report.py $(PROFILE)
+	$(BIN)/python tools/run_report.py $(PROFILE)
 	$(BIN)/sharedllm plot $(REPORT).jsonl -o docs/figures/report-$(PROFILE).png
-	$(BIN)/python docs/fill_report.py $(PROFILE)
+	$(BIN)/python tools/fill_report.py $(PROFILE)
 	cat $(REPORT).md
 
 # Other people's methods on the same tokens, at as many bytes as ours keeps. kvpress needs an older transformers: an
@@ -126,7 +126,7 @@ demo: setup
 
 # The documentation as a site of files, in site/: no page needs another host.
 docs: $(VENV)/.docs
-	$(BIN)/python docs/figures_src/draw.py
+	$(BIN)/python tools/draw_how.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/.docs: $(VENV)/.done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from sharedllm import SharedConfig, SharedLLM
 
 CONFIG = SharedConfig(injected_layers=3, chunk_length=16, tree_depth=2, slots_per_leaf=2, split_noise=0.1)
+
+
+def pytest_configure() -> None:
+    """One thread a worker where tests run side by side (`make test`): two programs of torch that take all cores each slow
+    each other down many times."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
+        torch.set_num_threads(1)
 
 
 def tiny_model(**changes: Any) -> Any:

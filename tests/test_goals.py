@@ -26,7 +26,7 @@ COMMON = {
 
 @pytest.fixture
 def goals(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     import fill_goals
 
     return fill_goals
@@ -170,5 +170,5 @@ def test_the_page_says_what_the_results_file_says(goals):
         from sharedllm.evaluate.results import read_rows
 
         assert goals.PAGE.read_text(encoding="utf-8") == goals.page(read_rows(goals.ROWS)), (
-            "run python docs/fill_goals.py"
+            "run python tools/fill_goals.py"
         )

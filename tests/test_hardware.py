@@ -110,7 +110,19 @@ def test_flags_are_read_from_what_the_system_says(monkeypatch):
 
 def test_threads_are_the_processors_this_process_may_use(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    for nothing in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nothing)
+        assert choose_threads().value == "3"
+    monkeypatch.delenv("OMP_NUM_THREADS")
     assert choose_threads().value == "3"
+
+
+@pytest.mark.parametrize(("said", "threads"), [("2", "2"), ("5,1", "5")])
+def test_threads_are_those_that_a_launcher_leaves(monkeypatch, said, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    choice = choose_threads()
+    assert choice.value == threads and "OMP_NUM_THREADS" in choice.reason
 
 
 def test_chunks_are_read_one_by_one_on_a_cpu_and_as_memory_allows_on_a_gpu(monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import sharedllm.context
+import sharedllm.saved
 from sharedllm import Context, Library, SharedConfig, SharedLLM, UsageError, WorkError
 from sharedllm.encoded import Encoded
 from sharedllm.reader import AS_SET, Stored
@@ -189,7 +189,7 @@ def test_a_disk_too_small_is_said_before_anything_is_read(llm, library, monkeypa
 
 def test_a_disk_that_fills_up_keeps_what_was_whole(llm, library, monkeypatch):
     resource = pytest.importorskip("resource")
-    monkeypatch.setattr(sharedllm.context, "SEGMENT_BYTES", 3 * llm.reader.layout(16).nbytes)
+    monkeypatch.setattr(sharedllm.saved, "SEGMENT_BYTES", 3 * llm.reader.layout(16).nbytes)
     text = torch.cat([tokens(16 * 6, 9), tokens(16 * 3, 10)])
     real, limits = sharedllm.store.save_file, resource.getrlimit(resource.RLIMIT_FSIZE)
     written = []

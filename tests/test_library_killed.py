@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import sharedllm.context
+import sharedllm.saved
 from sharedllm import Context, Library, UsageError
 from tests.conftest import tokens
 from tests.contexts import assert_same_chunks, encoded, files
@@ -21,13 +21,13 @@ from tests.test_generate import counted
 OLD, TEXT = tokens(16 * 5 + 3, 1), tokens(16 * 40 + 7, 2)
 SLOW_WRITER = """
 import sys, time
-import sharedllm.context
+import sharedllm.saved
 from sharedllm import Library, SharedLLM
 from tests.conftest import CONFIG, byte_tokenizer, tiny_model
 from tests.test_library_killed import TEXT
 
 llm = SharedLLM.from_pretrained(tiny_model(), adapter="none", config=CONFIG, tokenizer=byte_tokenizer())
-sharedllm.context.SEGMENT_BYTES = 3 * llm.reader.layout(16).nbytes
+sharedllm.saved.SEGMENT_BYTES = 3 * llm.reader.layout(16).nbytes
 real = llm.lower.encode
 llm.lower.encode = lambda *args: (time.sleep(0.05), real(*args))[1]
 Library(sys.argv[1], llm).add("text", TEXT)
@@ -40,7 +40,7 @@ def segments_listed(folder: Path) -> int:
 
 def test_a_killed_reading_goes_on_and_ends_byte_for_byte_the_same(make, tmp_path, monkeypatch):
     llm = make()
-    monkeypatch.setattr(sharedllm.context, "SEGMENT_BYTES", 3 * llm.reader.layout(16).nbytes)
+    monkeypatch.setattr(sharedllm.saved, "SEGMENT_BYTES", 3 * llm.reader.layout(16).nbytes)
     killed, whole = Library(tmp_path / "killed", llm), Library(tmp_path / "whole", llm)
     for library in (killed, whole):
         library.add("old", OLD)
@@ -67,7 +67,7 @@ def test_a_killed_reading_goes_on_and_ends_byte_for_byte_the_same(make, tmp_path
 
 def test_a_folder_that_was_never_read_to_its_end_says_so(make, tmp_path, monkeypatch):
     llm = make()
-    monkeypatch.setattr(sharedllm.context, "SEGMENT_BYTES", 1)
+    monkeypatch.setattr(sharedllm.saved, "SEGMENT_BYTES", 1)
 
     def stopped(done, total):
         if done == 32:

@@ -34,6 +34,7 @@ CONFIGS = {
     "one chunk read, at other positions": dataclasses.replace(CONFIG, read_chunks=1, positions="chunk+inner"),
     "prior": dataclasses.replace(CONFIG, search_prior=20.0),
     "prior, fine": dataclasses.replace(CONFIG, search_prior=5.0, fine_chunks=1, read_chunks=2, null_growth=True),
+    "prior with words": dataclasses.replace(CONFIG, search_prior=5.0, search_words=2.0, fine_chunks=1, read_chunks=2),
     "prior by last token": dataclasses.replace(CONFIG, search_prior=2.0, search_by="last", chunk_length=13),
     "more fine chunks than some rows have": dataclasses.replace(CONFIG, fine_chunks=2, search_layer=1),
 }

@@ -10,10 +10,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_numbers_come_from_the_results_files():
-    spec = importlib.util.spec_from_file_location("fill_readme", ROOT / "docs/fill_readme.py")
+    spec = importlib.util.spec_from_file_location("fill_readme", ROOT / "tools/fill_readme.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     for page in (README, module.CARD.read_text(encoding="utf-8")):
-        assert module.filled(page) == page, "run python docs/fill_readme.py"
+        assert module.filled(page) == page, "run python tools/fill_readme.py"
         assert "Not measured yet" not in page

@@ -19,7 +19,7 @@ COMMON = {"model": "tiny", "adapter": "first", "dtype": "float32", "device": "cp
 
 @pytest.fixture
 def report(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     import fill_report
 
     return fill_report
@@ -83,7 +83,7 @@ def test_the_pages_say_what_the_results_files_say(report):
         file = report.rows_file(name)
         if file.is_file():
             assert file.with_suffix(".md").read_text(encoding="utf-8") == report.made(name), (
-                f"run python docs/fill_report.py {name}"
+                f"run python tools/fill_report.py {name}"
             )
 
 

@@ -29,7 +29,7 @@ TOKENS = 5 * 128 + 40
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +169,9 @@ def test_the_page_and_the_results_say_what_the_script_computes():
     from scale_tables import blocks
 
     rows = [json.loads(line) for line in scale.RESULTS.read_text(encoding="utf-8").splitlines()]
-    assert json.loads(json.dumps(scale.computed())) == rows, "run python docs/scale.py"
+    assert json.loads(json.dumps(scale.computed())) == rows, "run python tools/scale.py"
     page = scale.PAGE.read_text(encoding="utf-8")
-    assert scale.filled(page, blocks(rows)) == page, "run python docs/scale.py"
+    assert scale.filled(page, blocks(rows)) == page, "run python tools/scale.py"
     assert not set(blocks(rows)) ^ set(re.findall(r"<!-- ([\w-]+) -->", page)), "a block without a table"
     with pytest.raises(ValueError, match="no marks"):
         scale.filled(page, {"absent": ""})

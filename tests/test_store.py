@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import sharedllm.store
 from sharedllm import Context, SharedLLM, UsageError, WorkError
-from sharedllm.context import MERGED_CHUNKS
+from sharedllm.saved import MERGED_CHUNKS
 from sharedllm.store import chunk_kind
 from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model, tokens
 from tests.contexts import assert_one_sentence, assert_same_chunks, encoded, files, segments

@@ -16,6 +16,7 @@ from sharedllm.prompts import Answer, Prompt
 from sharedllm.quote import with_quotes
 from sharedllm.recall import settings_of
 from sharedllm.resolution import Resolution
+from sharedllm.words import Words
 
 if TYPE_CHECKING:
     from sharedllm.model import SharedLLM
@@ -77,9 +78,10 @@ def explain(
     ids, compressed = window(llm, context, prompt, max_new_tokens)
     if not compressed:
         return [Passage(1, 0, context.tokens, context.tokens, None, llm.tokenizer.decode(context.ids))]
-    (asks,) = llm.query(ids, question_mask=prompt.question_mask().to(llm.device))
-    config = settings_of(llm, context, resolution)
-    return finest(llm, context, chunks_read(context, config, asks), passages)
+    asking = prompt.question_mask().to(llm.device)
+    (asks,) = llm.query(ids, question_mask=asking)
+    config, words = settings_of(llm, context, resolution), Words(context.ids, ids[asking.bool()])
+    return finest(llm, context, chunks_read(context, config, asks, words), passages)
 
 
 def window(llm: SharedLLM, context: Context, prompt: Prompt, max_new_tokens: int) -> tuple[Tensor, bool]:

@@ -53,6 +53,9 @@ class SharedConfig:
     search_prior: float = 0.0
     """How much a search counts in attention: the logit of a slot is lowered by this times how much less near to the
     question its part of the text is than the nearest one, in mean cosine of the tokens that ask; see `relevance.priors`."""
+    search_words: float = 0.0
+    """How much words count in the search beside nearness: this times the BM25 of a part of the text, as a share of the best
+    part's, is added to its mean cosine; see `words`."""
     quoted_tokens: int = 0
     """Tokens of the parts nearest to a question that also stand before it in the window, as text; see `quote`."""
     stored_bits: int = 16
@@ -102,9 +105,10 @@ class SharedConfig:
         noise = self.split_noise
         if not isinstance(noise, int | float) or not 0 <= noise < 0.5:
             raise UsageError(f"split_noise is {noise!r}; it must be a number of at least 0 and below 0.5.")
-        prior = self.search_prior
-        if not isinstance(prior, int | float) or isinstance(prior, bool) or not 0 <= prior < math.inf:
-            raise UsageError(f"search_prior is {prior!r}; it must be a number of at least 0.")
+        for name in ("search_prior", "search_words"):
+            weight = getattr(self, name)
+            if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+                raise UsageError(f"{name} is {weight!r}; it must be a number of at least 0.")
         for name in ("null_slot", "null_growth", "moving_query"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
@@ -125,7 +129,7 @@ class SharedConfig:
 
         Four fifths of the layers are injected, because heads that copy sit that deep; one chunk keeps every
         token and eight are read; projections are changed at rank 64, numbers stored at 4 bits; the null logit grows;
-        the search counts in attention.
+        the search counts in attention, and words count in it.
         """
         return cls(
             injected_layers=max(1, layers * 4 // 5),
@@ -135,6 +139,7 @@ class SharedConfig:
             stored_bits=4,
             null_growth=True,
             search_prior=40.0,
+            search_words=0.1,
             quoted_tokens=256,
         )
 

@@ -7,30 +7,27 @@ each), so that a text which fits the model's window need not be compressed at al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sharedllm.config import SharedConfig
-from sharedllm.encoded import SEARCHED, Encoded
+from sharedllm.encoded import Encoded
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.keep import Keep, Span, clipped, merged, shifted
-from sharedllm.manifest import STORED_UNDER, VERSION_2_SLOTS, Document, Manifest, broken, read_about, shape_of
+from sharedllm.manifest import STORED_UNDER
 from sharedllm.memory import find
 from sharedllm.packing import GROUP
-from sharedllm.store import Writer, chunk_kind, chunk_name, read_documents, writing
+from sharedllm.saved import open_documents, write
 
 if TYPE_CHECKING:
     from sharedllm.architectures import Parts
     from sharedllm.model import SharedLLM
     from sharedllm.reader import Reader
 
-MERGED_CHUNKS = 8  # chunks a block holds: a question walks few blocks, and joining one takes little memory
-SEGMENT_BYTES = 64 * 2**20  # of a file in a saved context: what a reader that is stopped reads again
 LAYERS = ("injected_layers", "skipped_layers", "compared_layer")
 """Settings that say which layers are kept; a context that keeps more serves an adapter that needs fewer."""
 Progress = Callable[[int, int], None]
@@ -182,40 +179,7 @@ class Context:
         """
         if self.blocks and self.encoded_tokens < self.tokens and self.reader is not None:
             self.reader.encode(self)
-        with writing(Path(folder)) as store:
-            before = store.manifest
-            names = list(before.documents) if before is not None else []
-            if len(names) > 1:
-                raise UsageError(f"{folder} holds {len(names)} documents; choose another folder, or use Library.add.")
-            segments = {} if before is None else before.segments
-            store.manifest = Manifest(self.fingerprint, self.shape, segments=segments)
-            chunks = [chunk for ids, kept in self._stored_chunks() for chunk in self._put(store, ids, kept)]
-            store.manifest.documents[names[0] if names else "text"] = Document(self.tokens, chunks, self.keep)
-            store.finish()
-
-    def _stored_chunks(self) -> Iterator[tuple[Tensor, Encoded | None]]:
-        """What makes one segment each: token ids [X, n] of chunks of one length, and what is kept of them."""
-        if not self.blocks and self.tokens:
-            yield self.ids[None], None
-        at = 0
-        for block in self.blocks:
-            X, n, most = len(block.lengths), int(block.lengths[0]), segment_chunks(block)
-            ids = self.ids[at : at + X * n].view(X, n)
-            at += X * n
-            for first in range(0, X, most):
-                yield ids[first : first + most], block[first : first + most]
-
-    def _put(self, store: Writer, ids: Tensor, kept: Encoded | None) -> list[str]:
-        """Write those of some chunks that `store` lacks; returns the names of all."""
-        kind = chunk_kind(kept, self.fingerprint, self.shape)
-        chunks = [chunk_name(kind, row) for row in ids]
-        new = {chunk: i for i, chunk in enumerate(chunks) if chunk not in store.stored}
-        if len(new) == len(chunks):
-            store.put(chunks, ids, kept)
-        elif new:
-            at = list(new.values())
-            store.put(list(new), ids[at], None if kept is None else Encoded.cat([kept[i : i + 1] for i in at]))
-        return chunks
+        write(Path(folder), self)
 
     @classmethod
     def load(cls, folder: str | Path, llm: SharedLLM | None = None, documents: Sequence[str] | None = None) -> Context:
@@ -228,8 +192,12 @@ class Context:
             UsageError: not a context, of another version, or made with another model; no such document.
             WorkError: the files are broken or cut short.
         """
-        folder = Path(folder)
-        parts = _load_version_2(folder) if read_about(folder)["version"] == 2 else _load(folder, documents)
+        fingerprint, shape, found = open_documents(Path(folder), documents)
+        parts = []
+        for ids, blocks, keep in found:
+            part = cls(None, fingerprint, shape)
+            part.ids, part.blocks, part.keep = ids, blocks, keep
+            parts.append(part)
         if llm is not None:
             try:
                 parts = [llm.reader.bind(part) for part in parts]
@@ -276,36 +244,3 @@ def layers_of(blocks: Sequence[Encoded], shape: dict[str, int], wanted: dict[str
     apart = wanted["compared_layer"]
     compared = None if apart == shape["compared_layer"] or apart < 0 else apart - shape["skipped_layers"]
     return [block.layers(start, end, compared) for block in blocks]
-
-
-def segment_chunks(kept: Encoded) -> int:
-    """How many chunks such as these a segment holds, so that few large files result."""
-    chunks = kept.lengths.shape[0]
-    return max(1, min(MERGED_CHUNKS, SEGMENT_BYTES * chunks // max(1, kept.nbytes)))
-
-
-def _load(folder: Path, names: Sequence[str] | None) -> list[Context]:
-    manifest, documents = read_documents(folder, names)
-    parts = []
-    for ids, blocks, keep in documents:
-        part = Context(None, manifest.model, manifest.shape)
-        part.ids, part.blocks, part.keep = ids, blocks, keep
-        parts.append(part)
-    return parts
-
-
-def _load_version_2(folder: Path) -> list[Context]:
-    """A context of format version 2: one text, all of it in one file."""
-    about = read_about(folder)
-    try:
-        context = Context(None, str(about["model"]), shape_of(about))
-        with safe_open(folder / VERSION_2_SLOTS, framework="pt") as stored:
-            context.ids = stored.get_tensor("ids")
-            for i in range(int(about["blocks"])):
-                names = [n for n in Encoded.__dataclass_fields__ if n not in SEARCHED]
-                context.blocks.append(Encoded.of({n: stored.get_tensor(f"{i:06d}.{n}") for n in names}))
-        if context.tokens != about["tokens"]:
-            raise ValueError(f"it holds {context.tokens} tokens, not {about['tokens']}")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise broken(folder, error) from error
-    return [context]

@@ -34,7 +34,7 @@ class Question:
         return any(word.lower() in answer.lower() for word in self.expected)
 
 
-# Written before any was asked (docs/LOG.md); `docs/probes/demo_questions.py` asks them without the text and of the right passage.
+# Written before any was asked (docs/LOG.md); `tools/probes/demo_questions.py` asks them without the text and of the right passage.
 QUESTIONS = (
     Question("In Python, what happens when a pass statement is executed?", ("nothing", "null operation", "no effect")),
     Question("In Python, which exception does the assert statement raise when it fails?", ("AssertionError",)),

@@ -12,6 +12,7 @@ from sharedllm.config import SharedConfig
 from sharedllm.context import Context
 from sharedllm.keep import Span, clipped, shifted
 from sharedllm.memory import find
+from sharedllm.words import Words
 
 if TYPE_CHECKING:
     from sharedllm.model import SharedLLM
@@ -41,7 +42,7 @@ class ChunkRead:
     """0: the chunk is left out."""
     score: float | None
     """Mean over the question's tokens of the cosine with the nearest token of the chunk, or of its nearest part under
-    `config.search_prior`; None without a question."""
+    `config.search_prior`, and what words add to that; None without a question."""
     leaves: list[Leaf]
 
 
@@ -61,10 +62,12 @@ class Passage:
     text: str = ""
 
 
-def chunks_read(context: Context, config: SharedConfig, question_QR: Tensor | None) -> Iterator[ChunkRead]:
+def chunks_read(
+    context: Context, config: SharedConfig, question_QR: Tensor | None, words: Words | None = None
+) -> Iterator[ChunkRead]:
     """The chunks of an encoded context in text order, as a question reads them; None: as without one."""
     at, depth = 0, config.tree_depth
-    found = find(context.blocks, config, question_QR, keep=context.keep)
+    found = find(context.blocks, config, question_QR, keep=context.keep, words=words)
     for block, here in zip(context.blocks, found, strict=True):
         scores = [None] * len(block.lengths) if here.scores is None else here.scores.tolist()
         trees = zip(block.lengths.tolist(), scores, here.leaves.tolist(), here.taken().cpu(), strict=True)

@@ -89,7 +89,11 @@ def cpu_flags() -> set[str]:
 
 
 def choose_threads() -> Choice:
-    """Threads for computing: the processors this process may use."""
+    """Threads for computing: what `OMP_NUM_THREADS` says, as launchers and clusters set it; else the processors this process
+    may use."""
+    named = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list has one a nesting level
+    if named.isdigit() and int(named):
+        return Choice(named, "OMP_NUM_THREADS says so")
     if hasattr(os, "sched_getaffinity"):
         return Choice(str(len(os.sched_getaffinity(0))), "processors this process may use")
     return Choice(str(os.cpu_count() or 1), "processors of this machine")

@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sharedllm.context import Context, Progress, segment_chunks
+from sharedllm.context import Context, Progress
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.keep import Keep, Span
 from sharedllm.manifest import LOCK, MANIFEST, Document, Manifest, find_document, read_manifest
 from sharedllm.model import SharedLLM
 from sharedllm.reader import Stored, chunk_runs
+from sharedllm.saved import segment_chunks
 from sharedllm.store import chunk_kind, chunk_name, writing
 
 Text = str | Sequence[int] | Tensor

@@ -21,6 +21,7 @@ from sharedllm.errors import UsageError
 from sharedllm.keep import Span, span_mask
 from sharedllm.relevance import near_parts, nearest_spans, node_scores, priors, span_scores
 from sharedllm.tree import search, slot_tokens, tree_borders
+from sharedllm.words import Words
 
 Rotation = tuple[Tensor, Tensor]
 """Cos and sin of `Parts.tables`."""
@@ -62,8 +63,10 @@ class Found:
     """[X, F + 1], of the finest spans in tokens."""
     priors: Tensor | None
     """[X, F], what is added to the logits of attention in each finest span; None: nothing."""
-    spans: Tensor | None = None
-    """[X, F, Q], how near each finest span is to each token that asks; None without a question."""
+    near: Tensor | None = None
+    """[X, F], how near each finest span is to the question, by `near_parts` and words; None without one."""
+    alone: Tensor | None = None
+    """[X, F], the mean cosine that a span comes to without its neighbours."""
 
     def prior(self, chunk_S: Tensor, token_S: Tensor) -> Tensor | None:
         """Of slots, by chunk (from 0) and token."""
@@ -88,6 +91,7 @@ def find(
     noise: float = 0.0,
     generator: torch.Generator | None = None,
     keep: Sequence[Span] = (),
+    words: Words | None = None,
 ) -> list[Found]:
     """Search all chunks of one context for one question.
 
@@ -96,21 +100,29 @@ def find(
     chosen. A chunk with a token of `keep`, spans of the context's tokens, is never left out.
     Under `config.search_prior` the chunk of the nearest span is the nearest, else that which has most of the question
     somewhere in it.
+
+    Args:
+        words: of the context and the question, which count under `config.search_words`.
     """
     borders = [tree_borders(b.lengths, config.tree_depth, noise, generator) for b in blocks]
     sizes = [len(b.lengths) for b in blocks]
     scores: Sequence[list[Tensor] | None] = [None] * len(blocks)
     prior: Sequence[Tensor | None] = [None] * len(blocks)
     near_X: Sequence[Tensor | None] = [None] * len(blocks)
-    compared: Sequence[Tensor | None] = [None] * len(blocks)
+    parts: Sequence[Tensor | None] = [None] * len(blocks)
+    alone: Sequence[Tensor | None] = [None] * len(blocks)
     order = torch.arange(sum(sizes))
     if question_QR is not None:
-        compared = spans = span_scores(blocks, config, question_QR, borders)
+        spans = span_scores(blocks, config, question_QR, borders)
+        parts = near = near_parts(spans)
+        alone = [some.mean(2) for some in spans]
+        if words is not None and config.search_words:
+            shares = words.shares([b.lengths for b in blocks], borders)
+            parts = near = [n + config.search_words * share for n, share in zip(near, shares, strict=True)]
         levels = [node_scores(some, config.search_by) for some in spans]
         scores, nearness = levels, [level[0][:, 0] / len(question_QR) for level in levels]
         if config.search_prior:
-            parts = near_parts(spans)
-            prior, nearness = priors(parts, config.search_prior), [near.amax(1) for near in parts]
+            prior, nearness = priors(near, config.search_prior), [some.amax(1) for some in near]
         near_X, order = nearness, torch.cat(nearness).argsort(stable=True)
     total = sum(sizes)
     read = max(config.read_chunks, config.fine_chunks) if config.read_chunks else total
@@ -118,19 +130,21 @@ def find(
     slots[order[: max(0, total - read)]] = 0
     slots[order[max(0, total - config.fine_chunks) :]] = config.chunk_length
     found = []
-    chosen = zip(borders, scores, near_X, slots.split(sizes), prior, _kept_tokens(blocks, keep), compared, strict=True)
-    for border, score, nearest, n, p, kept, some in chosen:
+    kept_XC, shares_of = _kept_tokens(blocks, keep), slots.split(sizes)
+    chosen = zip(borders, scores, near_X, shares_of, prior, kept_XC, parts, alone, strict=True)
+    for border, score, nearest, n, p, kept, near_XF, alone_XF in chosen:
         n = torch.where(kept.any(1) & (n == 0), config.slots_per_leaf, n)
-        found.append(Found(search(border, score), n, nearest, kept, border, p, some))
+        found.append(Found(search(border, score), n, nearest, kept, border, p, near_XF, alone_XF))
     return found
 
 
 def nearest_of(blocks: Sequence[Encoded], found: Sequence[Found]) -> list[Span]:
     """The finest spans of a context that was searched for a question, the nearest first; none without a question."""
-    scores = [some.spans for some in found if some.spans is not None]
-    if not scores:
+    near = [some.near for some in found if some.near is not None]
+    alone = [some.alone for some in found if some.alone is not None]
+    if not near:
         return []
-    return nearest_spans([block.lengths for block in blocks], [some.borders for some in found], scores)
+    return nearest_spans([block.lengths for block in blocks], [some.borders for some in found], near, alone)
 
 
 def _kept_tokens(blocks: Sequence[Encoded], keep: Sequence[Span]) -> Iterator[Tensor]:
@@ -186,16 +200,18 @@ def select_slots(
     generator: torch.Generator | None = None,
     keep: Sequence[Span] = (),
     again: Callable[[int], Encoded] = not_read_again,
+    words: Words | None = None,
 ) -> Slots | None:
     """Search all chunks of one context and take their slots; None when there are no chunks.
 
     Args:
         again: gives a chunk, by its number from 0, with every token, where not all that are taken are stored.
+        words: as for `find`.
     """
     if not blocks:
         return None
     parts, added, before = [], [], 0
-    searched = find(blocks, config, question_QR, noise, generator, keep)
+    searched = find(blocks, config, question_QR, noise, generator, keep, words)
     for block, found in zip(blocks, searched, strict=True):
         keys, values, chunk, token = gather_slots(block, found, _counted_on(again, before))
         parts.append((keys, values, chunk + before + 1, token))

@@ -61,7 +61,9 @@ def forward(
     lengths = [len(chunk) for chunk in chunks]
     nearness = scorer(llm, window, chunks, read) if search == "query" else None
     score = None if nearness is None else lambda i, span: sum(nearness((i, span)))
-    prior = priors(config, lengths, nearness) if nearness is not None and chunks and config.search_prior else None
+    prior = None
+    if nearness is not None and chunks and config.search_prior:
+        prior = priors(config, lengths, nearness, partial(word_share, chunks, window[-64:], config.tree_depth))
     nearest = None if prior is None else lambda i, span: max(prior(i, token) for token in range(*span))
     order = chunk_order(lengths, nearest or score)
     fine = order[max(0, len(order) - config.fine_chunks) :]
@@ -115,20 +117,44 @@ def scorer(
 
 
 def priors(
-    config: SharedConfig, lengths: list[int], nearness: Callable[..., list[float]]
+    config: SharedConfig,
+    lengths: list[int],
+    nearness: Callable[..., list[float]],
+    share: Callable[[tuple[int, Span]], float],
 ) -> Callable[[int, int], float]:
     """What the search adds to the logits of a slot, by its chunk and token: how much less near its finest span, or a pair
-    with a neighbour, is to the question than the nearest pair of all."""
+    with a neighbour, is to the question than the nearest of all, what words add to a span included."""
     spans = [(i, span) for i, n in enumerate(lengths) for span in finest((0, n), config.tree_depth)]
     pairs = [tuple(spans[i : i + 2]) for i in range(max(1, len(spans) - 1))]
-    near = {pair: fmean(nearness(*pair)) for pair in pairs}
+    means = {pair: fmean(nearness(*pair)) for pair in pairs}
+    near = {
+        span: max(mean for pair, mean in means.items() if span in pair) + config.search_words * share(span)
+        for span in spans
+    }
 
     def prior(i: int, token: int) -> float:
         mine = next(span for span in spans if span[0] == i and span[1][0] <= token < span[1][1])
-        best = max(value for pair, value in near.items() if mine in pair)
-        return config.search_prior * (best - max(near.values()))
+        return config.search_prior * (near[mine] - max(near.values()))
 
     return prior
+
+
+def word_share(chunks: Sequence[Sequence[int]], asking: Sequence[int], depth: int, of: tuple[int, Span]) -> float:
+    """BM25 of a finest span, a chunk's number and a span of it, as a share of the best one's."""
+    spans = [(i, span) for i, chunk in enumerate(chunks) for span in finest((0, len(chunk)), depth)]
+    parts = [list(chunks[i][start:end]) for i, (start, end) in spans]
+
+    def bm25(part: list[int]) -> float:
+        total = 0.0
+        for token in set(asking):
+            held = sum(token in other for other in parts)
+            rare = math.log(1 + (len(parts) - held + 0.5) / (held + 0.5))
+            long = len(part) / max(1.0, fmean(map(len, parts)))
+            total += rare * part.count(token) * 2.2 / (part.count(token) + 1.2 * (0.25 + 0.75 * long))
+        return total
+
+    best = max(map(bm25, parts))
+    return bm25(parts[spans.index(of)]) / best if best else 0.0
 
 
 def finest(node: Span, depth: int) -> list[Span]:

@@ -27,6 +27,13 @@ class Answer:
     generated_tokens: int
 
 
+def end_tokens(model: Any, tokenizer: Any = None) -> set[int]:
+    """The tokens that end an answer: what the model's own `generate` stops at, and the end of a text to the tokenizer, if given."""
+    ends = model.generation_config.eos_token_id
+    own = getattr(tokenizer, "eos_token_id", None)
+    return {end for end in (*(ends if isinstance(ends, list) else [ends]), own) if end is not None}
+
+
 class Prompt:
     """A question in the model's chat template, or as plain text where it has none.
 

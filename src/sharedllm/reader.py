@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from sharedllm.config import SharedConfig
-from sharedllm.context import LAYERS, MERGED_CHUNKS, Context, Progress, layers_of
+from sharedllm.context import LAYERS, Context, Progress, layers_of
 from sharedllm.encoded import Encoded
 from sharedllm.encoder import LowerModel, Wanted
 from sharedllm.errors import UsageError
 from sharedllm.hardware import chunk_batch
 from sharedllm.keep import Keep, Span, checked, clipped, keep_spans, merged, shifted, span_mask
 from sharedllm.manifest import STORED_UNDER
+from sharedllm.saved import MERGED_CHUNKS
 from sharedllm.tree import candidate_tokens, tree_borders
 
 REMEMBERED = 8  # chunks of a context that were read again for a question: as many as one question may take in whole

@@ -27,8 +27,6 @@ def read(
     as_json: common.JsonOption = False,
 ) -> None:
     """Read files with all processes of a launch and keep the context in a folder."""
-    import torch
-
     from sharedllm.hardware import choose_device
     from sharedllm.library import Library
     from sharedllm.manifest import check_target
@@ -36,9 +34,7 @@ def read(
     from sharedllm.processes import Processes
 
     processes = Processes(cpu=choose_device(device).value == "cpu")
-    threads = torch.get_num_threads()  # what the launcher leaves to each process
     llm = common.load(model, adapter, str(processes.device), dtype or processes.dtype)
-    torch.set_num_threads(threads)
     processes.agree("model", f"{llm.fingerprint} in {llm.dtype} with {llm.config}")
     if not processes.main:
         follow(ParallelReader(llm.reader, processes))

@@ -14,8 +14,10 @@ from sharedllm.config import SharedConfig
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
 from sharedllm.keep import Span
-from sharedllm.memory import build_memory, find, nearest_of, select_slots
+from sharedllm.memory import Slots, build_memory, find, nearest_of, select_slots
+from sharedllm.relevance import asking_tokens
 from sharedllm.resolution import AS_TRAINED, Resolution
+from sharedllm.words import Words
 
 if TYPE_CHECKING:
     from sharedllm.model import SharedLLM
@@ -46,12 +48,15 @@ def recalled(
     if all(c is None or not c.blocks for c in rows):
         return None
     queries = llm.query(input_ids, attention_mask, question_mask) if search == "query" else [None] * len(rows)
-    slots = [
-        None
-        if c is None
-        else select_slots(c.blocks, config, query, noise, generator, c.keep, partial(llm.reader.again, c))
-        for c, config, query in zip(rows, settings, queries, strict=True)
-    ]
+    asking = asking_tokens(input_ids, attention_mask, question_mask) if search == "query" else [None] * len(rows)
+    slots: list[Slots | None] = []
+    for c, config, query, ids, mask in zip(rows, settings, queries, input_ids, asking, strict=True):
+        if c is None:
+            slots.append(None)
+            continue
+        words = None if mask is None else Words(c.ids, ids[mask])
+        again = partial(llm.reader.again, c)
+        slots.append(select_slots(c.blocks, config, query, noise, generator, c.keep, again, words))
     like = torch.empty(0, dtype=llm.dtype, device=llm.device)
     return build_memory(slots, llm.parts, llm.config, like)
 
@@ -63,7 +68,8 @@ def nearest(llm: SharedLLM, context: Context, ids: Tensor, asking: Tensor) -> li
     if not config.quoted_tokens or not context.blocks:
         return []
     (asks,) = llm.query(ids.to(llm.device), question_mask=asking.to(llm.device))
-    return nearest_of(context.blocks, find(context.blocks, config, asks, keep=context.keep))
+    words = Words(context.ids, ids[asking.bool()])
+    return nearest_of(context.blocks, find(context.blocks, config, asks, keep=context.keep, words=words))
 
 
 def settings_of(llm: SharedLLM, context: Context, resolution: Resolution = AS_TRAINED) -> SharedConfig:

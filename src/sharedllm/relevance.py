@@ -84,18 +84,20 @@ def span_scores(
 
 
 def nearest_spans(
-    lengths_X: Sequence[Tensor], borders_XF: Sequence[Tensor], scores_XFQ: Sequence[Tensor]
+    lengths_X: Sequence[Tensor],
+    borders_XF: Sequence[Tensor],
+    near_XF: Sequence[Tensor],
+    alone_XF: Sequence[Tensor],
 ) -> list[tuple[int, int]]:
     """The finest spans of a context, start and end in its tokens, the nearest to the question first.
 
     The two of a pair (`near_parts`) are equally near; of those the one that is nearer by itself comes first.
 
     Args:
-        lengths_X, borders_XF, scores_XFQ: tokens of the chunks, borders of their finest spans and `span_scores`, a tensor a
-            block, in text order.
+        lengths_X, borders_XF, near_XF, alone_XF: tokens of the chunks, borders of their finest spans, how near each is as
+            one of a pair and by itself, a tensor a block, in text order.
     """
-    near = torch.cat([x.flatten() for x in near_parts(scores_XFQ)]).tolist()
-    alone = torch.cat([x.flatten(0, 1) for x in scores_XFQ]).mean(1).tolist()
+    near, alone = (torch.cat([x.flatten() for x in some]).tolist() for some in (near_XF, alone_XF))
     spans, start = [], 0
     for lengths, borders in zip(lengths_X, borders_XF, strict=True):
         for length, row in zip(lengths.tolist(), borders.tolist(), strict=True):
@@ -137,6 +139,22 @@ def priors(near_XF: Sequence[Tensor], weight: float) -> list[Tensor]:
     return [weight * (near - nearest) for near in near_XF]
 
 
+def asking_tokens(
+    input_ids: Tensor, attention_mask: Tensor | None = None, question_mask: Tensor | None = None
+) -> Tensor:
+    """Which tokens of each row ask, [B, T]; arguments and errors as of `asked`."""
+    T = input_ids.shape[1]
+    seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -T:].long()
+    asking = seen > 0
+    if question_mask is None:
+        asking &= seen.sum(1, keepdim=True) - seen.cumsum(1) < ASKING_TOKENS
+    else:
+        asking &= question_mask.to(asking.device).bool()
+    if not asking.any(1).all():
+        raise UsageError("a row of the window has no token to ask with; check question_mask and attention_mask.")
+    return asking
+
+
 def asked(
     lower: LowerModel,
     config: SharedConfig,
@@ -153,15 +171,8 @@ def asked(
         UsageError: in some row no token asks.
     """
     T = input_ids.shape[1]
-    seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -T:].long()
-    asking = seen > 0
-    if question_mask is None:
-        asking &= seen.sum(1, keepdim=True) - seen.cumsum(1) < ASKING_TOKENS
-    else:
-        asking &= question_mask.to(asking.device).bool()
-    if not asking.any(1).all():
-        raise UsageError("a row of the window has no token to ask with; check question_mask and attention_mask.")
-    mask = None if attention_mask is None else seen
+    asking = asking_tokens(input_ids, attention_mask, question_mask)
+    mask = None if attention_mask is None else attention_mask[:, -T:].long()
     if config.search_by == "last":
         reps = lower.first_layer(input_ids, mask)
         last = (asking.long() * torch.arange(1, T + 1, device=reps.device)).argmax(dim=1)

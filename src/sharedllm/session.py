@@ -19,7 +19,7 @@ from sharedllm.branch import Memory
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
 from sharedllm.model import SharedLLM
-from sharedllm.prompts import Answer, Prompt
+from sharedllm.prompts import Answer, Prompt, end_tokens
 from sharedllm.quote import inserted
 
 
@@ -130,7 +130,8 @@ class Session:
         """The next tokens, without the one that ends an answer, and whether it came."""
         ids = torch.tensor([shown], device=self.llm.device)
         new = written(self.llm, ids, memory, most, kwargs).tolist()
-        ends = kwargs.get("eos_token_id", self.llm.model.generation_config.eos_token_id)
-        if new[-1] in (ends if isinstance(ends, list) else [ends]):
+        given = kwargs.get("eos_token_id")
+        ends = end_tokens(self.llm.model) if given is None else given if isinstance(given, list) else [given]
+        if new[-1] in ends:
             return new[:-1], True
         return new, len(new) < most  # shorter: a stopping criterion of the caller's

@@ -14,7 +14,7 @@ pytest.importorskip("httpx", reason="httpx is not installed")
 
 @pytest.fixture(scope="module")
 def load():
-    spec = importlib.util.spec_from_file_location("load", Path(__file__).parents[2] / "docs/probes/load.py")
+    spec = importlib.util.spec_from_file_location("load", Path(__file__).parents[2] / "tools/probes/load.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -3,7 +3,7 @@
 They live in the space that questions are compared in (`relevance`). In each chunk the occurrences of one token are one
 vector, their mean; of it, less the document's mean, the signs alone are kept, a bit a number. That is two thousandths of
 what a store takes, and ranks documents nearly as all of their tokens do; clusters of alike tokens, or every fourth token,
-lose the rare words that questions ask for (measured by docs/probes/sketches.py).
+lose the rare words that questions ask for (measured by tools/probes/sketches.py).
 
 Shapes: V vectors of a document, R size of a representation, Q tokens of a question.
 """

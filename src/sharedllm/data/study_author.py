@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sharedllm.data.study_filters import first_question
-from sharedllm.prompts import Prompt
+from sharedllm.prompts import Prompt, end_tokens
 
 # What the model is told after the passage, by kind of question. A question must make sense beside the whole document.
 INSTRUCTIONS = {
@@ -76,8 +76,7 @@ class Author:
 
     def __init__(self, model: Any, tokenizer: Any, writing: Writing | None = None) -> None:
         self.model, self.tokenizer, self.writing = model, tokenizer, writing or Writing()
-        ends = model.generation_config.eos_token_id
-        self.ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
+        self.ends = end_tokens(model, tokenizer)
 
     @torch.no_grad()
     def write(self, passages: Tensor, kinds: Sequence[Sequence[tuple[str, str]]], seed: int) -> list[list[Pair]]:
@@ -130,7 +129,7 @@ class Author:
             mask[row, width - len(after) :] = 1
         ids = torch.cat([prefix, ids.to(prefix.device)], 1)
         mask = torch.cat([torch.ones_like(prefix), mask.to(prefix.device)], 1)
-        pad = next((end for end in self.ends if end is not None), 0)
+        pad = min(self.ends, default=0)
         out = self.model.generate(
             ids,
             attention_mask=mask,

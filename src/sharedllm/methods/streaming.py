@@ -29,7 +29,7 @@ from sharedllm.errors import UsageError
 from sharedllm.methods.base import Method, room_in
 from sharedllm.methods.estimate import cache_bytes, forward_bytes
 from sharedllm.model import SharedLLM
-from sharedllm.prompts import Prompt
+from sharedllm.prompts import Prompt, end_tokens
 
 BLOCK = 128  # tokens read at a time once there are sinks
 
@@ -145,8 +145,7 @@ class Streaming(Method):
         """Takes no argument of transformers' `generate`, which knows no cache of this kind."""
         if kwargs:
             raise UsageError(f"streaming generates greedily and takes no {min(kwargs)}; leave it out.")
-        ends = self.llm.model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
+        ends = end_tokens(self.llm.model)
         cache, new, ids = past.cache.copy(), list[int](), window
         while len(new) < max_new_tokens and not (new and new[-1] in ends):
             *_, (_, logits) = self._read(cache, ids)

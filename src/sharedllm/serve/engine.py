@@ -20,6 +20,7 @@ import torch
 
 from sharedllm.errors import UsageError
 from sharedllm.model import SharedLLM
+from sharedllm.prompts import end_tokens
 from sharedllm.quote import inserted
 from sharedllm.serve.batch import Batch, TakenIn, take_in
 from sharedllm.serve.failures import ApiError
@@ -56,7 +57,7 @@ class Engine:
         self._rows: list[Row] = []
         self._credit = 0.0  # seconds of other work that decoding has earned
         self._stopped = False
-        self._ends = end_tokens(llm)
+        self._ends = end_tokens(llm.model, llm.tokenizer)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -269,13 +270,6 @@ class Engine:
                 self._work.append(work)
         if decoding:
             self._credit -= time.perf_counter() - started
-
-
-def end_tokens(llm: SharedLLM) -> list[int]:
-    """The tokens that end an answer."""
-    ends = llm.model.generation_config.eos_token_id
-    own = getattr(llm.tokenizer, "eos_token_id", None)
-    return [e for e in (ends if isinstance(ends, list) else [ends, own]) if e is not None]
 
 
 def too_late() -> ApiError:

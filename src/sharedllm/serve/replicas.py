@@ -39,7 +39,7 @@ def replicated(
         loading: arguments of `SharedLLM.from_pretrained`, which each replica calls.
         settings: of each replica; the folder must be the same one on every machine.
         replicas: how many; or the least and the most, between which Ray chooses by the requests under way.
-        threads: that a replica computes with; None: as many as the machine has.
+        threads: that a replica computes with; None: as many as Ray gives it CPUs (`num_cpus` of its actor, else 1).
         options: of `ray.serve.deployment`, such as `ray_actor_options`.
     """
     serve = ray_serve()

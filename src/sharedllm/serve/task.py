@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -74,7 +74,7 @@ class Task:
 class Row:
     """One choice of a task while it decodes."""
 
-    def __init__(self, task: Task, index: int, tokenizer: object, ends: Sequence[int]) -> None:
+    def __init__(self, task: Task, index: int, tokenizer: object, ends: Collection[int]) -> None:
         self.task, self.index, self.ends = task, index, ends
         self.sampler = Sampler(task.sampling, index)
         self.written = Written(tokenizer, task.stops)

@@ -1,7 +1,7 @@
 """What the model makes of the demo's questions without the text, shown the passage that answers, and with all of the text.
 
 The first two say what of the demo is the small model's, the third is the method's. Run
-`python docs/probes/demo_questions.py --text > docs/results/probe-demo-questions.jsonl` (4 minutes on two cores; without `--text`
+`python tools/probes/demo_questions.py --text > docs/results/probe-demo-questions.jsonl` (4 minutes on two cores; without `--text`
 the first two alone; the name of an adapter's folder asks with another one).
 """
 

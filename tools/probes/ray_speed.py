@@ -10,7 +10,7 @@ not measured: with W workers, D documents take
 
 the workers' own work (the last of them ends up to one document later), what the one driver can hand out, and what the storage takes.
 
-Run after `make texts`: `python docs/probes/ray_speed.py runs/ray-speed -o docs/results/ray-speed.jsonl`
+Run after `make texts`: `python tools/probes/ray_speed.py runs/ray-speed -o docs/results/ray-speed.jsonl`
 (100 documents of 1,024 tokens; 10 minutes on two cores).
 """
 

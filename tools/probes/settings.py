@@ -3,7 +3,7 @@
 The last 1,024 of 8,192 tokens, a window of as many, the same passages and the same reading for every setting; share of
 the gap between the window alone and the model that reads everything itself. Nothing is trained, so settings far
 from those the adapter was trained with are at a disadvantage. Run after `make texts`:
-`python docs/probes/settings.py 2 > docs/results/probe-settings.jsonl` (passages of each text; 20 minutes on two cores).
+`python tools/probes/settings.py 2 > docs/results/probe-settings.jsonl` (passages of each text; 20 minutes on two cores).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The last 1,024 of 16,384 tokens, a window of 4,096, an adapter trained on windows of 384 tokens (recipe `finer`); gain in
 nats over the same window alone. Nothing is trained: all heads get the same rate. Run after `make texts`:
-`python docs/probes/window.py runs/finer/adapter > docs/results/probe-window.jsonl` (15 minutes on two cores).
+`python tools/probes/window.py runs/finer/adapter > docs/results/probe-window.jsonl` (15 minutes on two cores).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Facts hidden in 8,192 tokens, questions drawn from documents of 32,768 and those written by hand about the Jargon File; for each number of
 quoted tokens the score with the compressed text taken in and without it (retrieval alone, by the same search). Run after
-`make texts`: `python docs/probes/quoting.py > docs/results/probe-quoting.jsonl` (20 minutes on two cores with AMX).
+`make texts`: `python tools/probes/quoting.py > docs/results/probe-quoting.jsonl` (20 minutes on two cores with AMX).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draws docs/figures/mechanism.svg: run `python docs/draw_mechanism.py`. Readable on light and dark pages."""
+"""Draws docs/figures/mechanism.svg: run `python tools/draw_mechanism.py`. Readable on light and dark pages."""
 
 from __future__ import annotations
 
@@ -80,4 +80,4 @@ def picture() -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("figures").joinpath("mechanism.svg").write_text(picture(), encoding="utf-8")
+    (Path(__file__).parent.parent / "docs/figures/mechanism.svg").write_text(picture(), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 The needles of `sharedllm eval needle` with the words that lead to the answer given. A row an adapter: how often the
 right chunk ranks first, and nats of the value's first token that is not a space and of those after it. Run after `make texts`:
-`python docs/probes/first_token.py runs/finer/adapter ... > docs/results/probe-first-token.jsonl` (2 minutes an adapter).
+`python tools/probes/first_token.py runs/finer/adapter ... > docs/results/probe-first-token.jsonl` (2 minutes an adapter).
 """
 
 from __future__ import annotations

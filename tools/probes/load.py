@@ -2,7 +2,7 @@
 
 Starts `sharedllm serve` on loopback, sends a bounded number of requests, ends it, and appends rows to a results file:
 
-    python docs/probes/load.py -o docs/results/serving.jsonl            (about half an hour on two cores)
+    python tools/probes/load.py -o docs/results/serving.jsonl            (about half an hour on two cores)
 
 `--serve` takes more options for the server, such as `--serve "--device cpu --dtype float32"`.
 """

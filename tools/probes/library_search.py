@@ -5,7 +5,7 @@ needles of a hundred of them are asked for. A row a size: share of questions who
 and 8 by the sketches alone, by sketches and then 16 stores, and by opening every store; seconds a question of each;
 seconds that reading all documents took, which is what search saves.
 
-Run after `make texts`: `python docs/probes/library_search.py runs/library-search -o docs/results/library-search.jsonl`
+Run after `make texts`: `python tools/probes/library_search.py runs/library-search -o docs/results/library-search.jsonl`
 (1,000 documents of 1,024 tokens take 5 GB and about 20 minutes on two cores; stopped, it goes on).
 """
 

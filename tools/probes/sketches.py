@@ -1,7 +1,7 @@
 """By what little of a document does a question still find it? Needles in documents; which document ranks first?
 
 Every way keeps some vectors a document of the values of the layer that is searched, and scores a question by late
-interaction over them. Nothing is trained. Run after `make texts`: `python docs/probes/sketches.py data/heldout`
+interaction over them. Nothing is trained. Run after `make texts`: `python tools/probes/sketches.py data/heldout`
 (160 documents of 1,024 tokens, 120 questions; 5 minutes on two cores).
 """
 

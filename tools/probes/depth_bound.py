@@ -1,7 +1,7 @@
 """Which layers must see the context? Full attention, but only the lowest M layers of the window may look at it.
 
 No training, nothing compressed: an upper bound for what any injection into the lowest M layers can carry without
-changing the layers above. Run after `make texts`: `python docs/probes/depth_bound.py data/heldout`.
+changing the layers above. Run after `make texts`: `python tools/probes/depth_bound.py data/heldout`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cuts the text of `sharedllm eval real` out of its Debian package: run `python docs/build_real.py`.
+"""Cuts the text of `sharedllm eval real` out of its Debian package: run `python tools/build_real.py`.
 
 The Jargon File 4.4.7 is in the public domain. Taken are its introduction without chapter 4, and the appendices A and C:
 stories, history and customs. The hash in `questions.yaml` says whether the text is still the one the questions were written for.

@@ -1,4 +1,4 @@
-"""Draws the figures of docs/how.md: `python docs/figures_src/draw.py`. Colours read on light and dark pages alike.
+"""Draws the figures of docs/how.md: `python tools/draw_how.py`. Colours read on light and dark pages alike.
 
 The tree's spans and the tokens kept are those that `sharedllm.tree` computes, for the settings of the shipped adapter.
 """
@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from sharedllm.tree import search, slot_tokens, tree_borders
 
-FOLDER = Path(__file__).parent.parent / "figures"
+FOLDER = Path(__file__).parent.parent / "docs/figures"
 LENGTH, DEPTH, SLOTS = 1024, 3, 32
 INK, BLUE, VIOLET, ORANGE = "#7d8590", "#3b82f6", "#8b5cf6", "#d97706"
 STYLE = {

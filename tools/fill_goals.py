@@ -1,4 +1,4 @@
-"""Writes docs/results/goals.md from the rows that `make goals` left: run `python docs/fill_goals.py`.
+"""Writes docs/results/goals.md from the rows that `make goals` left: run `python tools/fill_goals.py`.
 
 A row says itself what the goal is and whether it was met; here is only which row answers which goal.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from sharedllm.evaluate.results import read_rows
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).parent.parent / "docs"
 ROWS, PAGE = DOCS / "results" / "bench.jsonl", DOCS / "results" / "goals.md"
 TO_FIRST, READING, LONGEST, BREAK_EVEN = (
     "seconds_to_first_token",

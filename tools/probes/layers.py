@@ -2,7 +2,7 @@
 
 The last 1,024 of 8,192 tokens, a window of as many, the same passages and the same reading for every choice; share of the gain
 over the window alone that is lost. What a layer costs is the same for all: its keys and values kept, attended to and projected
-for. Run after `make texts`: `python docs/probes/layers.py 2 > docs/results/probe-layers.jsonl` (passages of each text; 12
+for. Run after `make texts`: `python tools/probes/layers.py 2 > docs/results/probe-layers.jsonl` (passages of each text; 12
 minutes on two cores).
 """
 

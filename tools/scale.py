@@ -1,4 +1,4 @@
-"""What reading long texts costs by length, model and hardware, counted: run `python docs/scale.py`.
+"""What reading long texts costs by length, model and hardware, counted: run `python tools/scale.py`.
 
 Writes docs/results/scale.jsonl, the tables of docs/SCALE.md between their marks and docs/figures/scale.svg. Counts are those
 of `scale_counts.py`; what is assumed stands in the tables below, what was measured comes from docs/results/demo.jsonl and,
@@ -25,7 +25,7 @@ from sharedllm.methods.estimate import cache_bytes
 from sharedllm.methods.streaming import Streaming
 
 Row = dict[str, Any]
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).parent.parent / "docs"
 PAGE, RESULTS, FIGURE = DOCS / "SCALE.md", DOCS / "results/scale.jsonl", DOCS / "figures/scale.svg"
 
 

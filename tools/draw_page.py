@@ -1,4 +1,4 @@
-"""Pictures of the server's page for the documents: `python -m docs.draw_page`, with Chromium installed.
+"""Pictures of the server's page for the documents: `python -m tools.draw_page`, with Chromium installed.
 
 Starts `sharedllm serve` with the default model, has it read a part of Python's own documentation, asks two questions, and
 writes docs/figures/page-light.png, page-dark.png, page-phone.png and page-compare.png.
@@ -11,10 +11,10 @@ import shlex
 import tempfile
 from pathlib import Path
 
-from docs.probes.load import served
 from tests.browser.chromium import Chromium
+from tools.probes.load import served
 
-FIGURES = Path(__file__).parent / "figures"
+FIGURES = Path(__file__).parent.parent / "docs/figures"
 QUESTIONS = ("What does the with statement do?", "How is an exception caught?")
 DONE = "document.getElementById('stop').hidden && document.querySelectorAll('.map').length === {}"
 

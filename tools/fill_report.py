@@ -1,6 +1,6 @@
-"""Writes docs/results/report-PROFILE.md from the rows that `run_report.py` left: run `python docs/fill_report.py small`.
+"""Writes docs/results/report-PROFILE.md from the rows that `run_report.py` left: run `python tools/fill_report.py small`.
 
-Numbers have one home, the results file. What a person reads in them stands in `docs/report-PROFILE-reading.md`, three
+Numbers have one home, the results file. What a person reads in them stands in `tools/report/PROFILE-reading.md`, three
 sentences written by hand, and is taken over as it is.
 """
 
@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from run_report import DOCS, PROFILES, commands, machine_file, rows_file
+from run_report import DOCS, PROFILES, PROFILES_AT, commands, machine_file, rows_file
 
 from sharedllm.evaluate.results import read_rows
 from sharedllm.evaluate.statistics import bootstrap
@@ -20,7 +20,7 @@ from sharedllm.methods import METHODS
 Row = dict[str, Any]
 TO_FIRST, PEAK = "seconds_to_first_token", "working_peak_bytes"
 CEILING = "passage"
-UNREAD = "*Not read yet: write three sentences into `docs/report-{}-reading.md`, where this wins and where it loses.*"
+UNREAD = "*Not read yet: write three sentences into `tools/report/{}-reading.md`, where this wins and where it loses.*"
 
 
 def page(name: str, rows: Sequence[Row], machine: Row, reading: str) -> str:
@@ -192,7 +192,7 @@ def as_typed(arguments: Sequence[str]) -> str:
 
 def made(name: str) -> str:
     """The page as it should stand in the file."""
-    reading = DOCS / f"report-{name}-reading.md"
+    reading = PROFILES_AT / f"{name}-reading.md"
     return page(
         name,
         read_rows(rows_file(name)),

@@ -1,4 +1,4 @@
-"""Writes the measured parts of README.md from docs/results: run `python docs/fill_readme.py`.
+"""Writes the measured parts of README.md from docs/results: run `python tools/fill_readme.py`.
 
 Numbers have one home, the results files; a test says when the README is behind them.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from sharedllm.evaluate.statistics import bootstrap
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).parent.parent / "docs"
 README = DOCS.parent / "README.md"
 CARD = DOCS.parent / "src/sharedllm/adapters/smollm2-135m-instruct/README.md"
 

@@ -1,6 +1,6 @@
 """What should a question be compared with? Needles in a long text; which chunk does each way of comparing rank first?
 
-Nothing is trained. Run after `make texts`: `python docs/probes/search.py data/heldout/python-library.txt 120 90`
+Nothing is trained. Run after `make texts`: `python tools/probes/search.py data/heldout/python-library.txt 120 90`
 (text, chunks, needles; 6 minutes on two cores).
 """
 

@@ -1,6 +1,6 @@
-"""Runs a profile of the report: `python docs/run_report.py small`; what its results file has already is not run again.
+"""Runs a profile of the report: `python tools/run_report.py small`; what its results file has already is not run again.
 
-A profile is `docs/report-PROFILE.yaml`: texts of `data/heldout`, and commands of `sharedllm` that measure on them. Rows go
+A profile is `tools/report/PROFILE.yaml`: texts of `data/heldout`, and commands of `sharedllm` that measure on them. Rows go
 to `docs/results/report-PROFILE.jsonl`, what the machine is beside them. `fill_report.py` makes the page of it.
 """
 
@@ -15,14 +15,15 @@ from typing import Any
 
 import yaml
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).parent.parent / "docs"
+PROFILES_AT = Path(__file__).parent / "report"
 PROFILES = ("small", "full")
 SHAREDLLM = [sys.executable, "-c", "from sharedllm.cli import main; main()"]
 
 
 def read_profile(name: str) -> dict[str, Any]:
     """Texts and commands of a profile."""
-    found: dict[str, Any] = yaml.safe_load((DOCS / f"report-{name}.yaml").read_text(encoding="utf-8"))
+    found: dict[str, Any] = yaml.safe_load((PROFILES_AT / f"{name}.yaml").read_text(encoding="utf-8"))
     return found
 
 
