@@ -54,8 +54,8 @@ class SharedConfig:
     """How much a search counts in attention: the logit of a slot is lowered by this times how much less near to the
     question its part of the text is than the nearest one, in mean cosine of the tokens that ask; see `relevance.priors`."""
     search_words: float = 0.0
-    """How much words count in the search beside nearness: this times the BM25 of a part of the text, as a share of the best
-    part's, is added to its mean cosine; see `words`."""
+    """How much words count, beside nearness, for which parts are quoted and which chunks are read: this times the BM25 of a
+    part, as a share of the best part's, is added to its mean cosine; see `words`. The prior of attention goes without."""
     quoted_tokens: int = 0
     """Tokens of the parts nearest to a question that also stand before it in the window, as text; see `quote`."""
     stored_bits: int = 16
@@ -129,7 +129,7 @@ class SharedConfig:
 
         Four fifths of the layers are injected, because heads that copy sit that deep; one chunk keeps every
         token and eight are read; projections are changed at rank 64, numbers stored at 4 bits; the null logit grows;
-        the search counts in attention, and words count in it.
+        the search counts in attention, and words count for what is quoted.
         """
         return cls(
             injected_layers=max(1, layers * 4 // 5),

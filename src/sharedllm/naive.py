@@ -61,10 +61,13 @@ def forward(
     lengths = [len(chunk) for chunk in chunks]
     nearness = scorer(llm, window, chunks, read) if search == "query" else None
     score = None if nearness is None else lambda i, span: sum(nearness((i, span)))
-    prior = None
+    prior, nearest = None, None
     if nearness is not None and chunks and config.search_prior:
-        prior = priors(config, lengths, nearness, partial(word_share, chunks, window[-64:], config.tree_depth))
-    nearest = None if prior is None else lambda i, span: max(prior(i, token) for token in range(*span))
+        spans = near_spans(config, lengths, nearness)
+        prior = priors(config, spans)
+        share = partial(word_share, chunks, window[-64:], config.tree_depth)
+        worded = {span: value + config.search_words * share(span) for span, value in spans.items()}
+        nearest = lambda i, _: max(value for (chunk, _), value in worded.items() if chunk == i)  # noqa: E731
     order = chunk_order(lengths, nearest or score)
     fine = order[max(0, len(order) - config.fine_chunks) :]
     near_enough = order[-max(config.read_chunks, config.fine_chunks) :] if config.read_chunks else order
@@ -116,24 +119,23 @@ def scorer(
     return nearness
 
 
-def priors(
-    config: SharedConfig,
-    lengths: list[int],
-    nearness: Callable[..., list[float]],
-    share: Callable[[tuple[int, Span]], float],
-) -> Callable[[int, int], float]:
-    """What the search adds to the logits of a slot, by its chunk and token: how much less near its finest span, or a pair
-    with a neighbour, is to the question than the nearest of all, what words add to a span included."""
+def near_spans(
+    config: SharedConfig, lengths: list[int], nearness: Callable[..., list[float]]
+) -> dict[tuple[int, Span], float]:
+    """How near every finest span, a chunk's number and a span of it, is to the question: the better of it with the one before
+    and with the one after."""
     spans = [(i, span) for i, n in enumerate(lengths) for span in finest((0, n), config.tree_depth)]
     pairs = [tuple(spans[i : i + 2]) for i in range(max(1, len(spans) - 1))]
     means = {pair: fmean(nearness(*pair)) for pair in pairs}
-    near = {
-        span: max(mean for pair, mean in means.items() if span in pair) + config.search_words * share(span)
-        for span in spans
-    }
+    return {span: max(mean for pair, mean in means.items() if span in pair) for span in spans}
+
+
+def priors(config: SharedConfig, near: dict[tuple[int, Span], float]) -> Callable[[int, int], float]:
+    """What the search adds to the logits of a slot, by its chunk and token: how much less near its finest span is to the
+    question than the nearest of all."""
 
     def prior(i: int, token: int) -> float:
-        mine = next(span for span in spans if span[0] == i and span[1][0] <= token < span[1][1])
+        mine = next(span for span in near if span[0] == i and span[1][0] <= token < span[1][1])
         return config.search_prior * (near[mine] - max(near.values()))
 
     return prior
