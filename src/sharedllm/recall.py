@@ -68,7 +68,7 @@ def nearest(llm: SharedLLM, context: Context, ids: Tensor, asking: Tensor) -> li
     if not config.quoted_tokens or not context.blocks:
         return []
     (asks,) = llm.query(ids.to(llm.device), question_mask=asking.to(llm.device))
-    words = Words(context.ids, ids[asking.bool()])
+    words = Words(context.ids, ids[asking.to(ids.device).bool()])
     return nearest_of(context.blocks, find(context.blocks, config, asks, keep=context.keep, words=words))
 
 

@@ -21,7 +21,7 @@ def test_values_and_overrides(tmp_path):
     assert (recipe.config.injected_layers, recipe.config.positions) == (4, "sequence")
 
 
-@pytest.mark.parametrize("name", ["first", "deeper", "finer", "default", "broader", "paper", "own-data"])
+@pytest.mark.parametrize("name", ["first", "deeper", "finer", "facts", "default", "broader", "paper", "own-data"])
 def test_shipped_recipes_are_valid(name):
     assert read_recipe(name).output
 

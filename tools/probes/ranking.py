@@ -3,11 +3,12 @@
 Nothing is trained. One text of 131,072 tokens: the Jargon File of `sharedllm eval real` and as much of a manual, with facts
 hidden in it; asked about are the facts, the manual's own definitions (drawn by rule), and the Jargon File by hand. For each
 way the share of answers that begin among the first 256, 512 and 1,024 tokens that it ranks. Run after `make texts`:
-`python tools/probes/ranking.py data/heldout/python-library.txt > docs/results/probe-ranking.jsonl` (8 minutes on two cores).
+`python tools/probes/ranking.py data/heldout/python-library.txt > docs/results/probe-ranking.jsonl` (10 minutes on two cores).
 
 Ways: `even` is what ships: of each span the mean over the question's tokens of the nearest cosine. `power` weights a token by
 the power p of what its nearest span exceeds the mean over spans by. `whitened` turns the representations by the inverse root of
-their covariance to the power a first (arXiv 2103.15316). `bm25` is over token ids. `fused` adds the reciprocal ranks of two (k = 60).
+their covariance to the power a first (arXiv 2103.15316). `bm25` is over token ids. `fused` adds the reciprocal ranks of two (k = 60);
+`+ w bm25/max` adds w times BM25 as a share of the best span's.
 """
 
 from __future__ import annotations
@@ -112,7 +113,17 @@ def ways(index: Index) -> dict[str, Way]:
     found["fused bm25 and power 1, whitened 0.5"] = lambda q, ids: fused(
         index.bm25(ids), even(index.cosines(q, half), 1)
     )
+    for power, a in ((0.0, 0.0), (1.0, 0.5), (2.0, 0.5)):
+        turn = index.whitening(a)
+        for w in (0.05, 0.1, 0.2, 0.4):
+            found[f"power {power:g}, whitened {a:g} + {w} bm25/max"] = lambda q, ids, t=turn, p=power, w=w: (
+                even(index.cosines(q, t), p) + w * shares(index.bm25(ids))
+            )
     return found
+
+
+def shares(scores: Tensor) -> Tensor:
+    return scores / scores.max().clamp(min=1e-6)
 
 
 def first_of(index: Index, scores: Tensor, place: int) -> int:
