@@ -14,9 +14,8 @@ from sharedllm.errors import UsageError
 from sharedllm.explain import Passage, chunks_read, finest
 from sharedllm.prompts import Answer, Prompt
 from sharedllm.quote import with_quotes
-from sharedllm.recall import settings_of
+from sharedllm.recall import asks, settings_of
 from sharedllm.resolution import Resolution
-from sharedllm.words import Words
 
 if TYPE_CHECKING:
     from sharedllm.model import SharedLLM
@@ -78,10 +77,9 @@ def explain(
     ids, compressed = window(llm, context, prompt, max_new_tokens)
     if not compressed:
         return [Passage(1, 0, context.tokens, context.tokens, None, llm.tokenizer.decode(context.ids))]
-    asking = prompt.question_mask().to(llm.device)
-    (asks,) = llm.query(ids, question_mask=asking)
-    config, words = settings_of(llm, context, resolution), Words(context.ids, ids[asking.bool()])
-    return finest(llm, context, chunks_read(context, config, asks, words), passages)
+    config = settings_of(llm, context, resolution)
+    query, words = asks(llm, context, ids, prompt.question_mask())
+    return finest(llm, context, chunks_read(context, config, query, words), passages)
 
 
 def window(llm: SharedLLM, context: Context, prompt: Prompt, max_new_tokens: int) -> tuple[Tensor, bool]:

@@ -114,16 +114,16 @@ def find(
     order = torch.arange(sum(sizes))
     if question_QR is not None:
         spans = span_scores(blocks, config, question_QR, borders)
-        near = worded = near_parts(spans)  # attention goes by nearness alone, which it was trained with (docs/LOG.md)
-        alone = [some.mean(2) for some in spans]
+        near, alone = near_parts(spans), [some.mean(2) for some in spans]
+        parts = worded = near
         if words is not None and config.search_words:
             shares = words.shares([b.lengths for b in blocks], borders)
-            worded = [n + config.search_words * share for n, share in zip(near, shares, strict=True)]
+            parts = worded = [n + config.search_words * share for n, share in zip(near, shares, strict=True)]
         levels = [node_scores(some, config.search_by) for some in spans]
         scores, nearness = levels, [level[0][:, 0] / len(question_QR) for level in levels]
         if config.search_prior:
+            # Attention goes by nearness alone, which it was trained with (docs/LOG.md).
             prior, nearness = priors(near, config.search_prior), [some.amax(1) for some in worded]
-        parts = worded
         near_X, order = nearness, torch.cat(nearness).argsort(stable=True)
     total = sum(sizes)
     read = max(config.read_chunks, config.fine_chunks) if config.read_chunks else total

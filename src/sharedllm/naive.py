@@ -65,10 +65,10 @@ def forward(
     if nearness is not None and chunks and config.search_prior:
         spans = near_spans(config, lengths, nearness)
         prior = priors(config, spans)
-        share = partial(word_share, chunks, window[-64:], config.tree_depth)
-        worded = {span: value + config.search_words * share(span) for span, value in spans.items()}
-        nearest = lambda i, _: max(value for (chunk, _), value in worded.items() if chunk == i)  # noqa: E731
-    order = chunk_order(lengths, nearest or score)
+        shares = word_shares(chunks, window[-64:], config.tree_depth)
+        worded = {span: value + config.search_words * shares[span] for span, value in spans.items()}
+        nearest = {i: max(value for (chunk, _), value in worded.items() if chunk == i) for i in range(len(chunks))}
+    order = chunk_order(lengths, score if nearest is None else lambda i, _: nearest[i])
     fine = order[max(0, len(order) - config.fine_chunks) :]
     near_enough = order[-max(config.read_chunks, config.fine_chunks) :] if config.read_chunks else order
     kept = kept_tokens(lengths, keep)
@@ -141,22 +141,22 @@ def priors(config: SharedConfig, near: dict[tuple[int, Span], float]) -> Callabl
     return prior
 
 
-def word_share(chunks: Sequence[Sequence[int]], asking: Sequence[int], depth: int, of: tuple[int, Span]) -> float:
-    """BM25 of a finest span, a chunk's number and a span of it, as a share of the best one's."""
+def word_shares(chunks: Sequence[Sequence[int]], asking: Sequence[int], depth: int) -> dict[tuple[int, Span], float]:
+    """BM25 of every finest span, a chunk's number and a span of it, as a share of the best one's."""
     spans = [(i, span) for i, chunk in enumerate(chunks) for span in finest((0, len(chunk)), depth)]
     parts = [list(chunks[i][start:end]) for i, (start, end) in spans]
+    mean = max(1.0, fmean(map(len, parts)))
 
     def bm25(part: list[int]) -> float:
         total = 0.0
         for token in set(asking):
             held = sum(token in other for other in parts)
             rare = math.log(1 + (len(parts) - held + 0.5) / (held + 0.5))
-            long = len(part) / max(1.0, fmean(map(len, parts)))
-            total += rare * part.count(token) * 2.2 / (part.count(token) + 1.2 * (0.25 + 0.75 * long))
+            total += rare * part.count(token) * 2.2 / (part.count(token) + 1.2 * (0.25 + 0.75 * len(part) / mean))
         return total
 
-    best = max(map(bm25, parts))
-    return bm25(parts[spans.index(of)]) / best if best else 0.0
+    scores = [bm25(part) for part in parts]
+    return {span: score / max(scores) if score else 0.0 for span, score in zip(spans, scores, strict=True)}
 
 
 def finest(node: Span, depth: int) -> list[Span]:

@@ -61,15 +61,25 @@ def recalled(
     return build_memory(slots, llm.parts, llm.config, like)
 
 
+def asks(llm: SharedLLM, context: Context, ids: Tensor, question_mask: Tensor | None) -> tuple[Tensor, Words]:
+    """What a window `ids` [1, T] asks of a context: by representations [Q, R], and by words.
+
+    Args:
+        question_mask: [1, T], which of its tokens ask; None: the last ones, see `relevance.asked`.
+    """
+    ids = ids.to(llm.device)
+    (representations,) = llm.query(ids, question_mask=question_mask)
+    return representations, Words(context.ids, ids[asking_tokens(ids, None, question_mask)])
+
+
 @torch.no_grad()
 def nearest(llm: SharedLLM, context: Context, ids: Tensor, asking: Tensor) -> list[Span]:
     """`Memory.nearest` of a window `ids` [1, T], of which `asking` [1, T] asks, where no memory is needed."""
     config = settings_of(llm, context)
     if not config.quoted_tokens or not context.blocks:
         return []
-    (asks,) = llm.query(ids.to(llm.device), question_mask=asking.to(llm.device))
-    words = Words(context.ids, ids[asking.to(ids.device).bool()])
-    return nearest_of(context.blocks, find(context.blocks, config, asks, keep=context.keep, words=words))
+    question, words = asks(llm, context, ids, asking)
+    return nearest_of(context.blocks, find(context.blocks, config, question, keep=context.keep, words=words))
 
 
 def settings_of(llm: SharedLLM, context: Context, resolution: Resolution = AS_TRAINED) -> SharedConfig:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ from sharedllm.config import SharedConfig
 from sharedllm.encoded import Encoded
 from sharedllm.encoder import LowerModel
 from sharedllm.errors import UsageError
-from sharedllm.tree import candidate_tokens
+from sharedllm.tree import candidate_tokens, placed
 
 ASKING_TOKENS = 64  # of a window's last tokens that are searched with where nothing says which of them ask
 
@@ -98,13 +97,9 @@ def nearest_spans(
             one of a pair and by itself, a tensor a block, in text order.
     """
     near, alone = (torch.cat([x.flatten() for x in some]).tolist() for some in (near_XF, alone_XF))
-    spans, start = [], 0
-    for lengths, borders in zip(lengths_X, borders_XF, strict=True):
-        for length, row in zip(lengths.tolist(), borders.tolist(), strict=True):
-            spans += [(start + a, start + b) for a, b in pairwise(row)]
-            start += length
+    spans = placed(lengths_X, borders_XF).tolist()
     order = sorted(range(len(spans)), key=lambda i: (near[i], alone[i]), reverse=True)
-    return [spans[i] for i in order if spans[i][0] < spans[i][1]]
+    return [(start, end) for start, end in (spans[i] for i in order) if start < end]
 
 
 def near_parts(spans_XFQ: Sequence[Tensor]) -> list[Tensor]:

@@ -37,6 +37,17 @@ def tree_borders(lengths_X: Tensor, depth: int, noise: float = 0.0, generator: t
     return borders
 
 
+def placed(lengths_X: Sequence[Tensor], borders_XF: Sequence[Tensor]) -> Tensor:
+    """Where the finest spans of some blocks stand in their text, start and end in tokens, [N, 2] on the CPU.
+
+    Args:
+        lengths_X, borders_XF: tokens of the chunks and borders of their finest spans, a tensor a block, in text order.
+    """
+    lengths = torch.cat([lengths.cpu() for lengths in lengths_X])
+    borders = torch.cat([borders.cpu() for borders in borders_XF]) + (lengths.cumsum(0) - lengths)[:, None]
+    return torch.stack([borders[:, :-1], borders[:, 1:]], dim=2).flatten(0, 1)
+
+
 def search(borders_XF: Tensor, scores: Sequence[Tensor] | None) -> Tensor:
     """Leaves of every chunk in text order, shape [X, L + 1, 2]: start and end in tokens.
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sharedllm.tree import placed
+
 SATURATION, BY_LENGTH = 1.2, 0.75  # k1 and b
 
 
@@ -32,11 +34,8 @@ class Words:
         Args:
             lengths_X, borders_XF: tokens of the chunks, and borders of their finest spans [X, F + 1], a tensor a block.
         """
-        text = self.text.cpu()
-        lengths = torch.cat([lengths.cpu() for lengths in lengths_X])
-        starts = (lengths.cumsum(0) - lengths)[:, None]
-        borders = torch.cat([borders.cpu() for borders in borders_XF])
-        ends, sizes = (starts + borders[:, 1:]).flatten(), borders.diff(dim=1).flatten()
+        text, (starts, ends) = self.text.cpu(), placed(lengths_X, borders_XF).T.contiguous()
+        sizes = ends - starts
         scores = torch.zeros(len(ends))
         long = 1 - BY_LENGTH + BY_LENGTH * sizes / sizes.float().mean().clamp(min=1)
         for token in self.asking.unique().tolist():

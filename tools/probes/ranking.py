@@ -14,11 +14,8 @@ their covariance to the power a first (arXiv 2103.15316). `bm25` is over token i
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -29,13 +26,14 @@ from sharedllm import SharedLLM
 from sharedllm.context import Context
 from sharedllm.evaluate import needle, questions, real
 from sharedllm.prompts import Prompt
-from sharedllm.relevance import Nearness, asked, represented
-from sharedllm.tree import tree_borders
+from sharedllm.relevance import Nearness, asked, near_parts, represented
+from sharedllm.tree import placed, tree_borders
+from sharedllm.words import Words
 
 LENGTH, MANY = 131072, 24
 FIRST = (256, 512, 1024)
-Way = Callable[[Tensor, list[int]], Tensor]
-"""From representations of a question's tokens [Q, R] and their ids to how near each span is, [N]."""
+Way = Callable[[Tensor, Tensor], Tensor]
+"""From representations of a question's tokens [Q, R] and their ids [Q] to how near each span is, [N]."""
 
 
 class Index:
@@ -50,14 +48,8 @@ class Index:
         self.mean = every.mean(0)
         values, vectors = torch.linalg.eigh((every - self.mean).T @ (every - self.mean) / len(every))
         self._values, self._vectors = values.clamp(min=values.max() * 1e-4), vectors
-        self.spans, start = list[tuple[int, int]](), 0
-        for block, borders in zip(self.blocks, self.borders, strict=True):
-            for length, row in zip(block.lengths.tolist(), borders.tolist(), strict=True):
-                self.spans += [(start + a, start + b) for a, b in pairwise(row)]
-                start += length
-        ids = context.ids.tolist()
-        self.counts = [Counter(ids[a:b]) for a, b in self.spans]
-        self.having = Counter(token for counts in self.counts for token in counts)
+        self.ids, self.lengths = context.ids, [block.lengths for block in self.blocks]
+        self.spans = placed(self.lengths, self.borders).tolist()
 
     def whitening(self, power: float) -> Tensor:
         """[R, R]; the identity for 0."""
@@ -71,29 +63,17 @@ class Index:
             spans.append(Nearness(block.compared_tokens, cosines, "tokens").spans(borders).flatten(0, 1))
         return torch.cat(spans)
 
-    def bm25(self, ids: list[int]) -> Tensor:
-        n, mean = len(self.spans), sum(b - a for a, b in self.spans) / len(self.spans)
-        scores = torch.zeros(n)
-        for token in set(ids):
-            weight = math.log(1 + (n - self.having[token] + 0.5) / (self.having[token] + 0.5))
-            for i, (counts, (a, b)) in enumerate(zip(self.counts, self.spans, strict=True)):
-                if times := counts[token]:
-                    scores[i] += weight * times * 2.2 / (times + 1.2 * (0.25 + 0.75 * (b - a) / mean))
-        return scores
-
-
-def with_neighbour(spans_NQ: Tensor) -> Tensor:
-    """The better of a span with the one before and the one after, token by token."""
-    pairs = torch.maximum(spans_NQ[:-1], spans_NQ[1:])
-    worst = pairs.new_full((1, pairs.shape[1]), -1.0)
-    return torch.stack([torch.cat([worst, pairs]), torch.cat([pairs, worst])])
+    def words(self, asking: Tensor) -> Tensor:
+        """BM25 of each span as a share of the best one's, [N]."""
+        shares = Words(self.ids, asking).shares(self.lengths, self.borders)
+        return torch.cat([some.flatten() for some in shares])
 
 
 def even(cosines_NQ: Tensor, power: float = 0.0) -> Tensor:
     """As `relevance.near_parts`, and of two that are equally near the one that is by itself first."""
     weight = (cosines_NQ.amax(0) - cosines_NQ.mean(0)).clamp(min=0).pow(power)
-    weight = weight / weight.sum()
-    return (with_neighbour(cosines_NQ) @ weight).amax(0) + 1e-4 * (cosines_NQ @ weight)
+    weighted = cosines_NQ * weight / weight.mean()
+    return near_parts([weighted[:, None]])[0][:, 0] + 1e-4 * weighted.mean(1)
 
 
 def fused(*scores: Tensor) -> Tensor:
@@ -103,27 +83,23 @@ def fused(*scores: Tensor) -> Tensor:
 
 def ways(index: Index) -> dict[str, Way]:
     plain = index.whitening(0)
-    found: dict[str, Way] = {"bm25": lambda q, ids: index.bm25(ids)}
+    found: dict[str, Way] = {"bm25": lambda q, ids: index.words(ids)}
     for power in (0.0, 1.0, 2.0):
         for a in (0.0, 0.5, 1.0):
             turn = index.whitening(a)
             found[f"power {power:g}, whitened {a:g}"] = lambda q, ids, t=turn, p=power: even(index.cosines(q, t), p)
-    found["fused bm25 and even"] = lambda q, ids: fused(index.bm25(ids), even(index.cosines(q, plain)))
+    found["fused bm25 and even"] = lambda q, ids: fused(index.words(ids), even(index.cosines(q, plain)))
     half = index.whitening(0.5)
     found["fused bm25 and power 1, whitened 0.5"] = lambda q, ids: fused(
-        index.bm25(ids), even(index.cosines(q, half), 1)
+        index.words(ids), even(index.cosines(q, half), 1)
     )
     for power, a in ((0.0, 0.0), (1.0, 0.5), (2.0, 0.5)):
         turn = index.whitening(a)
         for w in (0.05, 0.1, 0.2, 0.4):
             found[f"power {power:g}, whitened {a:g} + {w} bm25/max"] = lambda q, ids, t=turn, p=power, w=w: (
-                even(index.cosines(q, t), p) + w * shares(index.bm25(ids))
+                even(index.cosines(q, t), p) + w * index.words(ids)
             )
     return found
-
-
-def shares(scores: Tensor) -> Tensor:
-    return scores / scores.max().clamp(min=1e-6)
 
 
 def first_of(index: Index, scores: Tensor, place: int) -> int:
@@ -171,7 +147,7 @@ def main(file: Path) -> None:
             for prompt, place in some:
                 ids, mask = torch.tensor([prompt.alone()]), prompt.question_mask()
                 (question,) = asked(llm.lower, llm.config, ids.to(llm.device), question_mask=mask)
-                before.append(first_of(index, way(question.float(), ids[0][mask[0].bool()].tolist()), place))
+                before.append(first_of(index, way(question.float(), ids[mask.bool()]), place))
             shares = {str(n): round(sum(b < n for b in before) / len(before), 3) for n in FIRST}
             print(json.dumps({"way": name, "kind": kind, "questions": len(some), "first": shares}), flush=True)
 

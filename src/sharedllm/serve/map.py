@@ -19,10 +19,9 @@ from sharedllm.context import Context
 from sharedllm.explain import chunks_read
 from sharedllm.model import SharedLLM
 from sharedllm.quote import inserted
-from sharedllm.relevance import asking_tokens
+from sharedllm.recall import asks
 from sharedllm.serve.batch import take_in
 from sharedllm.serve.split import Split
-from sharedllm.words import Words
 
 ANSWER_TOKENS = 64  # of an answer between two yields: attention to all slots is held for so many
 
@@ -44,11 +43,8 @@ def mapped(
     memory = llm.recall(context, ids, question_mask=split.asking)
     assert memory is not None, "a context that is attended to has chunks"
     yield
-    asks, words = (
-        llm.query(ids, question_mask=split.asking)[0],
-        Words(context.ids, ids[asking_tokens(ids, None, split.asking)]),
-    )
-    chunks = [asdict(chunk) for chunk in chunks_read(context, llm.config, asks, words)]
+    question, words = asks(llm, context, ids, split.asking)
+    chunks = [asdict(chunk) for chunk in chunks_read(context, llm.config, question, words)]
     leaves = [leaf for chunk in chunks for leaf in chunk["leaves"]]
     for leaf in leaves:
         leaf["attention"] = None
