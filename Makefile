@@ -23,7 +23,7 @@ check: setup
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest --ignore=tests/browser -m "not processes" -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --ignore=tests/browser -m "not processes" -n logical --maxprocesses 4 --dist worksteal
 
 # What several processes do together: training and reading with Accelerate; reading, evaluating and serving with Ray.
 test-processes: $(VENV)/.ray

@@ -100,9 +100,10 @@ def test_a_map_of_several_contexts_and_of_what_fits_the_window(http):
 
 def test_reading_does_not_stall_an_answer(http, served):
     """While a text of many chunks is read, an answer gets a token at least every few chunks."""
-    engine, order = served.service.engine, []
+    engine, order, uploaded = served.service.engine, [], threading.Event()
     step, rows = engine._batch.step, served.llm.reader.encode_rows
-    engine._batch.step = lambda ids: (order.append("token"), step(ids))[1]
+    # The answer goes on once the upload is there, however slow the machine is: else it might end before.
+    engine._batch.step = lambda ids: (order.append("token"), step(ids), uploaded.wait(20))[1]
     served.llm.reader.encode_rows = lambda *a, **k: (order.append("chunk"), rows(*a, **k))[1]
     body = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 60, "context": []}
     asking = threading.Thread(target=lambda: http.post("/v1/chat/completions", json=body))
@@ -110,7 +111,9 @@ def test_reading_does_not_stall_an_answer(http, served):
         asking.start()
         while "token" not in order:
             time.sleep(0.001)
-        upload(http, LONG * 8)
+        answer = http.post("/v1/contexts", files={"file": ("items.txt", (LONG * 8).encode())})
+        uploaded.set()
+        read(http, answer.json()["id"])
         asking.join()
     finally:
         del engine._batch.step, served.llm.reader.encode_rows
