@@ -85,7 +85,7 @@ goals: setup
 	$(BIN)/sharedllm bench --methods shared-compact --lengths 131072 --rounds 1 -o $(GOALS)
 	$(BIN)/python tools/fill_goals.py
 
-# Every method at every length, as tables and figures: PROFILE=small takes about ten minutes on two cores, full an hour.
+# Every method at every length, as tables and figures: PROFILE=small takes about 20 minutes on two cores, full 90.
 PROFILE ?= small
 REPORT := docs/results/report-$(PROFILE)
 

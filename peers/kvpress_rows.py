@@ -75,8 +75,8 @@ def result_row(
 ) -> dict[str, Any]:
     """One results row over samples of one task and length; the fields are those of sharedllm's own rows."""
     values = [outcome["value"] for outcome in outcomes]
-    low, high = bootstrap(values, about["seed"])
     first = samples[0]
+    low, high = wilson(values) if first["metric"] == "found" else bootstrap(values, about["seed"])
     row = {
         "task": first["task"],
         "value": sum(values) / len(values),
@@ -102,11 +102,24 @@ def result_row(
     if first["metric"] == "found":
         row["expected"] = [sample["answer"] for sample in samples]
         row["answers"] = [outcome["answer"] for outcome in outcomes]
+        row["depths"] = [round(sample["depth"], 4) for sample in samples]
+        row["found"] = [int(value) for value in values]
+    else:
+        row["targets"], row["window"] = first["targets"], len(first["window_ids"])
+        row["starts"] = [sample["start"] for sample in samples]
     return row
 
 
 def mean(outcomes: Sequence[dict[str, Any]], name: str) -> float:
     return sum(outcome[name] for outcome in outcomes) / len(outcomes)
+
+
+def wilson(values: Sequence[float], z: float = 1.959964) -> tuple[float, float]:
+    """95 % bounds of a share of hits, 1 or 0 each (Wilson, 1927); the rule of `sharedllm eval needle`."""
+    tries, share = len(values), sum(values) / len(values)
+    middle, half = share + z * z / (2 * tries), z * (share * (1 - share) / tries + z * z / (4 * tries**2)) ** 0.5
+    grown = 1 + z * z / tries
+    return max(0.0, (middle - half) / grown), min(1.0, (middle + half) / grown)
 
 
 def bootstrap(values: Sequence[float], seed: int, draws: int = 10_000) -> tuple[float, float]:

@@ -33,7 +33,9 @@ def test_the_dtype_on_a_cpu_follows_its_instructions(monkeypatch, flags, dtype, 
 @pytest.mark.parametrize(("supported", "dtype"), [(True, "bfloat16"), (False, "float16")])
 def test_the_dtype_on_a_gpu_follows_the_gpu(monkeypatch, supported, dtype):
     monkeypatch.setattr(hardware, "cpu_flags", set)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or supported
+    )
     assert choose_dtype("cuda:0").value == dtype
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sharedllm.evaluate.needle import is_found
-from sharedllm.evaluate.statistics import bootstrap
+from sharedllm.evaluate.statistics import bootstrap, bounds, wilson
 from tests.cli.test_cli import ROW_FIELDS
 
 
@@ -28,8 +28,9 @@ def sample(past, value="4821", metric="found"):
         "after_ids": [7, 8],
         "max_new_tokens": 3,
         "answer": [value],
+        "depth": 0.5,
     }
-    scored = {"past_ids": past, "window_ids": [5, 6, 7], "targets": 2}
+    scored = {"past_ids": past, "window_ids": [5, 6, 7], "targets": 2, "start": 4}
     return {
         "task": "needle" if metric == "found" else "perplexity",
         "metric": metric, "length": len(past), "source": "a.txt", "model": "tiny", "dtype": "float32",
@@ -91,8 +92,22 @@ def test_rows_have_the_fields_of_ours(peers, tmp_path):
     assert ROW_FIELDS | {"compression_ratio", "bytes_kept"} <= set(row)
     assert (row["value"], row["method"], row["adapter"], row["bytes_kept"]) == (1.5, "kvpress-snapkv", None, 100)
     assert row["beyond_window"] and row["positions"] == 5
+    assert (row["targets"], row["window"], row["starts"]) == (2, 3, [4, 4]), "so that they are drawn beside ours"
     values = [0.2, 0.9, 0.4]
     assert peers.bootstrap(values, 3) == bootstrap(values, 3)
+
+
+def test_shares_have_the_bounds_and_the_depths_of_ours(peers):
+    samples = [sample([1, 2, 3]), sample([1, 2, 3], value="99")]
+    outcomes = list(peers.outcomes_of(FakePeer(), "snapkv", "stored", samples))
+    about = {
+        "method": "kvpress-snapkv", "budget": "stored_bytes", "device": "cpu", "dtype": "float32", "seed": 0, "threads": 1,
+        "window": 4, "peak_memory_bytes": 1,
+    }  # fmt: skip
+    row = peers.result_row(samples, outcomes, about)
+    assert (row["depths"], row["found"]) == ([0.5, 0.5], [1, 0])
+    assert (row["low"], row["high"]) == pytest.approx(bounds([1.0, 0.0], most=1.0), abs=1e-6)
+    assert peers.wilson([1.0] * 6) == pytest.approx(wilson(6, 6), abs=1e-6)
 
 
 def test_an_unknown_metric_is_refused(peers, tmp_path):

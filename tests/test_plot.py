@@ -62,8 +62,25 @@ def test_windows_and_targets_are_never_mixed():
     assert found == {
         (1025, 512): {"shared": {8192: 1.0}},
         (1025, 1024): {"shared": {8192: 2.9, 65536: 2.95}, "truncate": {8192: 3.0}, "full": {8192: 2.6}},
-        (8192, 1024): {"shared": {65536: 2.65}, "truncate": {65536: 2.7}},
+        (8192, 1024): {"shared": {65536: 2.65}, "truncate": {65536: 2.7}, "full": {8192: 2.6}},
     }
+
+
+def test_a_large_window_stands_beside_the_best_that_truncate_does():
+    """`--window truncate=8192,shared=4096`: what `shared` wins or loses there is in one panel, and in no other."""
+    best = [nll("truncate", 4096, 2.9, 4096), *(nll("truncate", n, 2.7, 8192) for n in (8192, 65536))]
+    ours = [nll("shared", 4096, 2.9, 4096), *(nll("shared", n, 2.75, 4096) for n in (8192, 65536))]
+    equal, large = perplexity.settings(rows(*EQUAL, *best, *ours))
+    assert (equal.window, large.window) == (1025, 4096)
+    assert by_method(large) == {
+        "shared": {4096: 2.9, 8192: 2.75, 65536: 2.75},
+        "truncate": {4096: 2.9, 8192: 2.7, 65536: 2.7},
+        "full": {8192: 2.6},
+    }
+    (line,) = (line for line in large.points if line.method == "shared")
+    assert {n: round(gain.nats, 3) for n, gain in large.gains(line).items()} == {4096: 0, 8192: -0.05, 65536: -0.05}
+    legend = [text.get_text() for text in compose(plan(rows(*EQUAL, *best, *ours))).subfigs[1].legends[0].get_texts()]
+    assert "truncate: the window alone, 8,192 of it" in legend
 
 
 def test_models_and_dtypes_are_never_mixed():

@@ -95,3 +95,20 @@ def test_mistakes(plain):
     for asks in ("dogs", " "):
         with pytest.raises(ValueError, match="no part"):
             Prompt(plain, QUESTION, asks=asks)
+
+
+def test_without_a_chat_template_a_prompt_begins_as_the_tokenizer_begins_a_text(plain, chat):
+    """Llama, Mistral and Gemma answer worse without their first token, and only chat templates write it out."""
+    from tokenizers.processors import TemplateProcessing
+
+    for tokenizer in (plain, chat):
+        template = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 256), ("</s>", 257)])
+        tokenizer.backend_tokenizer.post_processor = template
+    start = plain.bos_token_id
+    assert plain("a")["input_ids"][0] == start
+    prompt, text = Prompt(plain, "Why?"), torch.tensor([5, 6])
+    assert prompt.alone()[0] == prompt.with_text(text)[0] == prompt.around_text()[0][0] == start
+    assert prompt.with_text(text)[1:3] == [5, 6] and prompt.alone().count(start) == 1
+    asks = [t for t, asking in zip(prompt.alone(), prompt.question_mask()[0].tolist(), strict=True) if asking]
+    assert plain.decode(asks) == "Why?" and prompt.following()[0][0] != start
+    assert start not in Prompt(chat, "Why?").alone()

@@ -102,3 +102,15 @@ def test_the_steps_are_commands_that_exist(report, name):
         common.numbers_by_method("--at-most", given.get("at_most", ""), methods)
         assert command == "bench" or given["task"] in TASKS
         assert given["text"] and common.positive_numbers("--lengths", given["lengths"])
+
+
+def test_kvpress_stands_beside_ours_at_equal_bytes(report):
+    def row(method: str, metric: str, value: float, **more: object) -> dict:
+        return {"method": method, "metric": metric, "length": 8192, "value": value, "low": 0.1, "high": 0.9, **more}
+
+    ours = [row("shared", "found", 0.5), row("shared", "nll", 2.5), row("full", "nll", 2.4)]
+    theirs = [row("kvpress-snapkv", "found", 0.25, budget="stored_bytes", bytes_kept=7_700_000)]
+    page = report.page("full", ROWS, MACHINE, "We win.", [*ours, *theirs])
+    assert "| kvpress-snapkv | kept for any question | 7.7 | 25 % [10, 90] |  |" in page
+    assert "| shared |  |  | 50 % [10, 90] | 2.500 [0.100, 0.900] |" in page
+    assert "kvpress" not in report.page("full", ROWS, MACHINE, "We win.", ours)

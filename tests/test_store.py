@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import sharedllm.store
 from sharedllm import Context, SharedLLM, UsageError, WorkError
 from sharedllm.saved import MERGED_CHUNKS
-from sharedllm.store import chunk_kind
+from sharedllm.store import chunk_kind, writing
 from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model, tokens
 from tests.contexts import assert_one_sentence, assert_same_chunks, encoded, files, segments
 
@@ -164,6 +164,9 @@ FOREIGN = {
     "notes beside a context": {"context.json": '{"format": "sharedllm-context"}', "notes.txt": "mine"},
     "another program's context.json": {"context.json": '{"build": "docker"}'},
     "a folder": {"src/main.py": "mine"},
+    "a film in segments": {"segment-001.ts": "mine"},
+    "another program's segments": {"context.json": '{"format": "sharedllm-context"}', "segment-1.safetensors": "mine"},
+    "another program's slots": {"slots.safetensors": "mine"},
 }
 
 
@@ -178,6 +181,17 @@ def test_saving_into_a_folder_with_foreign_files_is_refused(llm, tmp_path, name)
         llm.read(tokens(70)).save(folder)
     assert_one_sentence(error)
     assert files(tmp_path) == before
+
+
+def test_what_is_not_ours_is_never_swept(llm, tmp_path):
+    llm.read(tokens(70)).save(tmp_path / "c")
+    with writing(tmp_path / "c") as store:
+        left = f"segment-{'0' * 32}.safetensors"
+        for name in ("segment-001.ts", "notes.txt", left, left + ".unfinished", "context.json.unfinished"):
+            (tmp_path / "c" / name).write_text("mine")
+        before = {segment.name for segment in segments(tmp_path / "c")} - {left}
+        store.sweep()
+    assert set(files(tmp_path / "c")) == {".lock", "context.json", "segment-001.ts", "notes.txt", *before}
 
 
 def test_saving_onto_a_file_is_refused(llm, tmp_path):

@@ -53,6 +53,12 @@ def test_noise_moves_the_split_of_every_level():
         assert float(share.std()) == pytest.approx(0.05, rel=0.1)
 
 
+def test_noise_is_drawn_where_its_generator_is():
+    """On a GPU the chunks are there and the generator is not; here `meta` stands for it."""
+    moved = tree_borders(MANY.to("meta"), 3, 0.05, torch.Generator().manual_seed(1))
+    assert moved.device.type == "meta" and moved.shape == (len(MANY), 9)
+
+
 def test_noise_is_drawn_for_each_chunk_and_repeats_with_the_generator():
     drawn = [tree_borders(MANY, 3, 0.05, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1])

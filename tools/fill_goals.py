@@ -99,6 +99,41 @@ def goals_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, *([""] if reasons else []), *reasons])
 
 
+SHORT = (
+    "Reading: share of the speed of its layers alone",
+    "First token after 32K, sooner than with full attention",
+    "The same, sooner than with streaming",
+    "The same, sooner than with an encoder-decoder",
+    "What one question attends to at 128K, smaller than the full cache",
+    "What is kept for any question, smaller than the full cache",
+    "The same of a compact context",
+    "A token of an answer with 128K of text, slower than with none",
+    "A second question at 128K: share of the time of the first",
+    "The same of a compact context",
+    "Memory of reading 128K, beyond what is kept",
+    None,
+    "Longest text read to its end, asked and answered",
+    "Sooner than full attention from",
+)
+"""The goals as the README says them, in the order of `GOALS`; None: left to the page."""
+
+
+def short_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line a goal: measured, goal, whether it is met."""
+    rows, lines = same_setting(rows), ["| | measured | goal | |", "| --- | --- | --- | --- |"]
+    for asked, said in zip(GOALS, SHORT, strict=True):
+        row = answer(rows, asked)
+        if said is None:
+            continue
+        if row is None or row["value"] is None:
+            lines.append(f"| {said} | not measured | | |")
+            continue
+        ours, _, ratio, goal, met = shown(row)
+        times = " times" if asked.metric.startswith(("first_token", "full_cache", "per_token")) else ""
+        lines.append(f"| {said} | {ratio.removesuffix(' more') + times if ratio else ours} | {goal} | {met} |")
+    return "\n".join(lines)
+
+
 def answer(rows: Sequence[dict[str, Any]], asked: Asked) -> dict[str, Any] | None:
     """The row that answers; of a length the last that has a value, of several lengths the one furthest from the goal."""
     found: dict[int, dict[str, Any]] = {}

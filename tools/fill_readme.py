@@ -10,6 +10,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from fill_goals import ROWS as SPEED
+from fill_goals import short_table
+
+from sharedllm.evaluate.results import read_rows
 from sharedllm.evaluate.statistics import bootstrap
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -197,7 +201,8 @@ def interval(values: list[float]) -> str:
 
 
 def filled(text: str) -> str:
-    for name, block in (("demo", demo_block()), ("adapter", adapter_block())):
+    blocks = {"demo": demo_block(), "adapter": adapter_block(), "goals": short_table(read_rows(SPEED))}
+    for name, block in blocks.items():
         text = re.sub(
             rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL
         )

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from report_peers import peers_table
 from run_report import DOCS, PROFILES, PROFILES_AT, commands, machine_file, rows_file
 
 from sharedllm.evaluate.results import read_rows
@@ -20,10 +21,11 @@ from sharedllm.methods import METHODS
 Row = dict[str, Any]
 TO_FIRST, PEAK = "seconds_to_first_token", "working_peak_bytes"
 CEILING = "passage"
+PEERS = DOCS / "results" / "peers.jsonl"
 UNREAD = "*Not read yet: write three sentences into `tools/report/{}-reading.md`, where this wins and where it loses.*"
 
 
-def page(name: str, rows: Sequence[Row], machine: Row, reading: str) -> str:
+def page(name: str, rows: Sequence[Row], machine: Row, reading: str, peers: Sequence[Row] = ()) -> str:
     """The page of a profile, with what is measured so far."""
     parts = [
         f"# Report, profile `{name}`",
@@ -57,6 +59,12 @@ def page(name: str, rows: Sequence[Row], machine: Row, reading: str) -> str:
             "Memory",
             "MB beyond the loaded model at the peak of one question, in a process of its own; and of them, kept of the text for the next question.",
             [table(of(rows, "bench", PEAK), megabytes)],
+        ),
+        *section(
+            "Beside kvpress",
+            "Methods of [kvpress](https://github.com/NVIDIA/kvpress), which nobody here wrote, on the same samples at as many bytes as "
+            "`shared` has (`make peers`). They read all tokens with the model's own attention and keep some of its keys and values.",
+            [peers_table(peers)],
         ),
         "## Reading",
         reading.strip() or UNREAD.format(name),
@@ -105,7 +113,7 @@ def best_use(rows: Sequence[Row]) -> list[Row]:
 
 
 def large(row: Row) -> bool:
-    return "reason" not in row and row["window"] > row["targets"] + 1
+    return "window" in row and row["window"] > row.get("targets", row["window"]) + 1
 
 
 def latest(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
@@ -129,11 +137,14 @@ def table(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
         cells = []
         for n in lengths:
             row = found.get((method, n))
-            cells.append("" if row is None else "–" if row["value"] is None else cell(row))
+            beyond = " †" if row is not None and row.get("beyond_window") else ""
+            cells.append("" if row is None else "–" if row["value"] is None else cell(row) + beyond)
             if row is not None and row["value"] is None:
                 reasons.setdefault((method, row["reason"]), []).append(n)
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     said = [f"- `{method}` at {', '.join(f'{n:,}' for n in at)}: {why}." for (method, why), at in reasons.items()]
+    if any(row.get("beyond_window") and row["value"] is not None for row in found.values()):
+        said.append("- †: more positions than the model was trained for.")
     return "\n".join([*lines, *([""] if said else []), *said])
 
 
@@ -198,6 +209,7 @@ def made(name: str) -> str:
         read_rows(rows_file(name)),
         json.loads(machine_file(name).read_text(encoding="utf-8")),
         reading.read_text(encoding="utf-8") if reading.is_file() else "",
+        read_rows(PEERS) if name == "full" else (),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ from sharedllm.errors import UsageError, WorkError
 from sharedllm.files import replaceable, replaced_folder
 from sharedllm.hub import fetched, is_hub_name
 from sharedllm.loading import fingerprint as fingerprint_of
+
+logger = logging.getLogger(__name__)
 
 VERSION, KIND = 2, "sharedllm-adapter"
 READ = (1, VERSION)  # 1 had no hash of the weights
@@ -200,6 +203,7 @@ def find_adapter(
     if adapter == "default":
         folder = shipped_adapter(fingerprint_of(model, parts))
         if folder is None:
+            _warn_of_other_weights(parts)
             return None, None
     else:
         folder = fetched(str(adapter), (CONFIG_FILE, WEIGHTS_FILE)) if is_hub_name(adapter) else Path(adapter)
@@ -212,3 +216,14 @@ def find_adapter(
         )
     check_adapter(described, parts, folder)
     return folder, described
+
+
+def _warn_of_other_weights(parts: Parts) -> None:
+    """Say where a model that no adapter ships for is of the family and sizes of one that has one."""
+    for file in sorted(SHIPPED.glob(f"*/{CONFIG_FILE}")):
+        described = json.loads(file.read_text(encoding="utf-8"))
+        if described.get("model") == model_sizes(parts):
+            logger.warning(
+                "the adapter that ships for %s is not used: this model is of the same sizes, but has other weights.",
+                described["base_model_name_or_path"],
+            )

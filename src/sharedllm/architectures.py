@@ -95,12 +95,12 @@ class Parts:
         """Projected queries [B, T, H * D] as heads [B, T, H, D], normed as the family does, in half-split order."""
         dtype, over = query.dtype, self.family.query_norm_over
         if norm is not None and over == "projection":
-            query = norm(query)
+            query = normed(norm, query)
         query = query.unflatten(-1, (self.heads, self.head_dim))
         if norm is not None and over == "heads first":
-            query = norm(query.transpose(1, 2)).transpose(1, 2)
+            query = normed(norm, query.transpose(1, 2)).transpose(1, 2)
         elif norm is not None and over == "head":
-            query = norm(query)
+            query = normed(norm, query)
         return self.half_split(query.to(dtype))
 
     def scaling(self, layer: int) -> float:
@@ -248,6 +248,16 @@ def linear_weights(module: Any, width: int, dtype: torch.dtype) -> tuple[Tensor,
         finally:
             module.bias = bias
         return rows.T.contiguous(), None if bias is None else bias.detach().clone()
+
+
+def normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """What a norm makes of `x`, in its dtype, also where its weights are kept in another, as in training.
+
+    Families' own norms take any; those of torch do not on a GPU.
+    """
+    plain = [part for part in norm.modules() if isinstance(part, nn.LayerNorm | nn.RMSNorm) and part.weight is not None]
+    y: Tensor = norm(x.to(plain[0].weight.dtype) if plain else x)
+    return y.to(x.dtype)
 
 
 def copied(module: nn.Module) -> nn.Module:

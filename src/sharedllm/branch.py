@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sharedllm.architectures import Parts, copied, rotate
+from sharedllm.architectures import Parts, copied, normed, rotate
 from sharedllm.attention import attend, attention
 from sharedllm.config import SharedConfig
 from sharedllm.errors import UsageError
@@ -145,7 +145,7 @@ class Branch(nn.Module):
         H, K, D = self.heads, self.kv_heads, self.head_dim
         dtype = hidden_BTE.dtype
         bias = None if self.query_bias is None else self.query_bias.to(dtype)
-        query = self._query_heads(self.query(self.norm(hidden_BTE).to(dtype), bias), self.query_norm)
+        query = self._query_heads(self.query(normed(self.norm, hidden_BTE), bias), self.query_norm)
         if place.tables is not None:
             query = rotate(query, *place.tables[number])
         query = torch.cat([query, *self._added(query, place)], dim=3).transpose(1, 2)  # [B, H, T, D + WIDER]

@@ -65,7 +65,7 @@ def choose_dtype(device: str, wanted: str | None = None) -> Choice:
             raise UsageError(f"dtype {wanted!r} is not known; use one of auto, {', '.join(DTYPES)}.")
         return Choice(wanted, "asked for")
     if device.startswith("cuda"):
-        if torch.cuda.is_bf16_supported():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
             return Choice("bfloat16", "the GPU computes bfloat16")
         return Choice("float16", "the GPU has no bfloat16")
     if device.startswith("cpu"):
@@ -186,8 +186,21 @@ def return_freed_memory() -> None:
 
     What is kept lies in pieces that not every tensor fits, so that it grows with each new mix of sizes.
     """
-    if free_memory_bytes(torch.device("cpu")) > memory_bytes() / 3:
-        return
+    if free_memory_bytes(torch.device("cpu")) <= memory_bytes() / 3:
+        _trim()
+
+
+def room_bytes(device: torch.device, wanted: int) -> int:
+    """Free memory as `free_memory_bytes` says; where that is less than `wanted`, what this process had freed and kept is
+    returned to the system first."""
+    free = free_memory_bytes(device)
+    if free >= wanted or device.type == "cuda":
+        return free
+    _trim()
+    return free_memory_bytes(device)
+
+
+def _trim() -> None:
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError, TypeError):

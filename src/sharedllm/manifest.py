@@ -6,6 +6,7 @@ One small JSON file, `context.json`. What it says is one whole state; `store` wr
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ READ = (
 )  # 5 was never compact, 4 skipped no layers, 3 kept no spans, 2 had one text and no manifest
 MANIFEST, LOCK, UNFINISHED = "context.json", ".lock", ".unfinished"
 VERSION_2_SLOTS = "slots.safetensors"
+SEGMENT = re.compile(rf"segment-[0-9a-f]{{32}}\.safetensors({re.escape(UNFINISHED)})?")
 STORED_UNDER = (
     "injected_layers",
     "skipped_layers",
@@ -150,12 +152,17 @@ def broken(folder: Path, error: Exception) -> WorkError:
     return WorkError(f"the context in {folder} is broken ({error}); encode the text again.")
 
 
+def is_ours(name: str) -> bool:
+    """Whether a file of this name in a folder of contexts was written by this library."""
+    return name in (MANIFEST, MANIFEST + UNFINISHED, LOCK, VERSION_2_SLOTS) or bool(SEGMENT.fullmatch(name))
+
+
 def check_target(folder: Path) -> None:
     """Raise `UsageError` when writing to `folder` would overwrite something that is not a context."""
     file = folder / MANIFEST
     present = [f.name for f in folder.iterdir()] if folder.is_dir() else []
-    ours = [n for n in present if n in (MANIFEST, LOCK, VERSION_2_SLOTS) or n.startswith("segment-")]
-    replaceable(folder, [*ours, MANIFEST + UNFINISHED], "a saved context")
+    ours = [n for n in present if is_ours(n) and (n != VERSION_2_SLOTS or MANIFEST in present)]
+    replaceable(folder, ours, "a saved context")
     try:
         known = not file.exists() or json.loads(file.read_text(encoding="utf-8"))["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):

@@ -188,7 +188,17 @@ class SharedLLM(Published):
         """
         self._check_attached()
         check_choice("search", search, SEARCHES)
-        return recalled(self, contexts, input_ids, attention_mask, search, noise, generator, question_mask, resolution)
+        return recalled(
+            self,
+            contexts,
+            input_ids,
+            attention_mask,
+            search=search,
+            noise=noise,
+            generator=generator,
+            question_mask=question_mask,
+            resolution=resolution,
+        )
 
     def __call__(
         self,

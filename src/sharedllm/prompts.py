@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ def end_tokens(model: Any, tokenizer: Any = None) -> set[int]:
 
 class Prompt:
     """A question in the model's chat template, or as plain text where it has none.
+
+    Without a chat template a prompt begins with what the tokenizer itself puts before a text, such as `<s>`.
 
     Benchmarks have templates of their own, rendered as `before + text + between + question + ending`, the chat template
     around all of it, and then `answer_prefix`. Without the text, as for a window whose context is injected,
@@ -86,23 +89,21 @@ class Prompt:
 
     def alone(self) -> list[int]:
         """Token ids of the question, for a window whose context is injected."""
-        return self._ids(self._render(self._instructions()))
+        return [*self._opening, *self._ids(self._render(self._instructions()))]
 
     def question_mask(self) -> Tensor:
         """Which tokens of `alone` ask, rather than being the template's or general instructions, [1, T]."""
         instructions = self._instructions()
         at = instructions.rindex(self.asks)
         around = instructions[:at] + PLACE + instructions[at + len(self.asks) :]
-        return self._mask(self.alone(), self._render(around))
+        before, after = self._render(around).split(PLACE, 1)
+        return between(self.alone(), [*self._opening, *self._ids(before)], self._ids(after))
 
     def following(self) -> tuple[list[int], Tensor]:
         """Token ids of the question behind an answer, and which of them are its own, [1, T]."""
         ids = self._ids(self._render_following(self.question))
-        return ids, self._mask(ids, self._render_following(PLACE))
-
-    def _mask(self, whole: list[int], around: str) -> Tensor:
-        before, after = (self._ids(part) for part in around.split(PLACE, 1))
-        return between(whole, before, after)
+        before, after = self._render_following(PLACE).split(PLACE, 1)
+        return ids, between(ids, self._ids(before), self._ids(after))
 
     def with_text(self, text_ids: Tensor) -> list[int]:
         """Token ids of the text followed by the question, for a window that holds both."""
@@ -115,12 +116,21 @@ class Prompt:
         """Token ids that stand before and after the text in `with_text`; those before are the same for any question."""
         content = f"{self.before}{PLACE}{self.between}{self.question}{self.ending}"
         before, after = self._render(content).split(PLACE, 1)
-        return self._ids(before), self._ids(after)
+        return [*self._opening, *self._ids(before)], self._ids(after)
 
     def _instructions(self) -> str:
         """All that is said to the model beside the text."""
         asked = f"{self.question}{self.ending}"
         return f"{self.before.rstrip()}{self.between or chr(10)}{asked}" if self.before.strip() else asked
+
+    @cached_property
+    def _opening(self) -> list[int]:
+        """Special tokens before a text; a chat template has them in its wording."""
+        if self.chat:
+            return []
+        plain, special = self._ids("a"), list(self.tokenizer("a")["input_ids"])
+        starts = range(len(special) - len(plain) + 1)
+        return special[: next((i for i in starts if special[i : i + len(plain)] == plain), 0)]
 
     def _render(self, content: str) -> str:
         if not self.chat:

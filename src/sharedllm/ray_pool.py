@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,6 +17,8 @@ from sharedllm.errors import SharedLLMError, UsageError, WorkError
 T = TypeVar("T")
 TRIES_AGAIN = 2
 """How often a call is made again whose process died under it."""
+ROOM_SECONDS = 300
+"""How long a busy cluster is waited for, and one that starts more nodes when it is full."""
 
 
 @dataclass(frozen=True)
@@ -98,28 +100,85 @@ def ray_pool(
         workers: None: one a GPU of the cluster; without GPUs one for every two processors.
     Raises:
         UsageError: Ray is not installed.
-        WorkError: no cluster answers at `address`.
+        WorkError: no cluster answers at `address`, or it has no room for the workers.
     """
     ray = _ray()
     ours = not ray.is_initialized()
     if ours:
         connect(address, workers)
     try:
-        resources = ray.cluster_resources()
-        cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
-        workers = min(workers or gpus or max(1, cpus // 2), cpus)
-        threads = max(1, cpus // workers)
-        needs = {"num_cpus": threads, "num_gpus": min(1, gpus / workers)}
-        actor = ray.remote(kind).options(max_restarts=-1, max_task_retries=TRIES_AGAIN, **needs)
-        setup = Setup(os.getcwd(), threads)
-        pool = Pool(ray, lambda: actor.remote(**arguments, setup=setup), workers, threads)
-        try:
-            yield pool
-        finally:
-            pool.close()
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        share = shared_out([(int(has.get("CPU", 0)), int(has.get("GPU", 0))) for has in alive], workers)
+        with _reserved(share) as place:
+            needs = {"num_cpus": share.threads, "num_gpus": share.gpu, "scheduling_strategy": place}
+            actor = ray.remote(kind).options(max_restarts=-1, max_task_retries=TRIES_AGAIN, **needs)
+            setup = Setup(os.getcwd(), share.threads)
+            pool = Pool(ray, lambda: actor.remote(**arguments, setup=setup), share.workers, share.threads)
+            try:
+                yield pool
+            finally:
+                pool.close()
     finally:
         if ours:
             ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many workers there are, and what each has: processors, and a share of a GPU."""
+
+    workers: int
+    threads: int
+    gpu: float
+
+
+def shared_out(nodes: Sequence[tuple[int, int]], wanted: int | None = None) -> Share:
+    """Divide the processors and GPUs of a cluster's nodes; all workers get equally many, and each fits one node.
+
+    Args:
+        nodes: processors and GPUs of each.
+        wanted: workers; None as for `ray_pool`.
+    Raises:
+        WorkError: there is no processor for a worker.
+    """
+    gpus = sum(g for _, g in nodes)
+    usable = [(c, g) for c, g in nodes if c and (g or not gpus)]
+    cpus = sum(c for c, _ in usable)
+    if not cpus:
+        raise WorkError("no node of the Ray cluster has processors for a worker; start one with --num-cpus above 0.")
+    workers = min(wanted or gpus or max(1, cpus // 2), cpus)
+    on_a_gpu = -(-workers // gpus) if gpus else 0
+
+    def room(threads: int) -> int:
+        return sum(min(c // threads, g * on_a_gpu if gpus else c) for c, g in usable)
+
+    workers = min(workers, room(1))
+    threads = max(t for t in range(1, cpus // workers + 1) if room(t) >= workers)
+    # Ray counts in ten thousandths, of which those of all workers on a GPU may not come to more than one.
+    return Share(workers, threads, 10**4 // on_a_gpu / 10**4 if gpus else 0)
+
+
+@contextmanager
+def _reserved(share: Share) -> Iterator[Any]:
+    """Where workers of these shares are to be started, kept free for them.
+
+    Raises:
+        WorkError: other work on the cluster leaves no room for them.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    needs = {"CPU": share.threads, **({"GPU": share.gpu} if share.gpu else {})}
+    group = placement_group([needs] * share.workers)
+    try:
+        if not group.wait(ROOM_SECONDS):
+            raise WorkError(
+                f"the Ray cluster had no room for {share.workers} workers of {share.threads} processors each within "
+                f"{ROOM_SECONDS} seconds; wait until its other work ends, or ask for fewer --workers."
+            )
+        yield PlacementGroupSchedulingStrategy(group)
+    finally:
+        remove_placement_group(group)
 
 
 def connect(address: str | None, workers: int | None = None) -> None:

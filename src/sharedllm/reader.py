@@ -14,8 +14,8 @@ from sharedllm.config import SharedConfig
 from sharedllm.context import LAYERS, Context, Progress, layers_of
 from sharedllm.encoded import Encoded
 from sharedllm.encoder import LowerModel, Wanted
-from sharedllm.errors import UsageError
-from sharedllm.hardware import chunk_batch
+from sharedllm.errors import UsageError, WorkError
+from sharedllm.hardware import chunk_batch, room_bytes
 from sharedllm.keep import Keep, Span, checked, clipped, keep_spans, merged, shifted, span_mask
 from sharedllm.manifest import STORED_UNDER
 from sharedllm.saved import MERGED_CHUNKS
@@ -162,10 +162,25 @@ class Reader:
                 progress(done, total)
 
         place = context.blocks[0].lengths.device if context.blocks else self.lower.device
-        for rows, whole in chunk_runs(context.ids[done:], C, clipped(context.keep, done, total)):
+        runs = [
+            (rows, Stored(every_token, whole, context.compact))
+            for rows, whole in chunk_runs(context.ids[done:], C, clipped(context.keep, done, total))
+        ]
+        self._check_room(runs, place)
+        for rows, stored in runs:
             for some in rows.split(MERGED_CHUNKS):
-                stored = Stored(every_token, whole, context.compact)
                 context.blocks.append(self.encode_rows(some, told, stored).to(place))
+
+    def _check_room(self, runs: Sequence[tuple[Tensor, Stored]], place: torch.device) -> None:
+        """Raise `WorkError` where the memory of `place` cannot hold what would be kept of chunks [X, n] each."""
+        needed = sum(len(rows) * self.layout(rows.shape[1], stored).nbytes for rows, stored in runs)
+        if needed > (free := room_bytes(place, needed)):
+            fewer = self.config.fine_chunks > 0 and not any(stored.compact or stored.every_token for _, stored in runs)
+            raise WorkError(
+                f"the text would take {needed / 1e6:,.1f} MB of memory and {free / 1e6:,.1f} MB are free; read it with "
+                "`sharedllm encode`, which writes to the disk while it reads"
+                f"{', with --compact a quarter of that' if fewer else ''}."
+            )
 
     @torch.no_grad()
     def encode_rows(

@@ -30,6 +30,7 @@ def recalled(
     contexts: Contexts,
     input_ids: Tensor,
     attention_mask: Tensor | None,
+    *,
     search: str,
     noise: float,
     generator: torch.Generator | None,

@@ -39,6 +39,7 @@ from sharedllm.manifest import (
     broken,
     check_target,
     find_document,
+    is_ours,
     read_manifest,
 )
 
@@ -180,7 +181,7 @@ class Writer:
         """Remove what the committed state does not name: segments out of use, and what a killed writer left."""
         keep = {MANIFEST, LOCK, *(read_manifest(self.folder).segments if _current(self.folder) else [VERSION_2_SLOTS])}
         for file in self.folder.iterdir():
-            if file.name not in keep:
+            if file.name not in keep and is_ours(file.name):
                 file.unlink(missing_ok=True)
 
 

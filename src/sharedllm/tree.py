@@ -29,7 +29,8 @@ def tree_borders(lengths_X: Tensor, depth: int, noise: float = 0.0, generator: t
         start, end = borders[:, :-1], borders[:, 1:]
         middle = (start + end) // 2
         if noise > 0:
-            drawn = torch.randn(middle.shape, generator=generator, device=middle.device)
+            place = middle.device if generator is None else generator.device
+            drawn = torch.randn(middle.shape, generator=generator, device=place).to(middle.device)
             shifted = middle + (drawn * noise * (end - start)).round().long()
             middle = torch.where(end - start >= 2, shifted.clamp(start + 1, end - 1), middle)
         inner = torch.stack([start, middle], dim=2).flatten(1)

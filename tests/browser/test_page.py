@@ -51,9 +51,17 @@ def test_a_document_is_read_asked_mapped_and_two_questions_compared(page, tmp_pa
     page.wait("!document.getElementById('passage-part').hidden")
     assert page.js("document.getElementById('passage').textContent") in LONG
     ask(page, OTHER, 2)
+    page.js(
+        "(() => { window.signals = []; const send = fetch; "
+        "window.fetch = (path, about) => { signals.push(about.signal); return send(path, about); }; })()"
+    )
+    page.choose("#against", "1")
     page.choose("#against", "0")
     page.wait(MAPPED.format(2))
+    assert page.js("signals.map((one) => one.aborted)") == [True, True, False, False], "the first search was dropped"
     assert "The two questions chose different passages in" in page.text("#differ")
+    assert page.js("document.getElementById('found').textContent").count("slots stand for") == 2
+    assert not page.js("document.getElementById('maps').hasAttribute('aria-live')"), "a map is too long to be read out"
     marked = page.js("[...document.querySelectorAll('.map')].map((m) => m.querySelectorAll('.differs').length)")
     assert marked[0] == marked[1], "what one chose instead of the other"
 
@@ -73,6 +81,31 @@ def test_a_conversation_is_kept_in_the_browser(page, served):
     page.click("#past li button:last-child")
     assert page.js("document.querySelectorAll('#past li').length") == 0
     page.problems.clear()  # the map of a question without a document is refused, and the page says so
+
+
+def test_a_past_conversation_has_its_documents_again(page, tmp_path):
+    ticked = "[...document.querySelectorAll('#contexts input')].map((box) => box.checked)"
+    page.js("document.querySelectorAll('#contexts input:checked').forEach((box) => box.click())")
+    assert "No document is chosen" in page.text("#ask")
+    give(page, tmp_path, "one.txt")
+    assert "No document is chosen" not in page.text("#ask")
+    kept = page.js(ticked)
+    ask(page, QUESTION, 1)
+    assert "The answer was cut at 16 tokens." in page.text("#figures")
+    page.click("#new")
+    page.js("window.first = document.querySelector('#contexts li')")
+    give(page, tmp_path, "two.txt", LONG[::-1])
+    assert page.js("window.first.isConnected"), "the lines are changed in place"
+    page.click("#contexts li:last-child input")
+    page.click("#contexts li:nth-last-child(2) input")
+    assert "No document is chosen" in page.text("#ask")
+    page.click("#past button")
+    page.wait(MAPPED.format(1))
+    assert page.js(ticked) == [*kept, False] and "No document is chosen" not in page.text("#ask")
+    page.click("#contexts li:last-child button")
+    page.wait(f"document.querySelectorAll('#contexts li').length === {len(kept)}")
+    assert all("a dialog: Delete two.txt" in problem for problem in page.problems)
+    page.problems.clear()
 
 
 def test_keys_alone_reach_everything(page, tmp_path):
@@ -158,3 +191,19 @@ def test_an_error_says_what_to_do(page, served, tmp_path):
         and page.js("document.getElementById('error').getAttribute('role')") == "alert"
     )
     page.problems.clear()  # Chromium logs the refusal
+
+
+def test_files_that_are_refused_do_not_keep_others_back_and_a_phone_shows_why(page, tmp_path):
+    page.screen(360, 740)
+    files = [tmp_path / name for name in ("bad.pdf", "good.txt", "worse.pdf")]
+    for file in files:
+        file.write_bytes(LONG.encode() if file.suffix == ".txt" else b"%PDF-1.7 broken")
+    page.upload("#files", *files)
+    page.wait("document.getElementById('error').textContent.includes('worse.pdf')")
+    page.wait("document.getElementById('contexts').textContent.includes('good.txt')")
+    assert "bad.pdf" in page.text("#error") and "good.txt" not in page.text("#error")
+    assert page.js("document.getElementById('files').value") == ""
+    page.js("scrollTo(0, document.body.scrollHeight)")
+    top, bottom = page.js("(() => { const r = document.getElementById('error').getBoundingClientRect(); return [r.top, r.bottom]; })()")  # fmt: skip
+    assert 0 <= top < bottom <= 740, "it stays in sight"
+    page.problems.clear()  # Chromium logs the refusals

@@ -68,7 +68,8 @@ def test_json_ends_with_one_object(command):
         (("--methods", "passage"), "shared, shared-compact, truncate, full"),
         (("--needles-per-text", "0"), "--needles-per-text is 0"),
         (("--max-new-tokens", "0"), "--max-new-tokens is 0"),
-        (("--lengths", "100", "--samples", "8"), "lower --needles-per-text"),
+        (("--lengths", "100"), "take 111 tokens; raise --lengths"),
+        (("--lengths", "200", "--samples", "8"), "lower --needles-per-text"),
         (("--lengths", "300", "--samples", "1", "--methods", "truncate", "--window", "16"), "raise --window"),
     ],
 )

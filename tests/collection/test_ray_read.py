@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from sharedllm import SharedLLMError, UsageError, WorkError
+from sharedllm import ray_pool as pools
 from sharedllm.cli import main
 from sharedllm.collection.engines import LocalEngine, RayEngine, ray_engine
 from sharedllm.collection.read import read_collection
 from sharedllm.collection.worker import Worker
-from sharedllm.ray_pool import ray_pool
+from sharedllm.ray_pool import Share, ray_pool, shared_out
 from tests.collection.conftest import MOST_BYTES, documents
 from tests.contexts import files
 from tests.ray_cluster import cluster  # noqa: F401
@@ -78,6 +79,42 @@ def test_a_worker_that_cannot_start_says_why(cluster):  # noqa: F811
 
     with ray_pool(Refuses, {}, workers=1) as pool, pytest.raises(WorkError, match="not be started: there is no such"):
         pool.call("read")
+
+
+def test_a_cluster_without_room_says_so_instead_of_waiting(cluster, monkeypatch):  # noqa: F811
+    class Idle:
+        def __init__(self, setup):
+            pass
+
+    monkeypatch.setattr(pools, "ROOM_SECONDS", 2)
+    with ray_pool(Idle, {}, workers=2), pytest.raises(WorkError, match="no room for 1 workers of 2 processors"):
+        with ray_pool(Idle, {}, workers=1):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "share"),
+    [
+        ([(8, 0)], None, (4, 2, 0)),
+        ([(8, 0)], 3, (3, 2, 0)),
+        ([(2, 0)], 5, (2, 1, 0)),
+        ([(4, 0), (4, 0), (2, 0)], 3, (3, 2, 0)),  # not 10 // 3: two nodes have room for one worker of 3 each
+        ([(1, 0)] * 4, None, (2, 1, 0)),
+        ([(0, 0), (16, 0)], 2, (2, 8, 0)),
+        ([(16, 4)], None, (4, 4, 1)),
+        ([(16, 1), (64, 0)], None, (1, 16, 1)),
+        ([(8, 1), (8, 1)], 3, (3, 4, 0.5)),
+        ([(8, 1)], 3, (3, 2, 0.3333)),
+        ([(1, 4), (8, 1)], None, (2, 1, 1)),
+    ],
+)
+def test_every_worker_fits_a_node(nodes, wanted, share):
+    assert shared_out(nodes, wanted) == Share(*share)
+
+
+def test_a_cluster_without_processors_is_refused():
+    with pytest.raises(WorkError, match="has processors for a worker"):
+        shared_out([(0, 0)])
 
 
 def test_workers_that_would_read_differently_are_refused():

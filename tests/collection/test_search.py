@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -10,12 +11,15 @@ import torch.nn.functional as F
 
 from sharedllm import UsageError
 from sharedllm.cli import main
+from sharedllm.collection.engines import LocalEngine
 from sharedllm.collection.read import read_collection
 from sharedllm.collection.search import Collection
 from sharedllm.collection.sketch import Sketch, load_sketch, pack_signs, save_sketch, scores, sketch_of, unpack_signs
+from sharedllm.collection.worker import Worker
 from sharedllm.prompts import Prompt
 from sharedllm.relevance import represented
 from tests.collection.conftest import text
+from tests.conftest import CONFIG
 from tests.contexts import encoded
 
 QUESTION = "7919#48+02=?"
@@ -24,9 +28,6 @@ QUESTION = "7919#48+02=?"
 @pytest.fixture(scope="module")
 def many(home, tmp_path_factory):
     """A collection of twenty documents, of which the eighth alone has the question's letters in a row."""
-    from sharedllm.collection.engines import LocalEngine
-    from sharedllm.collection.worker import Worker
-
     folder = tmp_path_factory.mktemp("many")
     (folder / "texts").mkdir()
     for i in range(20):
@@ -86,6 +87,24 @@ def test_a_sketch_keeps_the_signs_of_each_tokens_mean(home):
     assert at == len(sketch.signs)
     again = load_sketch("sketch", save_sketch(sketch))
     assert all(torch.equal(a, b) for a, b in zip(vars(again).values(), vars(sketch).values(), strict=True))
+
+
+@pytest.mark.parametrize("search_by", ["tokens", "last"])
+def test_a_compact_collection_is_found_by_the_same_sketches(make, tmp_path, search_by):
+    config = dataclasses.replace(CONFIG, chunk_length=32, fine_chunks=1, read_chunks=3, search_by=search_by)
+    llm = make(config)
+    (tmp_path / "texts").mkdir()
+    for i in range(3):
+        (tmp_path / "texts" / f"{i}.txt").write_text(text(i, 30))
+    found = {}
+    for name, compact in (("whole", False), ("compact", True)):
+        engine = LocalEngine(Worker(llm, tmp_path / name, compact=compact))
+        records = read_collection([str(tmp_path / "texts")], tmp_path / name, engine)
+        assert [record.state for record in records.values()] == ["kept"] * 3, [r.reason for r in records.values()]
+        collection = Collection(tmp_path / name, llm)
+        found[name] = [s.signs for s in collection.sketches], collection.search(QUESTION, documents=2)
+    assert all(torch.equal(a, b) for a, b in zip(found["whole"][0], found["compact"][0], strict=True))
+    assert [hit.source for hit in found["whole"][1]] == [hit.source for hit in found["compact"][1]]
 
 
 def test_signs_of_any_number_of_dimensions_come_back():

@@ -110,7 +110,11 @@ def test_a_changed_study_is_found(folder, tmp_path):
 
 
 def test_plans_that_cannot_be(folder, tmp_path):
-    for settings, word in (({"passages": 0}, "passages is 0"), ({"passages": 1, "per_passage": 9}, "per_passage is 9")):
+    for settings, word in (
+        ({"passages": 0}, "passages is 0"),
+        ({"passages": 1, "per_passage": 9}, "per_passage is 9"),
+        ({"passages": 1, "seed": -1}, "seed is -1"),
+    ):
         with pytest.raises(UsageError, match=word):
             Plan(**settings)
     with pytest.raises(UsageError, match="no train document of 99999 tokens"):

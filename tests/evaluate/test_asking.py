@@ -78,7 +78,7 @@ def test_a_row_says_what_was_asked_and_what_it_cost(make):
     texts = [Text("a", tokens(30), [question("p"), question("q")]), Text("b", tokens(90), [long])]
     asked = ask_all(create("full", llm, 16), texts, lambda line: None, "")
     asked.answers[0] = "y" * 999
-    said = row(llm, "quiz", "letters", "full", 90, texts, asked, 3)
+    said = row(llm, Examination("quiz", "letters", 90, texts), "full", asked, 3)
     assert (said["task"], said["metric"], said["method"], said["length"], said["seed"]) == (
         "quiz",
         "letters",

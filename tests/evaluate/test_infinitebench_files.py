@@ -98,6 +98,7 @@ def test_answers_in_lists_of_their_own_and_alone(tmp_path):
         ("code_debug", {"answer": ["Morwenna"], "options": OPTIONS}, "it must be one of the options"),
         ("longbook_qa_eng", {"answer": {"a": 1}}, "it must be text or a list of text"),
         ("longbook_sum_eng", {"context": ...}, "the field 'context' is missing"),
+        ("longbook_qa_eng", {"input": " "}, r"'input' is \" \"; it must be text, not empty"),
     ],
 )
 def test_a_wrong_row_is_named_with_file_line_and_field(tmp_path, name, changes, said):

@@ -115,6 +115,16 @@ def test_a_longer_context_is_compressed_and_every_continuation_searched_by_the_c
         assert given[i] == pytest.approx(plain(ours.llm, context + continuation, len(continuation), W), abs=1e-3)
 
 
+def test_continuations_that_are_compared_are_scored_in_one_way_where_one_of_them_does_not_fit(ours):
+    context = LONG[:60]  # of 64 positions
+    pairs = [(context, "blue"), (context, "red and green"), (SHORT, " blue")]
+    given = [nats for nats, _ in ours.loglikelihood(asked(*pairs), disable_tqdm=True)]
+    room = 64 + 1 - len("red and green")
+    for i in (0, 1):
+        whole = plain(ours.llm, context + pairs[i][1], len(pairs[i][1]), min(W, room))
+        assert given[i] == pytest.approx(whole, abs=1e-3)
+
+
 def test_a_continuation_gets_the_room_it_needs_and_a_longer_one_is_refused(ours):
     continuation = " it is" + " so" * 17  # 57 tokens of 64 positions
     ((nats, _),) = ours.loglikelihood(asked((LONG + "Yes", continuation)), disable_tqdm=True)

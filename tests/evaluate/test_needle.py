@@ -8,8 +8,10 @@ import torch
 
 from sharedllm import UsageError
 from sharedllm.data.needles import draw_needles
+from sharedllm.evaluate.asking import tokens_beside
 from sharedllm.evaluate.needle import as_text, build_haystacks, by_depth, hide, is_found, run, spread_depths
 from sharedllm.methods import create
+from sharedllm.prompts import Prompt
 from tests.conftest import CONFIG, byte_tokenizer, tokens
 
 ROW_FIELDS = {
@@ -71,6 +73,19 @@ def test_questions_know_where_their_needles_are():
             assert (question.start, question.tokens) == (spot.start, spot.tokens)
             assert question.prompt.question == spot.needle.question and question.expected == (spot.needle.value,)
             assert question.score(f"I say {spot.needle.value}!") == 1 and question.score("no") == 0
+
+
+def test_text_question_and_answer_together_have_the_length_asked_for():
+    texts, prompts = [("a", tokens(900, 1))], []
+
+    def beside(needle):
+        prompts.append(tokens_beside(Prompt(byte_tokenizer(), needle.question), 4))
+        return prompts[-1]
+
+    made = build_haystacks(texts, 600, 5, 3, 0, encode, beside)
+    assert {len(h.ids) for h in made} == {600 - max(prompts)} and len(prompts) == 5
+    with pytest.raises(UsageError, match="raise --lengths"):
+        build_haystacks(texts, max(prompts), 5, 3, 0, encode, beside)
 
 
 def test_needles_are_in_the_haystack_where_it_says():
@@ -164,12 +179,12 @@ def test_all_methods_are_asked_the_same_about_the_same(llm, monkeypatch):
         monkeypatch.setattr(method, "prepare", prepare)
         monkeypatch.setattr(method, "ask", ask)
     answers = {spot.needle.question: spot.needle.value for h in made for spot in h.hidden}
-    rows = list(run(llm, methods, made, 4, 0, lambda line: None))
+    rows = list(run(llm, methods, 600, made, 4, 0, lambda line: None))
     assert asked["shared"] == asked["truncate"] == asked["full"]
     assert len(asked["full"]) == 3 + 7, "a haystack is read once"
     for row in rows:
         assert row.keys() >= ROW_FIELDS | OWN_FIELDS
-        assert row["value"] == row["low"] == row["high"] == 1.0 and row["found"] == [1] * 7
+        assert row["value"] == row["high"] == 1.0 and row["low"] < 0.7 and row["found"] == [1] * 7
         assert row["answers"] == [f"It is {value}." for value in row["values"]]
         assert row["depths"] == rows[0]["depths"] and 0 <= min(row["depths"]) <= max(row["depths"]) <= 1
     windows = {row["method"]: row["window"] for row in rows}
@@ -180,7 +195,7 @@ def test_rows_repeat_and_say_what_is_beyond_the_window(make):
     llm = make(max_position_embeddings=512)
     methods = [create(name, llm, 300) for name in ("shared", "truncate", "full")]
     lines: list[str] = []
-    first, again = (list(run(llm, methods, haystacks(), 4, 0, lines.append, ceiling=True)) for _ in range(2))
+    first, again = (list(run(llm, methods, 600, haystacks(), 4, 0, lines.append, ceiling=True)) for _ in range(2))
     costs = {"seconds", "encode_seconds", "ask_seconds", "peak_memory_bytes"}
     assert [{k: v for k, v in row.items() if k not in costs} for row in first] == [
         {k: v for k, v in row.items() if k not in costs} for row in again

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sharedllm import UsageError
-from sharedllm.evaluate.perplexity import cut_passages, run
+from sharedllm.evaluate.perplexity import cut_passages, run, slide_passages
 from sharedllm.evaluate.results import Results
 from sharedllm.methods import create
 from sharedllm.methods.full import Full
@@ -41,6 +43,27 @@ def test_passages_come_from_texts_that_are_long_enough_and_are_spread():
     assert passages[0].start < passages[1].start
     with pytest.raises(UsageError, match=r"longest, a\.txt, has 200"):
         cut_passages(TEXTS, 201, 1)
+
+
+def test_passages_whose_scored_tokens_would_be_the_same_are_not_taken_twice():
+    assert [p.start for p in cut_passages([("a.txt", tokens(100))], 100, 8, apart=10)] == [0]
+    starts = [p.start for p in cut_passages([("a.txt", tokens(150))], 100, 8, apart=10)]
+    assert len(starts) == 5 and all(b - a >= 10 for a, b in itertools.pairwise(starts))
+    passages = cut_passages([("a.txt", tokens(100)), ("b.txt", tokens(400))], 100, 6, apart=10)
+    assert [p.source for p in passages] == ["a.txt", *["b.txt"] * 5], "what one text has no room for, the others give"
+
+
+def test_sliding_passages_score_every_token_once(make):
+    ids = tokens(60)
+    passages = slide_passages([("a.txt", ids), ("b.txt", tokens(50, 2))], 40, 6)
+    assert [(p.source, p.start) for p in passages] == [
+        *(("a.txt", 6 * k) for k in range(4)), ("b.txt", 0), ("b.txt", 6)
+    ]  # fmt: skip
+    llm = make()
+    (row,) = run([create("truncate", llm, 8)], passages[:4], [40], 6, 0, lambda line: None)
+    nats = [plain_nll(llm, p.ids[-8:], 6) for p in passages[:4]]
+    scored = torch.cat([p.ids[-6:] for p in passages[:4]])
+    assert torch.equal(scored, ids[34:58]) and row["value"] == pytest.approx(sum(map(sum, nats)) / 24, abs=1e-4)
 
 
 def test_truncate_and_full_are_what_their_names_say(make):
@@ -95,6 +118,17 @@ def test_one_reading_serves_all_lengths_that_start_at_chunks(make, monkeypatch):
     monkeypatch.setattr(llm.lower, "encode", lambda ids, *rest: (read.append(ids.numel()), encode(ids, *rest))[1])
     rows_of(llm, ["shared"], [C + 8, 2 * C + 8, 5 * C + 8], samples=2)
     assert sum(read) == 2 * 5 * C
+
+
+def test_a_method_that_forgets_scores_a_window_once(make, monkeypatch):
+    scored: list[int] = []
+    score = Truncate.score
+    monkeypatch.setattr(
+        Truncate, "score", lambda self, past, window, n: (scored.append(len(window)), score(self, past, window, n))[1]
+    )
+    _, rows = rows_of(make(), ["truncate"], [7, 40, 77], samples=2)
+    assert scored == [8, 7] * 2
+    assert rows["truncate", 40, "nll"]["values"] == rows["truncate", 77, "nll"]["values"]
 
 
 def test_windows_by_method_and_gains_in_pairs(make):

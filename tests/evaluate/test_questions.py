@@ -20,7 +20,7 @@ def text_ids(text=TEXT):
 
 
 def test_questions_are_spread_and_know_their_place():
-    made = examine([("a.txt", text_ids())], 1500, 6, 3, byte_tokenizer(), 4)
+    made = examine([("a.txt", text_ids(TEXT * 2))], 1500, 6, 3, byte_tokenizer(), 4)
     assert [len(text.questions) for text in made] == [3, 3]
     for text in made:
         starts = [question.start for question in text.questions]
@@ -42,7 +42,7 @@ def test_rows(make):
     llm = make()
     made = examine([("a.txt", text_ids())], 900, 3, 2, llm.tokenizer, 4)
     methods = [create(name, llm, 300) for name in ("shared", "truncate")]
-    rows = {r["method"]: r for r in run(llm, methods, made, 0, lambda line: None, ceiling=True)}
+    rows = {r["method"]: r for r in run(llm, methods, 900, made, 0, lambda line: None, ceiling=True)}
     assert set(rows) == {"shared", "truncate", "passage"}
     for row in rows.values():
         assert row["samples"] == len(row["scores"]) == len(row["answers"]) == len(row["expected"]) == 3

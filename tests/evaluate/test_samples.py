@@ -27,7 +27,7 @@ def test_questions_come_back_from_the_file_with_the_tokens_that_full_is_shown(ma
     text = asked_of(llm, "Which number?", "What was it?")
     file = tmp_path / "samples.jsonl"
     file.write_text("of an earlier run\n")
-    assert write_samples(file, question_samples(llm, "needle", "found", [text])) == 2
+    assert write_samples(file, question_samples(llm, "needle", "found", 999, [text])) == 2
     samples = [json.loads(line) for line in file.read_text().splitlines()]
     full = create("full", llm, 64)
     for sample, question in zip(samples, text.questions, strict=True):
@@ -35,14 +35,14 @@ def test_questions_come_back_from_the_file_with_the_tokens_that_full_is_shown(ma
         assert whole == full.shown(text.ids, question.prompt, 5)
         assert sample["context"] == llm.tokenizer.decode(text.ids.tolist())
         assert (sample["question"], sample["answer"]) == (question.prompt.question, ["4821"])
-        assert (sample["max_new_tokens"], sample["length"], sample["dtype"]) == (5, len(text.ids), "float32")
+        assert (sample["max_new_tokens"], sample["length"], sample["dtype"]) == (5, 999, "float32")
         assert is_found(sample["answer"][0], sample["context"])
 
 
 def test_the_bytes_are_those_of_the_context_and_of_what_a_question_attends_to(make):
     llm = make()
     text = asked_of(llm, "Which number?")
-    (sample,) = question_samples(llm, "needle", "found", [text])
+    (sample,) = question_samples(llm, "needle", "found", 999, [text])
     context = llm.read(text.ids)
     assert sample["stored_bytes"] == context.nbytes
     memory = llm.recall(context, torch.tensor([[1, 2, 3]]))

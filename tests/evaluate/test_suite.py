@@ -136,15 +136,25 @@ def test_what_does_not_fit_has_a_reason_and_so_has_its_average(make):
     assert (average["dataset"], average["value"]) == ("average", None) and average["reason"].startswith("b: it would")
 
 
-def test_too_small_a_window_is_refused_before_anything_runs(make, monkeypatch):
+def test_a_window_too_small_for_a_data_set_gives_a_row_that_says_so_and_the_others_are_asked(make):
     llm = make(max_position_embeddings=512)
-    monkeypatch.setattr(type(create("shared", llm, 64)), "prepare", lambda *_: pytest.fail("something was run"))
     sets = [dataset(example(), name="a"), dataset(example(after=f"{AFTER}!"), name="b")]
-    said = r"truncate: a window of 36 tokens cannot hold the instructions of b, example 1 \(33\), and an answer of 4"
-    with pytest.raises(UsageError, match=said):
-        rows_of(llm, ["shared", "truncate"], sets, windows={"truncate": 36})
-    monkeypatch.undo()
+    averages = {"average": {"qa": ["a", "b"]}}
+    *rows, first, second = rows_of(llm, ["shared", "truncate"], sets, averages, windows={"truncate": 36})
+    valued = {(row["method"], row["dataset"]): row["value"] is not None for row in rows}
+    assert valued == {("shared", "a"): True, ("truncate", "a"): True, ("shared", "b"): True, ("truncate", "b"): False}
+    said = "a window of 36 tokens cannot hold the instructions of b, example 1 (33), and an answer of 4; raise --window"
+    assert rows[-1]["reason"].startswith(said) and rows[-1]["length"] == 200
+    assert first["value"] is not None and second["reason"].startswith(f"b: {said}")
     assert rows_of(llm, ["truncate"], sets[:1], windows={"truncate": 36})[0]["answer_lost"] == 1
+
+
+def test_a_window_too_small_for_everything_is_refused(make):
+    sets = [dataset(example(), name="a"), dataset(example(after=f"{AFTER}!"), name="b")]
+    with pytest.raises(
+        UsageError, match=r"a window of 20 tokens cannot hold the instructions of a.*lower --max-new-tokens"
+    ):
+        rows_of(make(max_position_embeddings=512), ["truncate"], sets, windows={"truncate": 20})
 
 
 def test_samples_are_spread_over_the_file():

@@ -102,7 +102,7 @@ def test_an_untrained_encoder_decoder_is_measured_for_no_quality(make):
     assert [r["method"] for r in rows[1:]] == ["truncate", "full", "full"]
     assert [r["beyond_window"] for r in rows[1:3]] == [True, True]
     made = needle.build_haystacks([("a.txt", tokens(900))], 600, 2, 2, 0, encode)
-    (row,) = needle.run(llm, methods[:1], made, 4, 0, lambda line: None)
+    (row,) = needle.run(llm, methods[:1], len(made[0].ids), made, 4, 0, lambda line: None)
     assert (row["task"], row["length"], row["value"]) == ("needle", 600, None) and "untrained" in row["reason"]
 
 

@@ -79,3 +79,9 @@ def test_positions_that_are_scaled_already_are_refused():
     llm = SharedLLM.from_pretrained(tiny_model(rope_parameters=rope), adapter="none", config=CONFIG)
     with pytest.raises(UsageError, match="of the type 'linear' already"):
         create("yarn", llm, 16)
+
+
+def test_layers_with_rotary_embeddings_of_their_own_are_refused_rather_than_left_as_they_are():
+    llm = SharedLLM.from_pretrained(family_model("gemma3_text"), adapter="none", config=CONFIG)
+    with pytest.raises(UsageError, match="this model's layers have several; use full"):
+        create("dynamic-ntk", llm, 16)

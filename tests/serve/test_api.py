@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import torch
 
 from sharedllm.prompts import Prompt
+from tests.conftest import byte_tokenizer
 from tests.serve.conftest import LONG, upload
 
 ASK = [{"role": "user", "content": "Where is item 3?"}]
+BYTES = byte_tokenizer()
 GREEDY = {"temperature": 0, "max_tokens": 12}
 
 
@@ -73,6 +76,49 @@ def test_completions(client):
     assert answer.usage.prompt_tokens == 6 and len(answer.choices[0].logprobs.tokens) == 12
     pieces = client.completions.create(model="default", prompt="Item 1", stream=True, **GREEDY)
     assert "".join(c.choices[0].text for c in pieces) == answer.choices[0].text
+
+
+def test_a_prompt_may_be_a_list_of_one(client):
+    whole, ids = client.completions.create(model="default", prompt="Item 1", **GREEDY), BYTES("Item 1")["input_ids"]
+    for prompt in (["Item 1"], [ids], ids):
+        answer = client.completions.create(model="default", prompt=prompt, **GREEDY)
+        assert answer.choices[0].text == whole.choices[0].text and answer.usage == whole.usage
+
+
+def test_logprobs_tell_where_a_token_begins_and_its_bytes(client, monkeypatch):
+    said = BYTES("a äö😀!")["input_ids"]
+    monkeypatch.setattr("sharedllm.serve.sampling.Sampler.choose", saying(said))
+    about = {**GREEDY, "max_tokens": len(said)}
+    answer = client.completions.create(model="default", prompt="Item 1", logprobs=0, **about).choices[0]
+    told = answer.logprobs
+    assert answer.text == "a äö😀!" and told.text_offset == [0, 1, 2, 2, 3, 3, 4, 4, 4, 4, 5]
+    pieces = client.completions.create(model="default", prompt="Item 1", logprobs=0, stream=True, **about)
+    streamed = [at for piece in pieces if (p := piece.choices[0].logprobs) for at in p.text_offset]
+    assert streamed == told.text_offset and len(told.tokens) == len(streamed)
+    chat = ask(client, max_tokens=len(said), logprobs=True).choices[0].logprobs.content
+    assert bytes(byte for token in chat for byte in token.bytes) == "a äö😀!".encode()
+
+
+def saying(said):
+    from sharedllm.serve.sampling import Chosen
+
+    places = {}
+
+    def choose(self, _logits):
+        places[self] = places.get(self, -1) + 1
+        return Chosen(said[places[self]], -0.5)
+
+    return choose
+
+
+def test_bytes_of_tokens_of_other_vocabularies():
+    from sharedllm.serve.token_bytes import token_bytes
+
+    pieces = {1: ("▁word", "word"), 2: ("<0xE4>", "\ufffd"), 3: ("<odd>", "\ufffd"), 4: ("\ufffd", "\ufffd")}
+    tokenizer = SimpleNamespace(
+        decode=lambda ids: pieces[ids[0]][1], convert_ids_to_tokens=lambda token: pieces[token][0]
+    )
+    assert [token_bytes(tokenizer, token) for token in (1, 2, 3, 4)] == [b"word", b"\xe4", None, None]
 
 
 def test_an_uploaded_context_is_asked_as_in_python(client, http, served):

@@ -11,7 +11,8 @@ import torch
 
 from sharedllm.prompts import Prompt
 from tests.contexts import assert_same_chunks, encoded
-from tests.serve.conftest import LONG, read, started, upload
+from tests.serve.conftest import LONG, read, started, tiny_llm, upload
+from tests.serve.test_budget import bytes_of
 
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
@@ -123,17 +124,80 @@ def test_reading_does_not_stall_an_answer(http, served):
     assert max(map(len, among.split("t"))) <= 8, both
 
 
+def test_short_contexts_asked_together_are_encoded_once_a_chunk_a_step(http, served, monkeypatch):
+    keys = [upload(http, LONG[i : i + 100]) for i in range(3)]
+    reader, rows, chunks = served.llm.reader, served.llm.reader.encode_rows, []
+
+    def whole(*_arguments, **_options):
+        raise AssertionError("all of it is encoded in one step")
+
+    monkeypatch.setattr(reader, "encode_rows", lambda ids, *a, **k: (chunks.append(len(ids)), rows(ids, *a, **k))[1])
+    monkeypatch.setattr(reader, "encode", whole)
+    body = {"messages": [{"role": "user", "content": "Why?"}], "context": keys, "max_tokens": 5, "temperature": 0}
+    first = http.post("/v1/chat/completions", json=body).json()
+    assert first["sharedllm"]["slots"] > 0 and chunks == [1] * (3 * -(-100 // 16))
+    again = http.post("/v1/chat/completions", json=body).json()
+    assert len(chunks) == 3 * -(-100 // 16), "they are kept encoded"
+    assert again["choices"] == first["choices"] and again["usage"] == first["usage"]
+    monkeypatch.undo()
+    for key in keys:
+        context = served.service.shelf.get(key).context
+        assert_same_chunks(context, encoded(served.llm, context.ids))
+    http.post(f"/v1/contexts/{keys[0]}", files={"file": ("more.txt", LONG.encode())})
+    context = served.service.shelf.get(read(http, keys[0])).context
+    assert_same_chunks(context, encoded(served.llm, context.ids))
+
+
+def test_a_map_ends_when_it_is_late_or_nobody_hears_it(http, served, monkeypatch):
+    key, ended = upload(http), []
+
+    def endless(*_arguments):
+        try:
+            while True:
+                time.sleep(0.005)
+                yield
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr("sharedllm.serve.routes_map._map", endless)
+    asks = {"messages": [{"role": "user", "content": "Why?"}], "context": key}
+    with pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/map", json=asks, timeout=0.5)
+    until = time.monotonic() + 20
+    while not ended and time.monotonic() < until:
+        time.sleep(0.02)
+    assert ended == [True]
+    monkeypatch.setitem(vars(served.service.settings), "seconds", 0.5)
+    late = http.post("/v1/map", json=asks)
+    assert late.status_code == 504 and ended == [True, True]
+
+
+def test_prompts_may_be_forgotten_while_a_known_one_is_sought(http, served, monkeypatch):
+    shelf = served.service.shelf
+    asks = [{"messages": [{"role": "user", "content": f"{i} {LONG}\n\nWhy?"}], "max_tokens": 1} for i in range(3)]
+    for body in asks[:2]:
+        assert http.post("/v1/chat/completions", json=body).status_code == 200
+
+    def forget(_ids, entry):
+        shelf.prompts.pop(entry.id, None)
+        return 0
+
+    monkeypatch.setattr(shelf, "_shared", forget)
+    assert http.post("/v1/chat/completions", json=asks[2]).status_code == 200
+
+
 def test_memory_is_bounded_and_what_is_kept_survives_a_restart(tmp_path):
-    first = started(tmp_path, memory_bytes=1)
+    llm = tiny_llm()
+    first = started(tmp_path, llm=llm, memory_bytes=bytes_of(llm, LONG * 6, tmp_path))
     with httpx.Client(base_url=first.url, timeout=60) as http:
         key = upload(http)
+        half = http.post("/v1/contexts", files={"file": ("long.txt", (LONG * 6).encode())}).json()["id"]
         until = time.monotonic() + 20
         while http.get(f"/v1/contexts/{key}").json()["in_memory"] and time.monotonic() < until:
             time.sleep(0.02)
         body = {"messages": [{"role": "user", "content": "Why?"}], "context": key, "max_tokens": 9, "temperature": 0}
         said = http.post("/v1/chat/completions", json=body).json()
         assert not http.get(f"/v1/contexts/{key}").json()["in_memory"]
-        half = http.post("/v1/contexts", files={"file": ("long.txt", (LONG * 6).encode())}).json()["id"]
     first.stop()
     second = started(tmp_path, llm=first.llm)
     with httpx.Client(base_url=second.url, timeout=60) as http:

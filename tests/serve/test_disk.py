@@ -11,7 +11,8 @@ import pytest
 
 from sharedllm.errors import UsageError
 from sharedllm.serve.extract import text_of
-from tests.serve.conftest import LONG, started, upload
+from tests.serve.conftest import LONG, started, tiny_llm, upload
+from tests.serve.test_budget import bytes_of
 from tests.serve.test_wrong import CONTEXTS, assert_refused
 
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
@@ -50,7 +51,8 @@ def test_a_context_that_cannot_be_written_is_answered_from_memory(http, monkeypa
 
 
 def test_contexts_on_the_disk_are_bounded(tmp_path):
-    running = started(tmp_path, context_disk_bytes=1000)
+    llm = tiny_llm()
+    running = started(tmp_path, llm=llm, context_disk_bytes=bytes_of(llm, LONG, tmp_path) * 3 // 2)
     try:
         with httpx.Client(base_url=running.url, timeout=60) as http:
             upload(http)

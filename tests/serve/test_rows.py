@@ -92,6 +92,17 @@ def test_sampling_keeps_to_top_p_and_repeats_with_a_seed():
     assert chosen.logprob == pytest.approx(float(logits[0])) and [t for t, _ in chosen.likeliest] == [0, 1]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-40, 9e-4])
+def test_a_tiny_temperature_takes_the_likeliest_token(temperature):
+    logits = torch.tensor([3.0, 3.001, 1.0, -torch.inf])
+    assert Sampler(Sampling(temperature, 1.0, 0)).choose(logits).token == 1
+
+
+def test_large_logits_are_drawn_from_at_a_low_temperature():
+    logits = torch.tensor([1e37, 3e37, -torch.inf])
+    assert Sampler(Sampling(1e-3, 1.0, 0)).choose(logits).token == 1
+
+
 @pytest.mark.parametrize(
     ("text", "stops", "expected"),
     [

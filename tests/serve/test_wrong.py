@@ -54,6 +54,18 @@ WRONG = [
     ("/v1/completions", {"prompt": [-1]}, 400, "prompt"),
     ("/v1/completions", {"prompt": [299, 300]}, 400, "token ids"),
     ("/v1/completions", {"prompt": ""}, 400, "prompt"),
+    ("/v1/completions", {"prompt": []}, 400, "prompt"),
+    ("/v1/completions", {"prompt": [""]}, 400, "prompt"),
+    ("/v1/completions", {"prompt": ["a", "b"]}, 400, "one by one"),
+    ("/v1/completions", {"prompt": [[1], [2]]}, 400, "one by one"),
+    ("/v1/completions", {"prompt": [[[1]]]}, 400, "prompt"),
+    ("/v1/completions", {"prompt": [1, "a"]}, 400, "prompt"),
+    ("/v1/completions", {"prompt": ["a"] * 3_000_000}, 400, "one by one"),
+    ("/v1/completions", {"prompt": [[*"abc"] * 500_000]}, 400, "prompt"),
+    ("/v1/completions", {"prompt": [-1] * 3_000_000}, 400, "prompt"),
+    (CHAT, {"messages": SAID, "logit_bias": {"5": 1}}, 400, "logit_bias"),
+    (CHAT, {"messages": SAID, "logit_bias": dict.fromkeys(map(str, range(300_000)), "much")}, 400, "logit_bias"),
+    (CHAT, {"messages": [{"role": "user", "content": [{}] * 1000}] * 500}, 400, "messages.0.content"),
     (CONTEXTS, {"file": "text"}, 400, "file"),
 ]
 
@@ -66,6 +78,81 @@ def test_wrong_requests(http, path, body, status, words):
         else {"json": body}
     )
     assert_refused(http.post(path, **sent), status, words)
+
+
+@pytest.mark.parametrize("temperature", [0, 5e-324, 1e-40, 1e-9, 1e-3])
+def test_any_temperature_in_range_is_answered(http, temperature):
+    body = {"messages": SAID, "max_tokens": 3, "temperature": temperature, "seed": 1}
+    said, cold = http.post(CHAT, json=body), http.post(CHAT, json={**body, "temperature": 0})
+    assert said.status_code == 200, said.text
+    assert said.json()["choices"] == cold.json()["choices"]
+
+
+def test_wrong_lists_do_not_hold_the_server_up(http):
+    sent = {"prompt": [-1] * 3_000_000}
+    started = time.perf_counter()
+    http.post("/v1/completions", json={**sent, "prompt": [0] * 3_000_000, "model": "gpt-9"})
+    right = time.perf_counter() - started
+    started = time.perf_counter()
+    assert_refused(http.post("/v1/completions", json=sent), 400, "prompt")
+    assert time.perf_counter() - started < 3 * right + 1, "every wrong item is told"
+
+
+def test_a_row_that_fails_fails_alone(http, served, monkeypatch):
+    from sharedllm.serve.sampling import Sampler
+
+    choose, chosen = Sampler.choose, []
+
+    def failing(self, logits):
+        time.sleep(0.01)  # so that the other is still being written
+        chosen.append(self.sampling.seed)
+        if self.sampling.seed == 13 and chosen.count(13) > 3:
+            raise RuntimeError("secret")
+        return choose(self, logits)
+
+    monkeypatch.setattr(Sampler, "choose", failing)
+    body = {"messages": SAID, "max_tokens": 150, "stream": True}
+    with (
+        http.stream("POST", CHAT, json={**body, "seed": 1}) as well,
+        httpx.stream("POST", f"{served.url}{CHAT}", json={**body, "seed": 13}, timeout=60) as ill,
+    ):
+        failed, ended = [*ill.iter_lines()], [*well.iter_lines()]
+    assert chosen.index(13) < len(chosen) - 1 - chosen[::-1].index(1), "both were written at the same time"
+    assert "internal_error" in "".join(failed) and "secret" not in "".join(failed)
+    assert "[DONE]" in "".join(ended) and "error" not in "".join(ended)
+
+
+def test_a_late_prompt_lets_go_of_its_work_at_once(served):
+    from sharedllm.serve.sampling import Sampling
+    from sharedllm.serve.task import Task
+
+    told, closed = [], []
+
+    def context():
+        try:
+            while True:
+                yield
+        finally:
+            closed.append(True)
+
+    task = Task([1], None, context, Sampling(), 1, 1, (), told.append, time.monotonic() + 60)
+    work = served.service.engine._prepare(task)
+    next(work)
+    task.deadline = 0
+    assert next(work, "ended") == "ended"
+    assert told[0].status == 504 and closed == [True]
+
+
+def test_what_was_not_foreseen_is_refused_counted_and_carries_the_headers(http, served, monkeypatch):
+    def failing(_name):
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(served.service, "check_model", failing)
+    answer = http.get("/v1/models/any")
+    assert_refused(answer, 500, "its log has the reason")
+    assert "secret" not in answer.text
+    assert answer.headers["X-Request-Id"] and "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert 'sharedllm_requests_total{route="/v1/models/{model:path}",status="500"} 1.0' in http.get("/metrics").text
 
 
 @pytest.mark.parametrize("name", ["ctx_../x", "..%2f..%2fetc", "ctx_" + "g" * 32, "ctx_" + "0" * 32, "%00", "prompt"])
@@ -128,6 +215,8 @@ def test_limits_key_and_sites(tmp_path):
             assert http.get("/health").status_code == http.get("/ready").status_code == http.get("/").status_code == 200
             assert_refused(http.get("/v1/models", headers={**key, "Host": "evil.example"}), 403, "name")
             assert_refused(http.get("/v1/models", headers={**key, "Origin": "https://evil.example"}), 403, "sites")
+            assert_refused(http.get("/v1/models", headers={**key, "Host": "["}), 403, "name")
+            assert_refused(http.get("/v1/models", headers={**key, "Origin": "http://["}), 403, "sites")
             long = {"messages": [{"role": "user", "content": LONG * 20}]}
             assert_refused(http.post(CHAT, json=long, headers=key), 413, "4,096")
             pieces, kind = (b"x" * 1000 for _ in range(9)), {"Content-Type": "application/json"}

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,11 +19,14 @@ from safetensors.torch import load_file
 
 from sharedllm import SharedLLM, UsageError, WorkError
 from sharedllm.adapter import WEIGHTS_FILE
+from sharedllm.cli import main
 from sharedllm.data import build, recipe_from_dict
 from sharedllm.train.checkpoint import checkpoints
+from sharedllm.train.limits import check_lengths
 from sharedllm.train.loop import Trainer
 from sharedllm.train.recipe import Recipe
 from tests.conftest import CONFIG, byte_tokenizer, tiny_model
+from tests.contexts import assert_one_sentence
 
 
 def write_data(folder: Path) -> Path:
@@ -156,6 +160,56 @@ def test_interrupt_keeps_what_was_done(data, tmp_path):
     assert trainer(data, tmp_path / "run", checkpoint_every=100).step == 3
 
 
+def test_an_interrupt_inside_the_optimizer_keeps_the_step_before(data, tmp_path, monkeypatch):
+    t = trainer(data, tmp_path / "run")
+    t.train(until=3)
+    step = t.optimizer.step
+
+    def half(*args):
+        step()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(t.optimizer, "step", half)
+    with pytest.raises(KeyboardInterrupt):
+        t.train()
+    assert not t.whole and [c.name for c in checkpoints(t.run)] == ["step-000002"]
+
+
+def test_an_interrupt_inside_the_backward_pass_keeps_what_was_done(data, tmp_path, monkeypatch):
+    t = trainer(data, tmp_path / "run")
+    t.train(until=3)
+    before = weights(t)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(t, "_sum_gradients", stop)
+    with pytest.raises(KeyboardInterrupt):
+        t.train()
+    again = trainer(data, tmp_path / "run")
+    assert again.step == 3
+    assert_same(before, weights(again))
+
+
+def test_sigterm_ends_the_command_as_ctrl_c_does(data, tmp_path, monkeypatch):
+    t, handler = trainer(data, tmp_path / "run", checkpoint_every=100), signal.getsignal(signal.SIGTERM)
+    log = t._log
+
+    def told(row, report):
+        log(row, report)
+        if row["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(t, "_log", told)
+    monkeypatch.setattr("sharedllm.train.loop.Trainer", lambda settings: t)
+    monkeypatch.setattr("sharedllm.hardware.keep_freed_memory", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "default"])
+    assert ended.value.code == 130
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert [c.name for c in checkpoints(t.run)] == ["step-000003"]
+
+
 def test_three_checkpoints_are_kept(data, tmp_path):
     trainer(data, tmp_path / "run", checkpoint_every=1).train()
     assert [c.name for c in checkpoints(tmp_path / "run")] == ["step-000004", "step-000005", "step-000006"]
@@ -180,6 +234,21 @@ def test_loss_not_a_number_stops_with_the_last_good_checkpoint(data, tmp_path):
     assert trainer(data, tmp_path / "run").step == 2
 
 
+def test_gradients_that_are_not_numbers_stop_before_they_spoil_the_weights(data, tmp_path, monkeypatch):
+    t = trainer(data, tmp_path / "run")
+    t.train(until=2)
+    before = weights(t)
+
+    def overflow():
+        next(t.module.parameters()).grad.fill_(float("inf"))
+
+    monkeypatch.setattr(t, "_sum_gradients", overflow)
+    with pytest.raises(WorkError, match=r"norm is .* at step 3 .*lower learning_rate"):
+        t.train()
+    assert_same(before, weights(t))
+    assert [c.name for c in checkpoints(t.run)] == ["step-000002"]
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path):
     t = trainer(data, tmp_path / "run")
     t.train(until=2)
@@ -188,6 +257,76 @@ def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path):
     with pytest.raises(WorkError, match="No space left on device; the last checkpoint is kept"):
         t.train()
     assert [c.name for c in checkpoints(t.run)] == ["step-000002"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"window_tokens": 70, "config": dataclasses.replace(CONFIG, chunk_length=128)}, "chunk_length is 128 tokens"),
+        (
+            {"long_windows": 0.1, "long_window_tokens": 65},
+            "long_window_tokens is 65 tokens, more than the 64 positions",
+        ),
+        ({"distill": 0.1, "context_chunks": [1, 4]}, "distill has a teacher read .*, 76 tokens"),
+        ({"distill": 0.1, "long_windows": 0.1, "long_window_tokens": 50}, "distill .* long_window_tokens, 66 tokens"),
+    ],
+)
+def test_a_sample_longer_than_the_models_positions_is_refused(data, tmp_path, settings, words):
+    with pytest.raises(UsageError, match=words) as error:
+        trainer(data, tmp_path / "run", **settings)
+    assert_one_sentence(error)
+
+
+def test_a_teacher_that_is_shown_passages_alone_needs_positions_for_those(data, tmp_path):
+    check_lengths(recipe(data, tmp_path / "run", distill=0.1, needles=1.0, context_chunks=[4, 7]), 16)
+    with pytest.raises(UsageError, match="study_data has passages of 17 tokens"):
+        check_lengths(recipe(data, tmp_path / "run"), 16, SimpleNamespace(passage_tokens=17))
+
+
+def test_contexts_are_kept_only_where_steps_read_them_again(data, tmp_path, monkeypatch):
+    kept = {}
+    for reuse in (1, 2):
+        t = trainer(data, tmp_path / str(reuse), reuse=reuse, accumulate=3, windows=1, context_chunks=[2, 3])
+        encode, times = t.learner.encode, []
+        monkeypatch.setattr(t.learner, "encode", lambda ids, encode=encode, times=times: times.append(1) or encode(ids))
+        t.train(until=2)
+        kept[reuse] = len(t._contexts), len(times)
+    assert kept == {1: (1, 6), 2: (3, 3)}
+
+
+@pytest.mark.parametrize("name", ["data", "model"])
+def test_a_run_goes_on_with_the_model_and_data_it_began_with(data, tmp_path, name):
+    t = trainer(data, tmp_path / "run")
+    t.train(until=2)
+    state = checkpoints(t.run)[-1] / "state.json"
+    about = json.loads(state.read_text())
+    assert about["model"] == t.llm.fingerprint
+    state.write_text(json.dumps({**about, name: "0" * 64}))
+    with pytest.raises(UsageError, match=f"holds a run with another {name} .*choose another output") as error:
+        trainer(data, tmp_path / "run")
+    assert_one_sentence(error)
+    state.write_text(json.dumps({"step": about["step"], "tokens": about["tokens"]}))  # of an earlier release
+    assert trainer(data, tmp_path / "run").step == 2
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "metrics.jsonl"])
+def test_a_run_killed_while_its_files_are_written_has_them_whole(data, tmp_path, monkeypatch, name):
+    run = tmp_path / "run"
+    if name == "metrics.jsonl":
+        trainer(data, run).train(until=3)  # the third row is dropped when it goes on
+    before = (run / name).read_text() if run.exists() else None
+    write = Path.write_text
+
+    def killed(self, text, **kwargs):
+        write(self, text[: len(text) // 2], **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trainer(data, run)
+    assert ((run / name).read_text() if (run / name).exists() else None) == before
+    assert trainer(data, run).step == (2 if before else 0)
 
 
 def test_another_recipe_in_the_same_folder(data, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sharedllm import UsageError
+from sharedllm.train.limits import check_lengths
 from sharedllm.train.recipe import read_recipe
 
 
@@ -23,7 +24,14 @@ def test_values_and_overrides(tmp_path):
 
 @pytest.mark.parametrize("name", ["first", "deeper", "finer", "facts", "default", "broader", "paper", "own-data"])
 def test_shipped_recipes_are_valid(name):
-    assert read_recipe(name).output
+    recipe = read_recipe(name)
+    assert recipe.output
+    check_lengths(recipe, 8192)  # the default model's positions
+
+
+def test_an_own_adapter_is_trained_under_the_shipped_settings():
+    own, shipped = read_recipe("own-data"), read_recipe("default")
+    assert own.config == shipped.config and own.quoted == shipped.quoted
 
 
 @pytest.mark.parametrize(
@@ -38,6 +46,13 @@ def test_shipped_recipes_are_valid(name):
         ("output: a\n", ["steps"], ["key=value"]),
         ("output: a\n", ["steps.x=1"], ["steps"]),
         ("output: a\n", ["steps=0"], ["steps", "at least 1"]),
+        ("output: a\n", ["steps=[1"], ["'steps=[1'", "no YAML"]),
+        ("output: a\n", ["seed=-1"], ["seed is -1", "at least 0"]),
+        ("output: a\n", ["warmup_steps=-2"], ["warmup_steps is -2"]),
+        ("output: a\n", ["validate_samples=-1"], ["validate_samples is -1"]),
+        ("output: a\n", ["weight_decay=.nan"], ["weight_decay is nan"]),
+        ("output: a\n", ["learning_rate=.inf"], ["learning_rate is inf", "a number above 0"]),
+        ("output: a\n", ["final_rate=1.5"], ["final_rate is 1.5", "between 0 and 1"]),
         ("output: a\nconfig:\n  positions: chunks\n", [], ["positions", "Did you mean chunk"]),
         ("output: a\ncontext_chunks: [7, 4]\n", [], ["context_chunks"]),
         ("output: a\n", ["hops=0.7", "counts=0.4"], ["hops and counts", "between 0 and 1"]),

@@ -178,6 +178,7 @@ def load_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             row = asyncio.run(clients(url, count, prompts, args.tokens, args.seconds))
             time.sleep(1)
             yield {"method": "load", "clients": count, "memory_start": start, "memory_end": memory(pid), **row}
+    with served(options, args.rows) as (url, _pid):
         yield {"method": "upload", "clients": 1, **asyncio.run(gap(url, args.upload_tokens, args.seconds))}
     for rows in (1, args.together):
         with served(options, rows) as (url, _pid):

@@ -62,8 +62,21 @@ def main(arguments: list[str] | None = None, commands: typer.Typer = app) -> Any
         if error.errno == errno.EPIPE:
             sys.exit(0)
         fail(f"{error.filename or 'the system'}: {error.strerror or error}.", 1)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         fail("there is not enough memory for this; close other programs or take a shorter text.", 1)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: Python's own, or one of torch's, which is not loaded for this."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")
+    said = str(error)
+    return torch is not None and (
+        isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said or "not enough memory" in said
+    )
 
 
 def fail(sentence: str, code: int) -> None:

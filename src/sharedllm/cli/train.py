@@ -5,7 +5,10 @@ Under a launcher (`accelerate launch -m sharedllm.train`) each process runs this
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,18 +36,34 @@ def train(
 
     logging.set_verbosity_error()
     keep_freed_memory()
-    with common.status("loading model and data"):
-        if launched() > 1:
-            from sharedllm.train.distributed import DistributedTrainer
+    with _ended_by_sigterm():
+        with common.status("loading model and data"):
+            if launched() > 1:
+                from sharedllm.train.distributed import DistributedTrainer
 
-            trainer: Trainer = DistributedTrainer(settings)
+                trainer: Trainer = DistributedTrainer(settings)
+            else:
+                trainer = Trainer(settings)
+        if not trainer.main:
+            trainer.train()
         else:
-            trainer = Trainer(settings)
-    if not trainer.main:
-        trainer.train()
-    else:
-        _train(trainer, as_json)
+            _train(trainer, as_json)
     trainer.close()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within this block SIGTERM, by which clusters and launchers end a run, does what Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut off the checkpoint
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _train(trainer: Trainer, as_json: bool) -> None:
@@ -66,8 +85,6 @@ def _train(trainer: Trainer, as_json: bool) -> None:
 
 def _display(steps: int, done: int) -> Any:
     """A bar with loss, tokens a second and time left on a terminal, a line a step elsewhere."""
-    from contextlib import contextmanager
-
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -41,7 +41,7 @@ def sketch_of(context: Context, config: SharedConfig) -> Sketch:
     """The sketch of an encoded context; it depends on the context alone."""
     rows, before = [], 0
     for block in context.blocks:
-        places = block.rep_tokens if config.search_by == "last" else block.tokens
+        places = block.rep_tokens if config.search_by == "last" else block.compared_tokens
         for reps, mask, at, length in zip(*represented(block, config), places, block.lengths.tolist(), strict=True):
             rows.append((reps[mask], context.ids[before + at[mask]]))
             before += length

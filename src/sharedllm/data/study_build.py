@@ -59,6 +59,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.passages < 1:
             raise UsageError(f"passages is {self.passages}; it must be at least 1.")
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}; it must be at least 0.")
         if not 1 <= self.per_passage <= len(INSTRUCTIONS):
             raise UsageError(f"per_passage is {self.per_passage}; it must lie between 1 and {len(INSTRUCTIONS)}.")
 

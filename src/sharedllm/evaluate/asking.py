@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharedllm.evaluate.peak import reset_peak
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import measured, refusal, refused
 from sharedllm.methods import Method
@@ -97,6 +98,8 @@ class Examination:
     more: Callable[[Asked], dict[str, Any]] = lambda asked: {}
     summary: Callable[[Sequence[float]], str] = mean_score
     about: Mapping[str, Any] = field(default_factory=dict)
+    most: float = 1.0
+    """The score of a right answer, the highest there is; 0 is the lowest."""
 
 
 def ask_methods(
@@ -147,8 +150,9 @@ def _examine(
     settings = {**settings, **examination.about}
     if reason := refusal(method, length, most_tokens(texts), 0, free):
         return {**settings, **refused(llm, task, metric, name, length, reason, seed)}
+    reset_peak(llm.device)
     asked = ask_all(method, texts, progress, f"{name} at {length:,}", examination.summary)
-    common = row(llm, task, metric, name, length, examination.texts, asked, seed)
+    common = row(llm, examination, name, asked, seed)
     return {**settings, **common, **examination.more(asked)}
 
 
@@ -200,10 +204,12 @@ def _read_and_ask(method: Method, text: Text) -> Iterator[Asked]:
 def _ask(method: Method, past: Any, question: Question) -> Asked:
     """What came of one question."""
     llm, prompt, new = method.llm, question.prompt, question.max_new_tokens
-    window = len(method.shown(past, prompt, new)) + new
     started = _now(llm)
     answer = llm.tokenizer.decode(method.ask(past, prompt, new), skip_special_tokens=True)
     seconds = _now(llm) - started
+    window = (
+        len(method.shown(past, prompt, new)) + new
+    )  # not before: what it reads again, the next question has at hand
     return Asked([answer.strip()], [question.score(answer)], ask_seconds=[seconds], window=window)
 
 
@@ -233,29 +239,32 @@ def around_answers(texts: Sequence[Text], tokens: int) -> list[Text]:
     return [around(text, question, tokens) for text in texts for question in text.questions]
 
 
-def row(
-    llm: SharedLLM, task: str, metric: str, method: str, length: int, texts: Sequence[Text], asked: Asked, seed: int
-) -> dict[str, Any]:
+def tokens_beside(prompt: Prompt, max_new_tokens: int) -> int:
+    """Tokens of a question's own and of the longest answer, where it is put after a text."""
+    return sum(map(len, prompt.around_text())) + max_new_tokens
+
+
+def row(llm: SharedLLM, examination: Examination, method: str, asked: Asked, seed: int) -> dict[str, Any]:
     """What a row of every question benchmark says.
 
-    `value` is the mean score; `low` and `high` bound it (95 % bootstrap over questions). `answers` and `scores` have
+    `value` is the mean score; `low` and `high` bound it (95 %, over questions; see `statistics.bounds`). `answers` and `scores` have
     an entry a question, `sources` one a text. `window` is the most positions used of the model's own attention and
     `beyond_window` says whether they are more than it was trained for. `encode_seconds` is the mean of a text,
     `ask_seconds` that of a question, `seconds` all of both.
     """
     return {
-        "task": task,
-        **measured(llm, asked.scores, seed),
+        "task": examination.task,
+        **measured(llm, asked.scores, seed, examination.most),
         "method": method,
-        "length": length,
-        "metric": metric,
+        "length": examination.length,
+        "metric": examination.metric,
         "window": asked.window,
         "beyond_window": asked.window > llm.window,
-        "max_new_tokens": max(question.max_new_tokens for text in texts for question in text.questions),
+        "max_new_tokens": max(question.max_new_tokens for text in examination.texts for question in text.questions),
         "seconds": round(sum(asked.encode_seconds) + sum(asked.ask_seconds), 3),
         "encode_seconds": round(sum(asked.encode_seconds) / len(asked.encode_seconds), 3),
         "ask_seconds": round(sum(asked.ask_seconds) / len(asked.ask_seconds), 3),
-        "sources": [text.source for text in texts],
+        "sources": [text.source for text in examination.texts],
         "answers": [answer[:ANSWER_CHARACTERS] for answer in asked.answers],
         "scores": [round(score, 4) for score in asked.scores],
     }

@@ -125,8 +125,13 @@ class HarnessModel(HFLM):
     ) -> list[Scored]:
         """Score continuations of contexts, both as token ids."""
 
+        longest: dict[tuple[int, ...], int] = {}  # continuations of one context are compared: all are scored in one way
+        for _, context, continuation in requests:
+            longest[tuple(context)] = max(longest.get(tuple(context), 0), len(continuation))
+
         def fits(request: Request) -> bool:
-            return len(request[1]) + len(request[2]) <= self.max_length + 1  # the last token is only predicted
+            context = request[1]
+            return len(context) + longest[tuple(context)] <= self.max_length + 1  # the last token is only predicted
 
         def plain(short: list[Request]) -> list[Scored]:
             return list(super(HarnessModel, self)._loglikelihood_tokens(short, disable_tqdm, override_bs))

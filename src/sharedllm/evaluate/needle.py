@@ -82,25 +82,34 @@ def build_haystacks(
     needles_per_text: int,
     seed: int,
     encode: Callable[[str], Tensor],
+    beside: Callable[[Needle], int] = lambda needle: 0,
 ) -> list[Haystack]:
-    """Haystacks of `length` tokens, needles included, with `samples` needles in all, up to `needles_per_text` each.
+    """Haystacks that have `length` tokens with their needles and the longest question and answer, `samples` needles in all,
+    up to `needles_per_text` each.
 
     Needles and depths follow from the seed alone, so that they are the same at every length.
 
     Args:
         texts: name and token ids [n] of each text; passages are taken evenly from them.
         encode: token ids [n] of a statement.
+        beside: tokens that a needle's question and its answer take beside the text.
     Raises:
         UsageError: no text is long enough, the needles do not fit `length`, or more are wanted than there are.
     """
     if needles_per_text > MOST_NEEDLES:
         raise UsageError(f"--needles-per-text is {needles_per_text}; it must be at most {MOST_NEEDLES}.")
-    passages = cut_passages(texts, length, -(-samples // needles_per_text))
-    haystacks = []
-    for h, depths in enumerate(spread_depths(samples, len(passages), seed)):
-        needles = draw_needles(np.random.default_rng([seed, h]), len(depths), held_out=True)
-        haystacks.append(hide(passages[h].source, passages[h].ids, needles, depths, encode))
-    return haystacks
+    spread = spread_depths(samples, -(-samples // needles_per_text), seed)
+    drawn = [
+        draw_needles(np.random.default_rng([seed, h]), len(depths), held_out=True) for h, depths in enumerate(spread)
+    ]
+    taken = max(beside(needle) for needles in drawn for needle in needles)
+    if taken >= length:
+        raise UsageError(f"a question and its answer take {taken:,} tokens; raise --lengths above that.")
+    passages = cut_passages(texts, length, len(spread))
+    return [
+        hide(passage.source, passage.ids[: length - taken], needles, depths, encode)
+        for passage, needles, depths in zip(passages, drawn, spread, strict=True)
+    ]
 
 
 def hide(
@@ -146,6 +155,7 @@ def how_many_found(scores: Sequence[float]) -> str:
 def run(
     llm: SharedLLM,
     methods: Sequence[Method],
+    length: int,
     haystacks: Sequence[Haystack],
     max_new_tokens: int,
     seed: int,
@@ -154,12 +164,13 @@ def run(
     results: Results | None = None,
     free: float = math.inf,
 ) -> Iterator[dict[str, Any]]:
-    """Ask every question of all haystacks (of one length) by all methods; yields a row a method.
+    """Ask every question of all haystacks by all methods; yields a row a method.
 
     A row says what `asking.row` says; its `value` is the share found. `depths`, `kinds`, `values` (the answers
     expected) and `found` have an entry a question.
 
     Args:
+        length: tokens that text, question and answer have together at most.
         ceiling: also ask the plain model shown only the tokens around the needle; a row of method `passage`.
         results: what is known already is taken from there.
         free: memory that can be taken, in bytes; a method that needs more gives a row without a value.
@@ -178,7 +189,7 @@ def run(
         }
 
     texts = [as_text(haystack, llm.tokenizer, max_new_tokens) for haystack in haystacks]
-    examination = Examination("needle", "found", len(haystacks[0].ids), texts, more, summary=how_many_found)
+    examination = Examination("needle", "found", length, texts, more, summary=how_many_found)
     return ask_methods(llm, methods, examination, seed, progress, results or Results(), ceiling, free)
 
 

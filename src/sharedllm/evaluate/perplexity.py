@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from sharedllm.errors import UsageError
+from sharedllm.evaluate.peak import reset_peak
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import measured, refusal, refused
 from sharedllm.methods import Method
@@ -33,28 +34,60 @@ class Passage:
     ids: Tensor
 
 
-def cut_passages(texts: Sequence[tuple[str, Tensor]], length: int, samples: int) -> list[Passage]:
+def cut_passages(texts: Sequence[tuple[str, Tensor]], length: int, samples: int, apart: int = 0) -> list[Passage]:
     """`samples` passages of `length` tokens, taken in turn from the texts and evenly spread in each.
+
+    Args:
+        apart: tokens between the starts of two passages of a text at least; where that leaves room for fewer passages
+            than `samples`, there are fewer.
+    Raises:
+        UsageError: no text is long enough; the longest is named.
+    """
+    long_enough = _long_enough(texts, length)
+    passages = []
+    for (name, ids), share in zip(
+        long_enough, _shares([len(t[1]) - length for t in long_enough], samples, apart), strict=True
+    ):
+        for k in range(share):
+            start = (len(ids) - length) * (2 * k + 1) // (2 * share)
+            passages.append(Passage(name, start, ids[start : start + length]))
+    return passages
+
+
+def slide_passages(texts: Sequence[tuple[str, Tensor]], length: int, stride: int) -> list[Passage]:
+    """Passages of `length` tokens that start every `stride` tokens of each text; with as many targets as that, every token
+    from the first passage's targets on is scored once.
 
     Raises:
         UsageError: no text is long enough; the longest is named.
     """
+    return [
+        Passage(name, start, ids[start : start + length])
+        for name, ids in _long_enough(texts, length)
+        for start in range(0, len(ids) - length + 1, stride)
+    ]
+
+
+def _long_enough(texts: Sequence[tuple[str, Tensor]], length: int) -> list[tuple[str, Tensor]]:
     if length < 2:
         raise UsageError(f"a length of {length} tokens cannot be scored; give at least 2.")
     long_enough = [(name, ids) for name, ids in texts if len(ids) >= length]
     if not long_enough:
         name, ids = max(texts, key=lambda t: len(t[1]))
         raise UsageError(
-            f"no text has {length:,} tokens; the longest, {name}, has {len(ids):,}: give longer texts or lengths."
+            f"no text has {length:,} tokens; the longest, {name}, has {len(ids):,}: give longer texts or shorter --lengths."
         )
-    passages = []
-    for t, (name, ids) in enumerate(long_enough):
-        share = samples // len(long_enough) + (t < samples % len(long_enough))
-        room = len(ids) - length
-        for k in range(share):
-            start = room * (2 * k + 1) // (2 * share)
-            passages.append(Passage(name, start, ids[start : start + length]))
-    return passages
+    return long_enough
+
+
+def _shares(rooms: Sequence[int], samples: int, apart: int) -> list[int]:
+    """How many of `samples` passages each text gives, in turn, where its passages can start in so many places."""
+    most = [max(1, room // apart) if apart else samples for room in rooms]
+    shares = [0] * len(rooms)
+    for _ in range(min(samples, sum(most))):
+        t = min((t for t in range(len(rooms)) if shares[t] < most[t]), key=lambda t: shares[t])
+        shares[t] += 1
+    return shares
 
 
 def run(
@@ -73,7 +106,7 @@ def run(
     method and length, then paired differences. A row's `value` is the mean over passages of the mean nats of a
     passage; `low` and `high` bound it (95 % bootstrap over passages); `values` gives each passage, `sources`
     its text, `starts` where its longest form starts there. `seconds` of the longest length hold what is
-    read once for all of them. A method that would not fit into `free` bytes of memory, or whose figures would
+    read once for all of them, and `peak_memory_bytes` is the highest of them all. A method that would not fit into `free` bytes of memory, or whose figures would
     say nothing, gives rows without a value and with a `reason`.
 
     The first target always has a token before it in the window, so a window of `targets` tokens is widened by
@@ -107,7 +140,12 @@ def _refused(method: Method, lengths: Sequence[int], targets: int, seed: int, fr
     """By length the rows of a method that say why it is not measured there."""
     reasons = {n: refusal(method, n, n, targets, free) for n in lengths}
     return {
-        n: {**method.settings(), **refused(method.llm, "perplexity", "nll", method.name, n, reason, seed)}
+        n: {
+            **method.settings(),
+            "window": _window(method, n, targets),
+            "targets": targets,
+            **refused(method.llm, "perplexity", "nll", method.name, n, reason, seed),
+        }
         for n, reason in reasons.items()
         if reason
     }
@@ -122,6 +160,7 @@ def _score(
     progress: Callable[[str], None],
 ) -> dict[int, dict[str, Any]]:
     """A method's rows by length; what it reads of a passage serves all `lengths`, the longest first."""
+    reset_peak(method.llm.device)
     windows = {n: _window(method, n, targets) for n in lengths}
     seconds, scores = dict.fromkeys(lengths, 0.0), {n: list[float]() for n in lengths}
     for n, nll, took in method.each(partial(_nats, windows=windows, targets=targets), passages):
@@ -141,12 +180,19 @@ def _score(
 def _nats(
     method: Method, passage: Passage, windows: dict[int, int], targets: int
 ) -> Iterator[tuple[int, float, float]]:
-    """Length, nats a token and seconds of a passage at each of the lengths in `windows`, the longest first."""
+    """Length, nats a token and seconds of a passage at each of the lengths in `windows`, the longest first.
+
+    A method that forgets the past scores each window once: what lies before changes neither figure.
+    """
     pasts = method.prepare_tails(passage.ids, [(n - window, window) for n, window in windows.items()])
+    alone: dict[int, tuple[float, float]] = {}
     for n, window in windows.items():
         started = time.perf_counter()
-        nll = method.score(next(pasts), passage.ids[len(passage.ids) - window :], targets).mean().item()
-        yield n, nll, time.perf_counter() - started
+        past = next(pasts)
+        if window not in alone or not method.forgets:
+            nll = method.score(past, passage.ids[len(passage.ids) - window :], targets).mean().item()
+            alone[window] = nll, time.perf_counter() - started
+        yield n, *alone[window]
 
 
 def _gain(

@@ -16,7 +16,7 @@ from torch import Tensor
 from sharedllm.data.questions import Question as Drawn
 from sharedllm.data.questions import find_questions
 from sharedllm.errors import UsageError
-from sharedllm.evaluate.asking import Asked, Examination, Question, Text, ask_methods
+from sharedllm.evaluate.asking import Asked, Examination, Question, Text, ask_methods, tokens_beside
 from sharedllm.evaluate.metrics import token_f1
 from sharedllm.evaluate.perplexity import cut_passages
 from sharedllm.evaluate.results import Results
@@ -33,21 +33,25 @@ def examine(
     tokenizer: Any,
     max_new_tokens: int,
 ) -> list[Text]:
-    """Passages of `length` tokens with `samples` questions in all, spread evenly in each, at most `per_text` of one.
+    """Passages that have `length` tokens with the longest question and answer, `samples` questions in all, spread evenly in
+    each, at most `per_text` of one; fewer where the passages, none of which shares a token with another, explain less.
 
     Raises:
         UsageError: no text is long enough, or none of the passages explains anything.
     """
     examined, wanted = [], samples
-    for passage in cut_passages(texts, length, -(-samples // per_text)):
-        text = tokenizer.decode(passage.ids.tolist())
+    for passage in cut_passages(texts, length, -(-samples // per_text), apart=length):
+        asked = find_questions(tokenizer.decode(passage.ids.tolist()))
+        beside = max((tokens_beside(Prompt(tokenizer, q.text), max_new_tokens) for q in asked), default=0)
+        ids = passage.ids[: max(0, length - beside)]
+        text = tokenizer.decode(ids.tolist())
         found = find_questions(text)
         count = min(per_text, wanted, len(found))
         chosen = [found[len(found) * (2 * k + 1) // (2 * count)] for k in range(count)]
         wanted -= count
         if chosen:
-            asked = [_ask(drawn, text, tokenizer, max_new_tokens) for drawn in chosen]
-            examined.append(Text(passage.source, passage.ids, asked))
+            questions = [_ask(drawn, text, tokenizer, max_new_tokens) for drawn in chosen]
+            examined.append(Text(passage.source, ids, questions))
     if not examined:
         raise UsageError("no passage explains a function or a term; give --text that does, such as manuals or code.")
     return examined
@@ -63,6 +67,7 @@ def _ask(drawn: Drawn, text: str, tokenizer: Any, max_new_tokens: int) -> Questi
 def run(
     llm: SharedLLM,
     methods: Sequence[Method],
+    length: int,
     texts: Sequence[Text],
     seed: int,
     progress: Callable[[str], None],
@@ -70,12 +75,13 @@ def run(
     results: Results | None = None,
     free: float = math.inf,
 ) -> Iterator[dict[str, Any]]:
-    """Ask all questions (of texts of one length) by all methods; yields a row a method.
+    """Ask all questions by all methods; yields a row a method.
 
     A row says what `asking.row` says; its `value` is the mean token F1. `questions` and `expected` have an entry a
     question.
 
     Args:
+        length: tokens that text, question and answer have together at most.
         ceiling: also ask the plain model shown only the tokens around the answer; a row of method `passage`.
         results: what is known already is taken from there.
         free: memory that can be taken, in bytes; a method that needs more gives a row without a value.
@@ -88,5 +94,5 @@ def run(
             "expected": [question.expected[0] for question in questions],
         }
 
-    examination = Examination("questions", "f1", len(texts[0].ids), texts, more)
+    examination = Examination("questions", "f1", length, texts, more)
     return ask_methods(llm, methods, examination, seed, progress, results or Results(), ceiling, free)

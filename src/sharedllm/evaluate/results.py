@@ -76,6 +76,7 @@ class Results:
         self.file, self.about, self.say, self.besides = file, dict(about or {}), say, besides
         rows = read_rows(file) if file and not fresh else []
         self._known = {row["run"]: row for row in rows if "run" in row}
+        self._told = {(row["refused"], row["reason"]) for row in rows if "refused" in row}
 
     def find(self, unit: Mapping[str, Any]) -> dict[str, Any] | None:
         """The row of a unit of work; None where it is not known."""
@@ -84,7 +85,7 @@ class Results:
     def keep(self, unit: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The row of a unit of work, computed and appended unless it is known.
 
-        A row with a `reason` why there is no value is appended but never known: with more memory there may be one.
+        A row with a `reason` why there is no value is appended, once, but never known: with more memory there may be one.
 
         Args:
             unit: what the row depends on besides what all rows do, as JSON can say it.
@@ -97,10 +98,15 @@ class Results:
             self.say(f"{what}: found in {self.file}, not computed again (--fresh does)")
             return found
         row = {**compute(), **self.besides()}
-        if "reason" not in row:
-            row = {**row, "run": self._run(unit)}
-            self._known[row["run"]] = row
-        if self.file:
+        run = self._run(unit)
+        told = (run, row.get("reason")) in self._told
+        if "reason" in row:
+            row = {**row, "refused": run}
+            self._told.add((run, row["reason"]))
+        else:
+            row = {**row, "run": run}
+            self._known[run] = row
+        if self.file and not told:
             append_row(self.file, row)
         return row
 

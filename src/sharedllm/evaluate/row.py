@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from sharedllm.evaluate.statistics import bootstrap
-from sharedllm.hardware import peak_memory_bytes, processor_name
+from sharedllm.evaluate.peak import peak
+from sharedllm.evaluate.statistics import bounds
+from sharedllm.hardware import processor_name
 from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
 
@@ -16,9 +17,12 @@ MARGIN = 1.25  # allocators and libraries take more than the tensors that are co
 
 
 def machine(llm: SharedLLM) -> dict[str, Any]:
-    """Model, adapter, device, its processor, dtype and peak memory, as every row and every JSON output gives them."""
+    """Model, adapter, device, its processor, dtype and peak memory, as every row and every JSON output gives them.
+
+    The peak is that since `reset_peak`, which the tasks call before each method, or since the process began.
+    """
     return {
-        "peak_memory_bytes": peak_memory_bytes(llm.device),
+        "peak_memory_bytes": peak(llm.device),
         "model": llm.name,
         "adapter": llm.adapter,
         "device": str(llm.device),
@@ -27,9 +31,13 @@ def machine(llm: SharedLLM) -> dict[str, Any]:
     }
 
 
-def measured(llm: SharedLLM, values: Sequence[float], seed: int) -> dict[str, Any]:
-    """The mean of `values` with its 95 % bootstrap bounds, and with which model, machine and seed it was measured."""
-    low, high = bootstrap(values, seed)
+def measured(llm: SharedLLM, values: Sequence[float], seed: int, most: float | None = None) -> dict[str, Any]:
+    """The mean of `values` with its 95 % bounds, and with which model, machine and seed it was measured.
+
+    Args:
+        most: the highest that a value can be, the lowest being 0; None: there is none. See `statistics.bounds`.
+    """
+    low, high = bounds(values, seed, most)
     return {
         "value": sum(values) / len(values),
         "low": low,
@@ -73,5 +81,6 @@ def refused(llm: SharedLLM, task: str, metric: str, method: str, length: int, re
         "samples": 0,
         "reason": reason,
         **machine(llm),
+        "peak_memory_bytes": None,
         "seed": seed,
     }

@@ -36,13 +36,16 @@ def write_samples(file: Path, samples: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def question_samples(llm: SharedLLM, task: str, metric: str, texts: Sequence[Text]) -> Iterator[dict[str, Any]]:
+def question_samples(
+    llm: SharedLLM, task: str, metric: str, length: int, texts: Sequence[Text]
+) -> Iterator[dict[str, Any]]:
     """A sample for every question; those on one text follow each other and have the same `context_ids`.
 
-    The whole prompt is `before_ids`, `context_ids`, `after_ids`; the last holds the question.
+    The whole prompt is `before_ids`, `context_ids`, `after_ids`; the last holds the question. `depth` is where in the text
+    the answer stands, 0 at its beginning and 1 at its end, null where that is not known.
     """
     for text in texts:
-        about = {**_about(llm, task, metric, len(text.ids), text.source), **bytes_kept(llm, text.ids)}
+        about = {**_about(llm, task, metric, length, text.source), **bytes_kept(llm, text.ids)}
         context = llm.tokenizer.decode(text.ids.tolist())
         for question in text.questions:
             before, after = question.prompt.around_text()
@@ -53,6 +56,7 @@ def question_samples(llm: SharedLLM, task: str, metric: str, texts: Sequence[Tex
                 "answer_prefix": question.prompt.answer_prefix,
                 "answer": list(question.expected),
                 "max_new_tokens": question.max_new_tokens,
+                "depth": None if question.start is None else question.start / max(1, len(text.ids) - question.tokens),
                 "before_ids": before,
                 "context_ids": text.ids.tolist(),
                 "after_ids": after,

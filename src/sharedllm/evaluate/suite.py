@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from sharedllm.errors import UsageError
-from sharedllm.evaluate.asking import Asked, Examination, Question, Text, ask_methods, mean_score
+from sharedllm.evaluate.asking import Asked, Examination, Question, Text, ask_methods, mean_score, tokens_beside
 from sharedllm.evaluate.examples import Dataset, Example, Task
 from sharedllm.evaluate.middle import answer_lost, cut_middle
 from sharedllm.evaluate.results import Results
@@ -25,6 +25,7 @@ from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
 
+MENDED = "raise --window, lower --max-new-tokens or name other --tasks"
 Averages = Mapping[str, Mapping[str, Sequence[str]]]
 """Data sets by category, by the average in which they count: the mean over categories of each one's mean."""
 
@@ -75,16 +76,25 @@ def run(
         said: what every row says besides.
         free: memory that can be taken, in bytes; a method that needs more gives rows without a value.
     Raises:
-        UsageError: a method's limit cannot hold an example's instructions and answer; nothing was run then.
+        UsageError: no method's limit can hold the instructions and the answer of any data set; nothing was run then.
     """
     questions = [[_question(llm, d.task, example, max_new_tokens) for example in d.examples] for d in datasets]
-    for dataset, asking in zip(datasets, questions, strict=True):
-        for method in methods:
-            _check_room(method, dataset, asking)
+    lacking = [
+        {method.name: _no_room(method, dataset, asking) for method in methods}
+        for dataset, asking in zip(datasets, questions, strict=True)
+    ]
+    if all(all(reasons.values()) for reasons in lacking):
+        raise UsageError(f"{next(reason for reason in lacking[0].values() if reason)}; {MENDED}.")
     rows: dict[str, list[dict[str, Any]]] = {method.name: [] for method in methods}
-    for dataset, asking in zip(datasets, questions, strict=True):
+    for dataset, asking, reasons in zip(datasets, questions, lacking, strict=True):
         puts = _puts(llm, dataset, asking)
         for method in methods:
+            if reason := reasons[method.name]:
+                rows[method.name].append(
+                    _keep_refused(method, benchmark, dataset.task, puts, said or {}, reason, seed, results)
+                )
+                yield rows[method.name][-1]
+                continue
             examination = _examination(method, benchmark, dataset.task, puts, said or {})
             for row in ask_methods(llm, [method], examination, seed, progress, results, free=free):
                 rows[method.name].append(row)
@@ -95,7 +105,8 @@ def run(
             if len(chosen) > 1:
                 about = {**method.settings(), **(said or {}), "dataset": name}
                 average = partial(_average, method, benchmark, about, categories, chosen, seed)
-                yield results.keep({"average": name, "of": [r.get("run") for r in chosen]}, average)
+                unit = {"average": name, "method": method.name, "of": [r.get("run") for r in chosen]}
+                yield results.keep(unit, average)
 
 
 def _question(llm: SharedLLM, task: Task, example: Example, max_new_tokens: int | None) -> Question:
@@ -110,18 +121,36 @@ def _question(llm: SharedLLM, task: Task, example: Example, max_new_tokens: int 
     return Question(prompt, lambda answer: 100 * example.score(answer), new, example.expected)
 
 
-def _check_room(method: Method, dataset: Dataset, questions: Sequence[Question]) -> None:
-    """Raise `UsageError` where a method's limit cannot hold an example's instructions and answer."""
+def _no_room(method: Method, dataset: Dataset, questions: Sequence[Question]) -> str | None:
+    """Why a method's limit cannot hold some example's instructions and answer, or None: it can."""
     if method.limit is None:
-        return
+        return None
     for example, question in zip(dataset.examples, questions, strict=True):
-        instructions = sum(map(len, question.prompt.around_text()))
+        instructions = tokens_beside(question.prompt, 0)
         if instructions + question.max_new_tokens > method.limit:
-            raise UsageError(
-                f"{method.name}: a window of {method.limit:,} tokens cannot hold the instructions of {dataset.task.name}, "
-                f"example {example.id} ({instructions:,}), and an answer of {question.max_new_tokens:,}; raise --window, "
-                "lower --max-new-tokens or name other --tasks."
+            return (
+                f"a window of {method.limit:,} tokens cannot hold the instructions of {dataset.task.name}, example "
+                f"{example.id} ({instructions:,}), and an answer of {question.max_new_tokens:,}"
             )
+    return None
+
+
+def _keep_refused(
+    method: Method,
+    benchmark: str,
+    task: Task,
+    puts: Sequence[Put],
+    said: Mapping[str, Any],
+    reason: str,
+    seed: int,
+    results: Results,
+) -> dict[str, Any]:
+    """The row of a data set that a method has no room for."""
+    length = round(_mean([len(put.ids) for put in puts]))
+    about = {**method.settings(), **said, "dataset": task.name}
+    told = f"{reason}; {MENDED}"
+    row = {**about, **refused(method.llm, benchmark, task.metric, method.name, length, told, seed)}
+    return results.keep({"method": method.name, **about}, lambda: row)
 
 
 def _puts(llm: SharedLLM, dataset: Dataset, questions: Sequence[Question]) -> list[Put]:
@@ -179,6 +208,7 @@ def _examination(
     return Examination(
         benchmark, task.metric, round(_mean(tokens)), shown.texts, more,
         summary=lambda scores: f"{task.name}, {mean_score(scores)}", about={**said, "dataset": task.name},
+        most=100.0,
     )  # fmt: skip
 
 
@@ -210,6 +240,7 @@ def _average(
         "high": high,
         "samples": sum(r["samples"] for r in rows),
         **machine(method.llm),
+        "peak_memory_bytes": max(r["peak_memory_bytes"] for r in rows),
         "seed": seed,
         "seconds": round(sum(r["seconds"] for r in rows), 3),
         "cut": sum(r["cut"] for r in rows),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharedllm.errors import UsageError
-from sharedllm.methods.estimate import cache_bytes, forward_bytes
+from sharedllm.methods.estimate import Passes, cache_bytes, forward_bytes, one_pass
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
 
@@ -32,6 +32,10 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    reads_once: ClassVar[bool] = False
+    """Whether `prepare_tails` reads what the stretches share once."""
+    forgets: ClassVar[bool] = False
+    """Whether the past before a window changes nothing of what the method scores there."""
     longest: int | None = None
     """Tokens of the longest text that it is to be measured on; None: of any that memory holds."""
     spread: Callable[[Method, Work, Sequence[Any]], Iterator[Any]] | None = None
@@ -99,6 +103,14 @@ class Method(ABC):
         """
         seen = self.positions(tokens)
         return forward_bytes(self.llm, seen, scored) + (0 if scored else cache_bytes(self.llm, seen))
+
+    def reading(self, tokens: int) -> Passes:
+        """What `prepare` has to do with so many tokens."""
+        return Passes()
+
+    def answering(self, tokens: int) -> Passes:
+        """What a window, or a question, has to do where text and window have so many tokens together."""
+        return one_pass(self.positions(tokens))
 
     def added(self) -> list[nn.Module]:
         """The modules whose weights the method adds to the model's."""

@@ -27,13 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharedllm.adapter import check_adapter, load_weights, read_described, save_adapter, weights_digest
-from sharedllm.architectures import Parts
+from sharedllm.architectures import Parts, normed
 from sharedllm.attention import attend
 from sharedllm.config import check_keys
 from sharedllm.errors import UsageError
 from sharedllm.hardware import chunk_batch
 from sharedllm.methods.base import Method, new_tokens, plain_nll
-from sharedllm.methods.estimate import cache_bytes
+from sharedllm.methods.estimate import Passes, cache_bytes, in_chunks, one_pass
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
 
@@ -98,7 +98,7 @@ class CrossAttention(nn.Module):
         """What is added to the residual, [B, T, E]."""
         (B, T, _), dtype = hidden_BTE.shape, hidden_BTE.dtype
         H, K, D = self.heads, self.kv_heads, self.head_dim
-        query = F.linear(self.norm(hidden_BTE).to(dtype), self.query.to(dtype))
+        query = F.linear(normed(self.norm, hidden_BTE), self.query.to(dtype))
         # Rows and key/value heads share an axis and the group broadcasts, so that grouped keys are read in place.
         query = query.view(B, T, H, D).transpose(1, 2).reshape(B * K, H // K, T, D)
         keys, values = (x.expand(B, -1, -1, -1).reshape(B * K, 1, -1, D) for x in (keys, values))
@@ -230,6 +230,13 @@ class EncoderDecoder(Method):
         llm = self.llm
         states = tokens * llm.parts.hidden_size * llm.dtype.itemsize
         return cache_bytes(llm, tokens) + max(2 * states, super().peak_bytes(tokens, scored))
+
+    def reading(self, tokens: int) -> Passes:
+        return in_chunks(tokens, self.config.chunk_length)
+
+    def answering(self, tokens: int) -> Passes:
+        seen = self.positions(tokens)
+        return one_pass(seen, tokens)
 
     def added(self) -> list[nn.Module]:
         return [self.cross]

@@ -1,11 +1,38 @@
-"""What a run will take of memory, counted from shapes; the model's weights are left out.
+"""What a run will take of memory and of work, counted from shapes; the model's weights are left out.
 
 The counts follow a decoder of the Llama kind under fused attention, which never holds a matrix of tokens by keys.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sharedllm.model import SharedLLM
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward passes as their parts: tokens that pass all weights of the model, and pairs of a query and a key in all layers."""
+
+    tokens: float = 0.0
+    pairs: float = 0.0
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.tokens + other.tokens, self.pairs + other.pairs)
+
+    def times(self, number: float) -> Passes:
+        return Passes(number * self.tokens, number * self.pairs)
+
+
+def one_pass(tokens: int, before: int = 0) -> Passes:
+    """A pass over `tokens` tokens, each of which attends to those before it and to `before` others."""
+    return Passes(tokens, tokens * (tokens + 1) / 2 + tokens * before)
+
+
+def in_chunks(tokens: int, chunk_length: int) -> Passes:
+    """Passes over chunks of `chunk_length` tokens, each by itself."""
+    whole, rest = divmod(tokens, chunk_length)
+    return one_pass(chunk_length).times(whole) + one_pass(rest)
 
 
 def cache_bytes(llm: SharedLLM, tokens: int, layers: int | None = None) -> int:

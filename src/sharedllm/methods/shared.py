@@ -15,7 +15,7 @@ from sharedllm.answering import written
 from sharedllm.branch import Memory
 from sharedllm.context import Context
 from sharedllm.methods.base import Method, new_tokens, target_nll
-from sharedllm.methods.estimate import cache_bytes, slot_bytes
+from sharedllm.methods.estimate import Passes, cache_bytes, in_chunks, slot_bytes
 from sharedllm.prompts import Prompt
 from sharedllm.quote import with_quotes
 from sharedllm.relevance import ASKING_TOKENS
@@ -31,6 +31,7 @@ class Shared(Method):
     """
 
     name = "shared"
+    reads_once = True
     compact = False
     """Whether little is kept of the text and a chunk read again for each question; see `SharedLLM.read`."""
 
@@ -95,6 +96,10 @@ class Shared(Method):
         slots = read * config.slots_per_chunk + min(read, config.fine_chunks) * C
         kept = chunks * stored * numbers * bits // 8 + slots * numbers * size
         return super().peak_bytes(tokens, scored) + kept + C * numbers * size
+
+    def reading(self, tokens: int) -> Passes:
+        lowest = self.llm.config.injected_layers / len(self.llm.parts.layers)
+        return in_chunks(tokens, self.llm.config.chunk_length).times(lowest)
 
     def added(self) -> list[nn.Module]:
         return [self.llm.injection]

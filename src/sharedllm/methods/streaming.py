@@ -26,8 +26,8 @@ from transformers import DynamicCache
 
 from sharedllm.architectures import Parts, rotate
 from sharedllm.errors import UsageError
-from sharedllm.methods.base import Method, room_in
-from sharedllm.methods.estimate import cache_bytes, forward_bytes
+from sharedllm.methods.base import Method
+from sharedllm.methods.estimate import Passes, cache_bytes, forward_bytes, one_pass
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt, end_tokens
 
@@ -156,12 +156,11 @@ class Streaming(Method):
     def shown(self, past: Read, prompt: Prompt, max_new_tokens: int) -> list[int]:
         """What of the text is still in the cache when the answer ends, and the question."""
         question = prompt.alone()
-        room = room_in(self.window, len(question), max_new_tokens)
+        room = max(0, self.window - len(question) - max_new_tokens)
         sinks, rest = past.ids[: self.sinks].tolist(), past.ids[self.sinks :]
         return [*sinks, *rest[max(0, len(rest) - room) :].tolist(), *question]
 
     def ask(self, past: Read, prompt: Prompt, max_new_tokens: int) -> Tensor:
-        room_in(self.window, len(prompt.alone()), max_new_tokens)
         return self.generate(past, torch.tensor(prompt.alone()), max_new_tokens)
 
     @torch.no_grad()
@@ -196,6 +195,10 @@ class Streaming(Method):
         keys = kept + BLOCK * (1 + self.sinks)
         masks = 2 * BLOCK * keys * self.llm.dtype.itemsize
         return 2 * cache_bytes(self.llm, kept) + masks + forward_bytes(self.llm, BLOCK, min(scored, BLOCK), keys)
+
+    def reading(self, tokens: int) -> Passes:
+        blocks, keys = -(-tokens // BLOCK), min(tokens, self.window) + BLOCK * (1 + self.sinks)
+        return one_pass(BLOCK, keys - BLOCK // 2).times(blocks)
 
     def kept_bytes(self, past: Read) -> int:
         return int(past.ids.nbytes) + sum(x.nbytes for pair in past.cache.kept.values() for x in pair)

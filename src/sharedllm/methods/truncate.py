@@ -14,6 +14,7 @@ class Truncate(Method):
     """The plain model over the window; a question is put after the newest tokens of the past that fit beside it."""
 
     name = "truncate"
+    forgets = True
 
     @property
     def limit(self) -> int:

@@ -27,7 +27,7 @@ class Yarn(Full):
     A text that fits the trained positions is read by the model as it is.
 
     Raises:
-        UsageError: the model's positions are scaled already.
+        UsageError: the model's positions are scaled already, or differ between its layers.
     """
 
     name = "yarn"
@@ -35,7 +35,13 @@ class Yarn(Full):
 
     def __init__(self, llm: SharedLLM, window: int) -> None:
         super().__init__(llm, window)
-        own = llm.model.config.rope_parameters.get("rope_type", "default")
+        rotary = llm.model.config.rope_parameters
+        own = rotary.get("rope_type", "default")
+        if any(isinstance(value, dict) for value in rotary.values()):
+            raise UsageError(
+                f"{self.name} scales one rotary embedding, and this model's layers have several; use full, which reads with "
+                "them as they are."
+            )
         if own != "default":
             raise UsageError(
                 f"{self.name} scales plain rotary positions, and this model's are of the type {own!r} already; "

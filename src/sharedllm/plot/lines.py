@@ -23,6 +23,9 @@ LOOKS = {
     "yarn": ("#C9A4BD", "P"),
     "dynamic-ntk": ("#9C86B8", "p"),
     "encoder-decoder": ("#80BFA9", "X"),
+    "kvpress-snapkv": ("#C7B44A", "<"),
+    "kvpress-expected-attention": ("#A08C5B", ">"),
+    "kvpress-streaming-llm": ("#5F9EA0", "d"),
 }
 OTHER = ("#B9A66B", "*")
 DASHES = ("-", "--", ":", "-.")
@@ -36,6 +39,9 @@ WORDS = {
     "yarn": "yarn: scaled positions",
     "dynamic-ntk": "dynamic-ntk: a rotary base that grows",
     "encoder-decoder": "encoder-decoder: chunks through all layers",
+    "kvpress-snapkv": "SnapKV (kvpress), at equal bytes",
+    "kvpress-expected-attention": "expected attention (kvpress), at equal bytes",
+    "kvpress-streaming-llm": "StreamingLLM (kvpress), at equal bytes",
 }
 PLAIN = {"truncate", "full", "streaming", "yarn", "dynamic-ntk", "passage"}
 """Methods of the model alone: their rows may name an adapter and settings, which they do not read."""
@@ -48,6 +54,8 @@ class Line:
     method: str
     adapter: str
     settings: tuple[str, ...]
+    window: int = 0
+    """Of rows that are drawn beside others of another window, in tokens; otherwise 0."""
 
 
 def line_of(row: Row) -> Line:
@@ -68,7 +76,7 @@ def names(lines: Iterable[Line]) -> dict[Line, str]:
         for i, field in enumerate(dataclasses.fields(SharedConfig)):
             if len({other.settings[i] for other in others}) > 1:
                 parts.append(f"{field.name.replace('_', ' ')} {json.loads(line.settings[i])}")
-        named[line] = WORDS.get(line.method, line.method)
+        named[line] = WORDS.get(line.method, line.method) + (f", {line.window:,} of it" if line.window else "")
         if parts:
             named[line] = f"{line.method} {letter(line, lines)} ({', '.join(parts)})"
     return named

@@ -1,13 +1,14 @@
 """Perplexity against length: a panel for every window and number of targets, a line a method.
 
 Two comparisons must never share a panel: methods with the same small window (what a compressed context
-adds), and the model at its best (its whole window against a large window and the rest compressed).
+adds), and the model at its best (its whole window against a large window and the rest compressed). In a
+panel of the second kind `truncate` stands with the largest window it was measured with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sharedllm.evaluate.statistics import bootstrap
@@ -19,6 +20,9 @@ from sharedllm.plot.rows import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
+
+EVERYTHING = {"full", "yarn", "dynamic-ntk"}
+"""Methods that read all tokens, whatever the window."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,9 @@ class Setting:
 
     def gains(self, line: Line) -> dict[int, Gain]:
         """By length, what `line` gains where `truncate` scored the same passages; the share where `full` did too."""
-        at = {other.method: {p.length: p for p in points} for other, points in self.points.items()}
         found = {}
         for ours in self.points[line]:
-            alone, full = (at.get(method, {}).get(ours.length) for method in ("truncate", "full"))
+            alone, full = (self._point(method, ours.length) for method in ("truncate", "full"))
             if alone is None or not _same_passages(alone, ours):
                 continue
             paired = len(alone.values) == len(ours.values)
@@ -74,6 +77,11 @@ class Setting:
             found[ours.length] = Gain(gain, bootstrap(pairs) if pairs else None, share)
         return found
 
+    def _point(self, method: str, length: int) -> Point | None:
+        """What a method of the model alone scored at a length, with the largest window."""
+        best = sorted((line for line in self.points if line.method == method), key=lambda line: -line.window)
+        return next((p for line in best for p in self.points[line] if p.length == length), None)
+
 
 def _same_passages(a: Point, b: Point) -> bool:
     return (a.samples, a.sources) == (b.samples, b.sources)
@@ -83,7 +91,8 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
     """The panels of perplexity rows, by model, dtype, targets and window; other metrics than `nll` are passed over.
 
     A text that fits its window has no past, and its row gives its own length as window: such rows go to
-    the next larger window that was measured with a past. Of rows that measured the same the last counts.
+    the next larger window that was measured with a past. Of rows that measured the same the last counts. What
+    `truncate` scores with a larger window, and methods that read everything with any, stand in the panels of `shared` too.
 
     Raises:
         UsageError: a row lacks a value; the sentence gives file and line.
@@ -95,29 +104,57 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
             groups.setdefault(key, []).append(row)
     found = []
     for (model, dtype, targets), members in sorted(groups.items()):
-        for window, inside in sorted(_by_window(members).items()):
-            points, replaced = _points(inside)
+        panels = _by_window(members)
+        for window, inside in sorted(panels.items()):
+            beside = _beside(panels, window, targets)
+            if not beside and not _needed(panels, window, targets):
+                continue
+            points, replaced = _points([*((lines.line_of(row), row) for row in inside), *beside])
             found.append(Setting(model, dtype, window, targets, points, replaced))
     return found
 
 
 def _by_window(rows: Sequence[Row]) -> dict[int, list[Row]]:
-    with_past = {row.whole("window") for row in rows if row.whole("length") > row.whole("window")}
-    whole = max((row.whole("window") for row in rows if row.whole("window") not in with_past), default=0)
+    by_method: dict[str, set[int]] = {}
+    for row in rows:
+        if row.whole("length") > row.whole("window"):
+            by_method.setdefault(row.text("method"), set()).add(row.whole("window"))
+    every = set().union(*by_method.values())
+    whole = max((row.whole("window") for row in rows if row.whole("window") not in every), default=0)
     panels: dict[int, list[Row]] = {}
     for row in rows:
         window = row.whole("window")
-        if window not in with_past:
-            window = min((w for w in with_past if w > window), default=whole)
+        if row.whole("length") <= window:
+            window = min((w for w in by_method.get(row.text("method"), every) if w >= window), default=whole)
         panels.setdefault(window, []).append(row)
     return panels
 
 
-def _points(rows: Sequence[Row]) -> tuple[dict[Line, list[Point]], int]:
-    latest: dict[Line, dict[int, Point]] = {line: {} for line in lines.in_order(map(lines.line_of, rows))}
-    for row in rows:
+def _beside(panels: dict[int, list[Row]], window: int, targets: int) -> list[tuple[Line, Row]]:
+    """Rows of other windows that belong into the panel of a large window: `truncate`'s best, and what reads everything."""
+    if window <= targets + 1 or not any(row.text("method") == "shared" for row in panels[window]):
+        return []
+    larger = [w for w in panels if w > window and any(row.text("method") == "truncate" for row in panels[w])]
+    alone = [row for row in panels[max(larger)] if row.text("method") == "truncate"] if larger else []
+    everything = [row for w, rows in panels.items() if w != window for row in rows if row.text("method") in EVERYTHING]
+    return [
+        *((replace(lines.line_of(row), window=max(larger)), row) for row in alone),
+        *((lines.line_of(row), row) for row in everything),
+    ]
+
+
+def _needed(panels: dict[int, list[Row]], window: int, targets: int) -> bool:
+    """Whether a panel shows what no other does: not where all of it stands beside `shared` with a smaller large window."""
+    if any(row.text("method") not in {"truncate", *EVERYTHING} for row in panels[window]):
+        return True
+    return window < max(panels) or not any(_beside(panels, w, targets) for w in panels if w < window)
+
+
+def _points(rows: Sequence[tuple[Line, Row]]) -> tuple[dict[Line, list[Point]], int]:
+    latest: dict[Line, dict[int, Point]] = {line: {} for line in lines.in_order(line for line, _ in rows)}
+    for line, row in rows:
         nll, sources = row.number("value"), row.values.get("sources")
-        latest[lines.line_of(row)][row.whole("length")] = Point(
+        latest[line][row.whole("length")] = Point(
             length=row.whole("length"),
             nll=nll,
             low=row.number("low", nll),

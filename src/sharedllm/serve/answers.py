@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import secrets
 import time
+from codecs import IncrementalDecoder, getincrementaldecoder
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sharedllm.serve.asking import Usage
 from sharedllm.serve.sampling import Chosen
 from sharedllm.serve.task import Ended, Piece
+from sharedllm.serve.token_bytes import token_bytes
+
+
+@dataclass
+class Offset:
+    """How many characters of a text are there, and the bytes of one that is not whole yet."""
+
+    at: int = 0
+    decoder: IncrementalDecoder = field(default_factory=lambda: getincrementaldecoder("utf-8")("replace"))
 
 
 class Shape:
@@ -19,6 +31,8 @@ class Shape:
         self.tokenizer, self.model, self.chat = tokenizer, model, chat
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         self.created = int(time.time())
+        self._offsets: dict[int, Offset] = defaultdict(Offset)
+        """Of the next token of each choice."""
 
     def opening(self, index: int) -> dict[str, Any]:
         """The first piece of a choice of messages."""
@@ -26,7 +40,7 @@ class Shape:
 
     def piece(self, piece: Piece) -> dict[str, Any]:
         """One piece of a stream."""
-        logprobs = self._logprobs(piece.tokens) if piece.tokens else None
+        logprobs = self._logprobs(piece.index, piece.tokens) if piece.tokens else None
         content = {"delta": {"content": piece.text} if piece.text else {}} if self.chat else {"text": piece.text}
         return self._piece({"index": piece.index, **content, "logprobs": logprobs, "finish_reason": piece.finish})
 
@@ -44,7 +58,7 @@ class Shape:
             content = (
                 {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
             )
-            logprobs = self._logprobs(tokens) if tokens else None
+            logprobs = self._logprobs(index, tokens) if tokens else None
             found.append({"index": index, **content, "logprobs": logprobs, "finish_reason": own[-1].finish})
         return {**self._head(False), "choices": found, **self._usage(usage, ended)}
 
@@ -66,7 +80,7 @@ class Shape:
             "sharedllm": {"slots": ended.slots, "read_tokens": usage.read_tokens},
         }
 
-    def _logprobs(self, tokens: Sequence[Chosen]) -> dict[str, Any]:
+    def _logprobs(self, index: int, tokens: Sequence[Chosen]) -> dict[str, Any]:
         if self.chat:
             content = [
                 {**self._named(t.token, t.logprob or 0.0), "top_logprobs": [self._named(i, p) for i, p in t.likeliest]}
@@ -77,12 +91,19 @@ class Shape:
             "tokens": [self._text(t.token) for t in tokens],
             "token_logprobs": [t.logprob for t in tokens],
             "top_logprobs": [{self._text(i): p for i, p in t.likeliest} for t in tokens],
-            "text_offset": [],
+            "text_offset": [self._offset(index, t.token) for t in tokens],
         }
 
+    def _offset(self, index: int, token: int) -> int:
+        """Where in the text of a choice its next token begins."""
+        offset, raw = self._offsets[index], token_bytes(self.tokenizer, token)
+        at = offset.at
+        offset.at += len(self._text(token) if raw is None else offset.decoder.decode(raw))
+        return at
+
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._text(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        raw = token_bytes(self.tokenizer, token)
+        return {"token": self._text(token), "logprob": logprob, "bytes": None if raw is None else list(raw)}
 
     def _text(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))

@@ -51,7 +51,9 @@ class Prepared:
 
 def composed(service: Service, asked: Prepared) -> Generator[None, None, Context]:
     """The one context that a window attends to: those that were named, then what of the prompt is read; in slices."""
-    parts, reads = list(asked.contexts), asked.split.reads
+    parts, reads = [], asked.split.reads
+    for entry, context in zip(asked.entries, asked.contexts, strict=True):
+        parts.append((yield from service.shelf.encoded(entry, context)))
     if reads is not None:
         said, known = yield from service.shelf.prompt(reads)
         asked.usage.known_tokens += known
@@ -96,7 +98,10 @@ class Asked:
             while True:
                 event = await self._events.get()
                 if isinstance(event, ApiError):
-                    raise event
+                    try:
+                        raise event
+                    finally:
+                        del event  # else its traceback, which holds this frame, is freed late
                 yield event
                 if isinstance(event, Ended):
                     return

@@ -172,9 +172,9 @@ class Engine:
 
     def _prepare(self, task: Task) -> Generator[None, None, None]:
         """Read, search and take in what a task asks, then let its rows join."""
+        slices = self._taken_in(task)
         try:
             taken: TakenIn | None = None
-            slices = self._taken_in(task)
             while taken is None:
                 if task.cancelled:
                     return
@@ -197,6 +197,7 @@ class Engine:
             task.fail(as_api_error(error))
         finally:
             self._preparing.discard(task)
+            slices.close()
 
     def _taken_in(self, task: Task) -> Generator[None, None, TakenIn]:
         memory, shown = None, task.ids
@@ -221,8 +222,12 @@ class Engine:
         started = time.perf_counter()
         logits = self._batch.step([row.newest for row in self._rows])
         for row, logits_V in zip(self._rows, logits, strict=True):
-            if not row.task.cancelled:
+            if row.task.cancelled:
+                continue
+            try:
                 row.take(logits_V)
+            except Exception as error:  # of this row alone: the others go on
+                row.task.fail(as_api_error(error))
         self._leave()
         seconds, share = time.perf_counter() - started, self.settings.reading_share
         self._credit = min(self._credit + seconds * share / (1 - share), seconds) if self._work else 0.0

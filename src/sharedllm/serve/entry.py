@@ -50,6 +50,7 @@ class Entry:
         context: what questions see: the last whole state; None until there is one.
         partial: what is being read now.
         loaded: whether its slots are in memory, and not on the disk alone.
+        reserved: bytes of memory set apart for what is being read.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Entry:
     """Tokens that were there when the reading began that goes on."""
     began_seconds: float = 0.0
     loaded: bool = False
+    reserved: int = 0
     saved: bool = False
     deleted: bool = False
     used: float = field(default_factory=time.monotonic)
@@ -134,7 +136,7 @@ class Entry:
 
     @property
     def disk_bytes(self) -> int:
-        return sum(os.path.getsize(f) for f in self.folder.rglob("*") if f.is_file())
+        return sum(_size(os.path.join(place, name)) for place, _, names in os.walk(self.folder) for name in names)
 
     @classmethod
     def open(cls, folder: Path, llm: SharedLLM) -> Entry:
@@ -157,3 +159,11 @@ class Entry:
         else:
             entry.ids, entry.context, entry.saved = context.ids, context, True
         return entry
+
+
+def _size(file: str) -> int:
+    """Bytes of a file; 0 where it is gone meanwhile."""
+    try:
+        return os.path.getsize(file)
+    except OSError:
+        return 0

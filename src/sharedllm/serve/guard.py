@@ -13,11 +13,12 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sharedllm.serve.engine import as_api_error
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.metrics import Metrics
 from sharedllm.serve.routes_operation import PAGE
@@ -83,15 +84,19 @@ class Guard:
             await self.app(scope, self._bounded(scope, receive, answer), answer)
         except ApiError as error:
             await answer.refuse(error)
+        except Exception as error:
+            if answer.status:
+                raise  # so that the connection breaks off and the answer does not look whole
+            await answer.refuse(as_api_error(error))
         finally:
             self._tell(scope, request, answer.status, time.perf_counter() - started)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         host = headers.get("host", "")
-        if self.settings.hosts and urlsplit(f"//{host}").hostname not in self.settings.hosts:
+        if self.settings.hosts and _parts(f"//{host}").hostname not in self.settings.hosts:
             raise ApiError(403, "this server is not called by that name; --allow-host adds one.", "host_not_allowed")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _parts(origin).netloc != host:
             raise ApiError(403, "pages of other sites may not call this server.", "origin_not_allowed")
         size = headers.get("content-length", "0")
         if not size.isdigit() or int(size) > self.settings.body_bytes:
@@ -146,6 +151,14 @@ class Guard:
         self.metrics.request_seconds.labels(route).observe(seconds)
         about = {"request": request, "method": scope["method"], "route": route, "status": status}
         log.info("request", extra={**about, "seconds": round(seconds, 4)})
+
+
+def _parts(address: str) -> SplitResult:
+    """The parts of an address; none of one that is malformed."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def too_large(settings: Settings) -> ApiError:

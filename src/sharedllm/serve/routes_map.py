@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Generator
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from sharedllm.methods.estimate import cache_bytes, slot_bytes
 from sharedllm.serve.asking import Prepared, composed, prepared
 from sharedllm.serve.chat import token_ids
+from sharedllm.serve.engine import ENDING, too_late
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.map import mapped
 from sharedllm.serve.schemas import MapRequest
@@ -23,14 +26,27 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1")
 
     @router.post("/map")
-    async def draw(body: MapRequest) -> dict[str, Any]:
+    async def draw(request: Request, body: MapRequest) -> Any:
+        until = time.monotonic() + service.settings.seconds
         asked = await prepared(service, body)
         if not asked.contexts and asked.split.reads is None:
             raise ApiError(400, "there is nothing to map; name a context, or ask about a long text.", None, "context")
         answer = await run_in_threadpool(token_ids, service.llm.tokenizer, body.answer)
         answer = answer[: service.llm.window - len(asked.split.ids)]  # what was generated fits
-        work = service.engine.do(_map(service, asked, answer), bounded=True)
-        return {"object": "map", **await asyncio.wrap_future(work)}
+        unheard = threading.Event()
+        slices = _map(service, asked, answer)
+        work = service.engine.do(slices, lambda: unheard.is_set() or time.monotonic() > until, bounded=True)
+        try:
+            drawn = asyncio.wrap_future(work)
+            while not drawn.done():
+                await asyncio.wait([drawn], timeout=0.25)
+                if not drawn.done() and await request.is_disconnected():
+                    return Response(status_code=499)  # nobody hears it
+        finally:
+            unheard.set()
+        if drawn.cancelled():
+            raise ApiError(503, ENDING, "shutting_down", retry_after=5) if service.engine.draining else too_late()
+        return {"object": "map", **drawn.result()}
 
     return router
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+COLDEST = 1e-3  # below it the likeliest token is taken: it has all the probability but for ties
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How a row's tokens are chosen."""
 
     temperature: float = 0.0
-    """0: the likeliest token."""
+    """Below `COLDEST`: the likeliest token."""
     top_p: float = 1.0
     """Only the likeliest tokens that together have this probability (arXiv 1904.09751)."""
     seed: int | None = None
@@ -44,7 +46,7 @@ class Sampler:
     def choose(self, logits_V: Tensor) -> Chosen:
         """The next token."""
         s = self.sampling
-        token = int(logits_V.argmax()) if s.temperature == 0 else self._draw(logits_V)
+        token = int(logits_V.argmax()) if s.temperature < COLDEST else self._draw(logits_V)
         if s.logprobs is None:
             return Chosen(token)
         logprobs = logits_V.log_softmax(0)
@@ -52,8 +54,11 @@ class Sampler:
         return Chosen(token, float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
 
     def _draw(self, logits_V: Tensor) -> int:
-        probabilities, tokens = (logits_V.cpu() / self.sampling.temperature).softmax(0).sort(descending=True)
+        probabilities, tokens = self._shares(logits_V.cpu()).sort(descending=True)
         before = probabilities.cumsum(0) - probabilities
         probabilities = probabilities.masked_fill(before >= self.sampling.top_p, 0.0)
         probabilities[0] = probabilities[0].clamp(min=1e-30)  # one is always left
         return int(tokens[torch.multinomial(probabilities, 1, generator=self._generator)])
+
+    def _shares(self, logits_V: Tensor) -> Tensor:
+        return ((logits_V - logits_V.max()) / self.sampling.temperature).softmax(0)

@@ -10,7 +10,14 @@ MOST_STOPS, MOST_TEXT = 4, 20_000_000
 Name = Annotated[StrictStr, Field(max_length=200)]
 ContextName = Annotated[StrictStr, Field(max_length=64)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=200)]
+Token = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _refused(value: Any) -> Any:
+    if value:
+        raise ValueError("is not supported by this server; leave it out")
+    return value
 
 
 class Part(BaseModel):
@@ -22,7 +29,10 @@ class Part(BaseModel):
 
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[StrictStr, Field(max_length=MOST_TEXT)] | Annotated[list[Part], Field(max_length=1000)]
+    content: (
+        Annotated[StrictStr, Field(max_length=MOST_TEXT)]
+        | Annotated[list[Part], Field(max_length=1000, fail_fast=True)]
+    )
 
     @property
     def text(self) -> str:
@@ -39,7 +49,7 @@ class Common(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: Name | None = None
-    context: ContextName | Annotated[list[ContextName], Field(max_length=64)] | None = None
+    context: ContextName | Annotated[list[ContextName], Field(max_length=64, fail_fast=True)] | None = None
     max_tokens: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -50,14 +60,17 @@ class Common(BaseModel):
     stream_options: StreamOptions | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
-    logit_bias: dict[str, Number] | None = None
+    logit_bias: Annotated[dict[str, Number], Field(max_length=1000)] | None = None
 
-    @field_validator("presence_penalty", "frequency_penalty", "logit_bias")
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _no_bias(cls, value: Any) -> Any:
+        return _refused(value)  # before its numbers are looked at, however many there are
+
+    @field_validator("presence_penalty", "frequency_penalty")
     @classmethod
     def _unsupported(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("is not supported by this server; leave it out")
-        return value
+        return _refused(value)
 
     @property
     def contexts(self) -> list[str]:
@@ -69,7 +82,7 @@ class Common(BaseModel):
 
 
 class ChatRequest(Common):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=2000)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=2000, fail_fast=True)]
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
@@ -79,9 +92,7 @@ class ChatRequest(Common):
     @field_validator("tools")
     @classmethod
     def _no_tools(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("is not supported by this server; leave it out")
-        return value
+        return _refused(value)
 
     @field_validator("response_format")
     @classmethod
@@ -100,14 +111,22 @@ class MapRequest(ChatRequest):
 class CompletionRequest(Common):
     prompt: (
         Annotated[StrictStr, Field(min_length=1, max_length=MOST_TEXT)]
-        | Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=5_000_000)]
+        | Annotated[list[Token], Field(min_length=1, max_length=5_000_000, fail_fast=True)]
     )
+    """Also a list of exactly one of either, as OpenAI's clients may send it."""
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     echo: StrictBool | None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_prompt(cls, value: Any) -> Any:
+        if not isinstance(value, list) or not value or not isinstance(value[0], (str, list)):
+            return value
+        if len(value) > 1:
+            raise ValueError("must be one text or one list of token ids; send several prompts one by one")
+        return value[0]
 
     @field_validator("echo")
     @classmethod
     def _no_echo(cls, value: bool | None) -> bool | None:
-        if value:
-            raise ValueError("is not supported by this server; leave it out")
-        return value
+        return _refused(value)

@@ -21,8 +21,9 @@ from torch import Tensor
 from sharedllm.context import Context
 from sharedllm.errors import SharedLLMError
 from sharedllm.model import SharedLLM
+from sharedllm.serve.budget import Budget, held_bytes
 from sharedllm.serve.engine import Engine, as_api_error
-from sharedllm.serve.entry import ABOUT, ID, SLOTS, Entry, new_id, state_of
+from sharedllm.serve.entry import ABOUT, ID, Entry, new_id, state_of
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.metrics import Metrics
 from sharedllm.serve.reading import begun, read_on, shared_chunks
@@ -38,6 +39,9 @@ class Shelf:
         self.llm, self.engine, self.settings, self.metrics = llm, engine, settings, metrics
         self.contexts: dict[str, Entry] = {}
         self.prompts: dict[str, Entry] = {}
+        self.budget = Budget(llm, settings)
+        self._encoding: set[str] = set()
+        self._adding = threading.Lock()
         self._lock = threading.RLock()
         self._disk = ThreadPoolExecutor(1, "disk")
 
@@ -59,7 +63,7 @@ class Shelf:
 
     def close(self) -> None:
         """Write down what was read so far; the engine must have ended."""
-        for entry in [*self.contexts.values(), *self.prompts.values()]:
+        for entry in self._entries():
             if entry.status == "reading" and entry.partial is not None and entry.partial.chunks:
                 self._disk.submit(self._save, entry, entry.partial)
         self._disk.shutdown(wait=True)
@@ -128,13 +132,14 @@ class Shelf:
         """Keep a new context of a text [n]; it is read from now on.
 
         Raises:
-            ApiError: 507, the disk has no room for it.
+            ApiError: 413, it takes more memory than there is for contexts; 507, the disk has no room for it.
         """
         key = new_id()
         entry = Entry(key, self.settings.folder / "contexts" / key, [name], ids=text)
-        self._keep_text(entry)
-        with self._lock:
-            self.contexts[key] = entry
+        with self._adding:
+            self._keep_text(entry)
+            with self._lock:
+                self.contexts[key] = entry
         self._start(entry)
         self._count()
         return entry
@@ -143,8 +148,14 @@ class Shelf:
         """Read a text [n] on to a context.
 
         Raises:
-            ApiError: 404, there is none; 409, it is being read; 507, the disk has no room for it.
+            ApiError: 404, there is none; 409, it is being read; 413 and 507 as for `add`.
         """
+        with self._adding:
+            entry = self._appended(key, name, text)
+        self._start(entry)
+        return entry
+
+    def _appended(self, key: str, name: str, text: Tensor) -> Entry:
         with self._lock:
             entry = self.get(key)
             if entry.status != "ready":
@@ -158,7 +169,6 @@ class Shelf:
         except ApiError:
             entry.ids, entry.documents = before
             raise
-        self._start(entry)
         return entry
 
     def delete(self, key: str) -> None:
@@ -179,12 +189,13 @@ class Shelf:
             entry.used = time.monotonic()
             self._hit(len(ids), entry)
             return entry.context, len(ids)
-        near = max(self.prompts.values(), key=lambda e: self._shared(ids, e), default=None)
+        near = max(list(self.prompts.values()), key=lambda e: self._shared(ids, e), default=None)
         known = 0 if near is None else self._shared(ids, near) * self.llm.config.chunk_length
         if near is not None and known:
             self._hit(known, near)
         else:
             self.metrics.prompt_misses.inc()
+        self.budget.check_memory(len(ids), encoded=True)
         entry = Entry(key, self.settings.folder / "prompts" / key, ids=ids)
         entry.partial = begun(self.llm.reader, ids, None if near is None or not known else near.context)
         with self._lock:
@@ -197,6 +208,25 @@ class Shelf:
         assert entry.context is not None
         return entry.context, known
 
+    def encoded(self, entry: Entry, context: Context) -> Generator[None, None, Context]:
+        """A context of an entry with its chunks; one that fitted the window is encoded now, once; in slices."""
+        while entry.id in self._encoding:
+            yield  # another request encodes the same
+        if entry.context is not None and torch.equal(entry.context.ids, context.ids):
+            context = entry.context
+        if context.chunks or not context.tokens:
+            return context
+        self._encoding.add(entry.id)
+        try:
+            told = self.metrics.read_tokens.inc
+            whole = yield from read_on(self.llm.reader.new_context(), context.ids, self.settings.slice_chunks, told)
+        finally:
+            self._encoding.discard(entry.id)
+        if entry.context is not None and torch.equal(entry.context.ids, whole.ids):
+            entry.context, entry.loaded, entry.saved = whole, True, False
+            self._disk.submit(self._save, entry, whole)
+        return whole
+
     def _shared(self, ids: Tensor, entry: Entry) -> int:
         return 0 if entry.context is None else shared_chunks(ids, entry.context)
 
@@ -207,9 +237,8 @@ class Shelf:
 
     def _keep_text(self, entry: Entry) -> None:
         """Have a text on the disk before it is read, or refuse it."""
-        taken = sum(other.disk_bytes for other in list(self.contexts.values()))
-        if taken >= self.settings.context_disk_bytes:
-            raise ApiError(507, f"the contexts kept here take {taken / 1e9:,.1f} GB, all that they may; delete some.", "disk_full")  # fmt: skip
+        self.budget.check_memory(len(entry.ids))
+        self.budget.check_disk(len(entry.ids), [e for e in list(self.contexts.values()) if e is not entry])
         try:
             self._disk.submit(entry.save_text).result()
         except OSError as error:
@@ -218,19 +247,27 @@ class Shelf:
             raise as_api_error(error) from error
 
     def _start(self, entry: Entry) -> None:
+        try:
+            self.budget.check_memory(len(entry.ids))
+        except ApiError as error:  # it was kept by a server that had more memory
+            entry.error, entry.partial = str(error), None
+            return
         entry.partial = begun(self.llm.reader, entry.ids, entry.partial or entry.context)
         entry.began, entry.began_seconds = entry.partial.tokens, entry.seconds
         done = self.engine.do(self._read(entry), lambda: entry.deleted)
 
         def ended(future: Any) -> None:
             if not future.cancelled() and (error := future.exception()) is not None:
-                entry.error = str(error)
+                entry.error, entry.partial, entry.reserved = str(error), None, 0
 
         done.add_done_callback(ended)
 
     def _read(self, entry: Entry) -> Generator[None, None, None]:
         """Read what an entry lacks, then let questions see it; a text that fits the window is not encoded."""
         assert entry.partial is not None
+        while not self.budget.reserve(entry, self._entries(), encoded=entry.id not in self.contexts):
+            yield  # until others are read
+        self._disk.submit(self._fit)
         last = time.perf_counter()
 
         def told(tokens: int) -> None:
@@ -246,6 +283,7 @@ class Shelf:
             next(slices)
             yield
         entry.context, entry.partial, entry.loaded, entry.saved = entry.partial, None, True, False
+        entry.reserved = 0
         entry.used = time.monotonic()
         if entry.id in self.contexts or self.settings.prompt_disk_bytes:
             self._disk.submit(self._save, entry, entry.context)
@@ -265,27 +303,13 @@ class Shelf:
             log.error("a context cannot be written", extra={"context": entry.id, "reason": str(error)})
 
     def _fit(self) -> None:
-        """Let contexts leave memory, and prompts the disk, until both hold no more than they may."""
-        entries = sorted([*self.contexts.values(), *self.prompts.values()], key=lambda e: e.used)
-        over = sum(e.context.nbytes for e in entries if e.loaded and e.context) - self.settings.memory_bytes
-        for entry in entries:
-            if over > 0 and entry.loaded and entry.context is not None:
-                over -= entry.context.nbytes
-                if entry.saved:
-                    entry.context, entry.loaded = Context.load(entry.folder / SLOTS, self.llm), False
-                elif self.prompts.get(entry.id) is entry:
-                    entry.deleted = True
-                    del self.prompts[entry.id]
-        over = sum(e.disk_bytes for e in list(self.prompts.values()) if e.saved) - self.settings.prompt_disk_bytes
-        for entry in entries:
-            if over > 0 and entry.saved and self.prompts.get(entry.id) is entry:
-                over -= entry.disk_bytes
-                entry.deleted = True
-                del self.prompts[entry.id]
-                entry.remove()
+        self.budget.fit(self._entries(), self.prompts)
         self._count()
 
     def _count(self) -> None:
-        entries = [*self.contexts.values(), *self.prompts.values()]
+        entries = self._entries()
         self.metrics.contexts.set(len(entries))
-        self.metrics.memory_bytes.set(sum(e.context.nbytes for e in entries if e.loaded and e.context))
+        self.metrics.memory_bytes.set(held_bytes(entries))
+
+    def _entries(self) -> list[Entry]:
+        return [*self.contexts.values(), *self.prompts.values()]

@@ -26,6 +26,7 @@ from sharedllm.hardware import return_freed_memory
 from sharedllm.model import SharedLLM
 from sharedllm.train.batch import Batch
 from sharedllm.train.learner import learner
+from sharedllm.train.limits import check_lengths
 from sharedllm.train.loss import divergence, next_token_loss
 from sharedllm.train.recipe import Recipe
 from sharedllm.train.recompute import recomputed
@@ -45,6 +46,7 @@ class Trainer:
     Attributes:
         llm: in the dtype of the model; its adapter is kept in fp32 while training.
         step: steps done.
+        whole: whether the weights are those after that step, rather than half changed by the next.
         main: whether this process writes and reports.
     """
 
@@ -59,6 +61,7 @@ class Trainer:
         study = (
             Study.open(recipe.study_data, folder, self.llm.fingerprint) if recipe.study and recipe.study_data else None
         )
+        check_lengths(recipe, self.llm.window, study)
         self.sampler = Sampler(folder, recipe, "train", self.llm.tokenizer, study)
         self.held_out = Sampler(folder, recipe, "heldout", self.llm.tokenizer) if recipe.validate_samples else None
         self.frozen = [p for p in self.llm.model.parameters() if p.requires_grad]
@@ -71,8 +74,9 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
         self._contexts: dict[bytes, Any] = {}
         self.records.open(recipe)
-        state = self.records.resume(self.module, self.optimizer)
-        self.step, self.tokens = int(state["step"]), int(state["tokens"])
+        self.origin = {"model": self.llm.fingerprint, "data": folder.manifest["documents"]["sha256"]}
+        state = self.records.resume(self.module, self.optimizer, self.origin)
+        self.step, self.tokens, self.whole = int(state["step"]), int(state["tokens"]), True
 
     def _groups(self) -> list[dict[str, Any]]:
         fast = [p for n, p in self.module.named_parameters() if n.endswith(FAST)]
@@ -96,7 +100,8 @@ class Trainer:
                 if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
                     self.checkpoint()
         except KeyboardInterrupt:
-            self.checkpoint()
+            if self.whole:
+                self.checkpoint()
             raise
         if self.main and self.step == self.recipe.steps:
             about = {"recipe": self.recipe.to_dict(), "steps": self.step, "target_tokens": self.tokens}
@@ -125,7 +130,7 @@ class Trainer:
         return folder
 
     def checkpoint(self) -> None:
-        self.records.save(self.module, self.optimizer, {"step": self.step, "tokens": self.tokens})
+        self.records.save(self.module, self.optimizer, {"step": self.step, "tokens": self.tokens, **self.origin})
 
     def figures(self) -> dict[str, Any]:
         """What came of the run, for whoever started it."""
@@ -140,11 +145,18 @@ class Trainer:
         losses, kinds = [loss for loss, _, _ in parts], [kind for _, kind, _ in parts]
         targets = sum(n for _, _, n in parts)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
+        if not torch.isfinite(norm):
+            raise WorkError(
+                f"the gradients' norm is {float(norm)} at step {self.step + 1} ({', '.join(sorted(set(kinds)))}); "
+                "the last good checkpoint is kept: lower learning_rate and train on."
+            )
+        self.whole = False
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return_freed_memory()
         self.step += 1
         self.tokens += targets
+        self.whole = True
+        self.optimizer.zero_grad(set_to_none=True)
+        return_freed_memory()
         seconds = time.perf_counter() - started
         return {
             "step": self.step,
@@ -230,10 +242,11 @@ class Trainer:
         return logits
 
     def _encoded(self, ids: np.ndarray) -> Any:
-        """A sample's context; the last ones are kept, for steps that read them again (`recipe.reuse`)."""
+        """A sample's context; those of a step are kept where the next ones read them again (`recipe.reuse`)."""
         key = ids.tobytes()
+        kept = len(list(self._dealt(self.recipe.accumulate))) if self.recipe.reuse > 1 else 1
         if key not in self._contexts:
-            while len(self._contexts) >= self.recipe.accumulate:
+            while len(self._contexts) >= max(kept, 1):
                 self._contexts.pop(next(iter(self._contexts)))
             self._contexts[key] = self.learner.encode(torch.from_numpy(ids))
         return self._contexts[key]

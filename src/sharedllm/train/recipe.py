@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -110,15 +111,18 @@ class Recipe:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.steps < (0 if self.start else 1):
             raise UsageError(f"steps is {self.steps}; it must be at least 1, or 0 with an adapter to start from.")
+        for name in ("seed", "warmup_steps", "recompute_from", "validate_every", "validate_samples", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0.")
         for name in ("learning_rate", "gate_learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be a number above 0.")
         check_choice("parallel", self.parallel, PARALLEL)
         if not 0 <= self.keep_start < 1 or (self.keep_start and self.start is None):
             raise UsageError(
                 f"keep_start is {self.keep_start}; it must be at least 0 and below 1, and needs an adapter to start from."
             )
-        for name in ("distill", "quoted"):
+        for name in ("distill", "quoted", "final_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
         if self.quoted and not self.config.quoted_tokens:
@@ -183,7 +187,10 @@ def read_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         key, equals, value = override.partition("=")
         if not equals:
             raise UsageError(f"{override!r} is not an override; write key=value.")
-        _set(values, key.strip().split("."), yaml.safe_load(value))
+        try:
+            _set(values, key.strip().split("."), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise UsageError(f"{override!r} is not an override; its value is no YAML.") from error
     return recipe_from_dict(values, str(path))
 
 

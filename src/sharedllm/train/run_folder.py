@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sharedllm.errors import UsageError, WorkError
+from sharedllm.manifest import UNFINISHED
 from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sharedllm.train.recipe import Recipe, recipe_from_dict
 
@@ -47,16 +48,28 @@ class RunFolder:
                 )
         elif self.writes:
             self.path.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(same, indent=2) + "\n", encoding="utf-8")
+            _replace(file, json.dumps(same, indent=2) + "\n")
 
-    def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Put the last checkpoint back and drop metrics past it; gives its state, that of step 0 where there is none."""
+    def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer, origin: dict[str, str]) -> dict[str, Any]:
+        """Put the last checkpoint back and drop metrics past it; gives its state, that of step 0 where there is none.
+
+        Args:
+            origin: by name, what a run must go on with; a checkpoint of an earlier release does not say.
+        Raises:
+            UsageError: the checkpoint is of another model or other data.
+        """
         found = checkpoints(self.path)
         state = load_checkpoint(found[-1], module, optimizer) if found else {"step": 0, "tokens": 0}
+        for name, value in origin.items():
+            if state.get(name, value) != value:
+                raise UsageError(
+                    f"{self.path} holds a run with another {name} (fingerprint {str(state[name])[:12]}, not {value[:12]}); "
+                    f"go on with that {name}, or choose another output."
+                )
         file = self.path / METRICS
         if self.writes and file.is_file():
             lines = file.read_text(encoding="utf-8").splitlines()
-            file.write_text("".join(f"{row}\n" for row in lines if _step_of(row) <= state["step"]), encoding="utf-8")
+            _replace(file, "".join(f"{row}\n" for row in lines if _step_of(row) <= state["step"]))
         return state
 
     def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -80,6 +93,13 @@ class RunFolder:
             raise WorkError(
                 f"cannot write to {file}: {error.strerror or error}; the last checkpoint is kept, make room and train on."
             ) from error
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file in one step, so that a process that is killed leaves the one before."""
+    unfinished = file.with_name(file.name + UNFINISHED)
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)
 
 
 def _step_of(line: str) -> int:

@@ -28,6 +28,7 @@ def evaluate(
     methods: options.Methods = "shared,truncate",
     lengths: options.Lengths = "8192",
     samples: options.Samples = 8,
+    stride: options.Stride = None,
     targets: options.Targets = 1024,
     window: options.Window = "1024",
     at_most: options.AtMost = "",
@@ -57,8 +58,8 @@ def evaluate(
     windows, longest = common.windows(window, names), common.numbers_by_method("--at-most", at_most, names)
     wanted = common.positive_numbers("--lengths", lengths)
     counts = {"--samples": samples, "--targets": targets, "--needles-per-text": needles}
-    for option, value in {**counts, "--max-new-tokens": 1 if max_new_tokens is None else max_new_tokens}.items():
-        common.positive(option, value)
+    for option, value in {**counts, "--max-new-tokens": max_new_tokens, "--stride": stride}.items():
+        common.positive(option, 1 if value is None else value)
     from sharedllm.sources import read_sources
 
     documents = read_sources(text) if text else []
@@ -75,6 +76,7 @@ def evaluate(
         subtasks=chosen,
         lengths=wanted,
         samples=samples,
+        stride=stride,
         targets=targets,
         per_text=needles,
         max_new_tokens=max_new_tokens,
@@ -84,6 +86,7 @@ def evaluate(
         results=Results(output, common.depends_on(task, llm, seed), fresh, common.say),
         free=free_memory_bytes(llm.device),
     )
+    _forecast(task, request)
     _write(write_samples, samples_of, request)
     row: dict[str, Any] = {}
     with _spread(engine, request, loading, ray_address, workers):
@@ -105,6 +108,20 @@ def _methods(
     for method in made:
         method.longest = longest.get(method.name)
     return made
+
+
+def _forecast(task: str, request: Request) -> None:
+    """Say what the run is expected to take, where what is to be done is known before it starts."""
+    jobs_of = TASKS[task].jobs
+    if jobs_of is None:
+        return
+    from sharedllm.evaluate import forecast
+
+    jobs = jobs_of(request)
+    for line in forecast.lines(
+        list(forecast.expected(request.methods, jobs, forecast.pace_of(request.llm), request.free))
+    ):
+        common.say(line)
 
 
 def _write(file: Path | None, samples_of: Callable[[Request], Samples] | None, request: Request) -> None:

@@ -23,11 +23,19 @@ Methods = Annotated[str, typer.Option("--methods", help="Methods, separated by c
 Lengths = Annotated[
     str,
     typer.Option(
-        "--lengths", help="All tokens a method is given, separated by commas; needle: of the text; real has its own."
+        "--lengths",
+        help="All tokens a method is given, question and answer included, separated by commas; real has its own.",
     ),
 ]
 Samples = Annotated[
     int, typer.Option("--samples", help="perplexity: passages; needle, questions, real: questions; else of each task.")
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        "--stride",
+        help="perplexity: slide over the whole of each text, a passage every so many tokens, instead of --samples of them.",
+    ),
 ]
 Targets = Annotated[int, typer.Option("--targets", help="perplexity: how many of the last tokens are scored.")]
 Window = Annotated[

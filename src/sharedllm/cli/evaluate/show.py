@@ -14,7 +14,8 @@ def print_row(row: dict[str, Any]) -> None:
         print(f"{what} not measured: {row['reason']}", flush=True)
         return
     bounds = f" [{row['low']:.4f}, {row['high']:.4f}]" if "low" in row else ""
-    print(f"{what} {row['value']:.4f}{bounds}", flush=True)
+    beyond = "  more positions than the model was trained for" if row.get("beyond_window") else ""
+    print(f"{what} {row['value']:.4f}{bounds}{beyond}", flush=True)
     if row["task"] == "needle":
         from sharedllm.evaluate.needle import by_depth
 

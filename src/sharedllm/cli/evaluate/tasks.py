@@ -14,9 +14,12 @@ from sharedllm.cli import common
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sharedllm.data.needles import Needle
     from sharedllm.evaluate.examples import Dataset
     from sharedllm.evaluate.examples import Task as BenchmarkTask
+    from sharedllm.evaluate.forecast import Job
     from sharedllm.evaluate.needle import Haystack
+    from sharedllm.evaluate.perplexity import Passage
     from sharedllm.evaluate.results import Results
     from sharedllm.evaluate.suite import Averages
     from sharedllm.methods import Method
@@ -39,6 +42,8 @@ class Request:
     subtasks: Sequence[str]
     lengths: Sequence[int]
     samples: int
+    stride: int | None
+    """Tokens between passages that slide over whole texts; None: `samples` of them are taken."""
     targets: int
     per_text: int
     max_new_tokens: int | None
@@ -58,52 +63,99 @@ class Request:
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark: its rows for a request, whether it needs `--text` or `--data`, the names that `--tasks` may have, and its
-    samples for other systems, where `--write-samples` can write them."""
+    """A benchmark: its rows for a request, whether it needs `--text` or `--data`, the names that `--tasks` may have, its
+    samples for other systems, where `--write-samples` can write them, and what is to be done, where that is known before."""
 
     rows: Callable[[Request], Rows]
     needs_text: bool = False
     needs_data: bool = False
     subtasks: Callable[[], list[str]] = list
     samples: Callable[[Request], Samples] | None = None
+    jobs: Callable[[Request], list[Job]] | None = None
 
 
 def _perplexity(asked: Request) -> Rows:
     """Rows of all lengths, each of which ends in the same passages' last tokens."""
-    from sharedllm.evaluate.perplexity import cut_passages, run
+    from sharedllm.evaluate.perplexity import run
 
-    cut_passages(asked.texts, min(asked.lengths), asked.samples)  # too short a length is refused
-    passages = cut_passages(asked.texts, max(asked.lengths), asked.samples)
+    passages = _cut(asked)
     return run(asked.methods, passages, asked.lengths, asked.targets, asked.seed, common.say, asked.results, asked.free)
 
 
+def _cut(asked: Request, quietly: bool = False) -> list[Passage]:
+    """The passages that are scored: those of the longest length, whose ends are those of the shorter ones."""
+    from sharedllm.evaluate.perplexity import cut_passages, slide_passages
+
+    say = (lambda line: None) if quietly else common.say
+    cut_passages(asked.texts, min(asked.lengths), 1)  # too short a length is refused
+    if asked.stride:
+        passages = slide_passages(asked.texts, max(asked.lengths), asked.stride)
+        say(f"{len(passages):,} passages of {max(asked.lengths):,} tokens, one every {asked.stride:,}")
+        return passages
+    passages = cut_passages(asked.texts, max(asked.lengths), asked.samples, asked.targets)
+    if len(passages) < asked.samples:
+        say(f"the texts have room for {len(passages)} passages whose scored tokens differ, not {asked.samples}")
+    return passages
+
+
+def _perplexity_jobs(asked: Request) -> list[Job]:
+    from sharedllm.evaluate.forecast import Job
+
+    count = len(_cut(asked, quietly=True))
+    return [Job(n, count, count, targets=min(asked.targets, n - 1)) for n in asked.lengths]
+
+
+def _question_jobs(asked: Request) -> list[Job]:
+    from sharedllm.evaluate.forecast import Job
+
+    texts = -(-asked.samples // asked.per_text)
+    return [Job(n, texts, asked.samples, asked.max_new_tokens or NEW_TOKENS) for n in asked.lengths]
+
+
+def _ruler_jobs(asked: Request) -> list[Job]:
+    from sharedllm.evaluate.forecast import Job
+    from sharedllm.evaluate.ruler.tasks import TASKS as RULER
+
+    count = asked.samples
+    return [Job(n, count, count, RULER[name].max_new_tokens) for n in asked.lengths for name in asked.subtasks]
+
+
 def _passages(asked: Request) -> Samples:
-    from sharedllm.evaluate.perplexity import cut_passages
     from sharedllm.evaluate.samples import passage_samples
 
-    passages = cut_passages(asked.texts, max(asked.lengths), asked.samples)
+    passages = _cut(asked)
     window = next((m.window for m in asked.methods if m.name == "shared"), asked.methods[0].window)
     return passage_samples(asked.llm, passages, asked.lengths, window, asked.targets)
 
 
 def _haystacks(asked: Request) -> list[list[Haystack]]:
     """Those of every length; every length is checked before the first is run."""
+    from sharedllm.evaluate.asking import tokens_beside
     from sharedllm.evaluate.needle import build_haystacks
+    from sharedllm.prompts import Prompt
+
+    llm, new = asked.llm, asked.max_new_tokens or NEW_TOKENS
 
     def encode(statement: str) -> Tensor:
-        return asked.llm.reader.token_ids(statement).long()
+        return llm.reader.token_ids(statement).long()
 
-    return [build_haystacks(asked.texts, n, asked.samples, asked.per_text, asked.seed, encode) for n in asked.lengths]
+    def beside(needle: Needle) -> int:
+        return tokens_beside(Prompt(llm.tokenizer, needle.question), new)
+
+    return [
+        build_haystacks(asked.texts, n, asked.samples, asked.per_text, asked.seed, encode, beside)
+        for n in asked.lengths
+    ]
 
 
 def _needle_samples(asked: Request) -> Samples:
     from sharedllm.evaluate.needle import as_text
     from sharedllm.evaluate.samples import question_samples
 
-    haystacks = chain.from_iterable(_haystacks(asked))
     new = asked.max_new_tokens or NEW_TOKENS
-    texts = [as_text(haystack, asked.llm.tokenizer, new) for haystack in haystacks]
-    return question_samples(asked.llm, "needle", "found", texts)
+    for length, haystacks in zip(asked.lengths, _haystacks(asked), strict=True):
+        texts = [as_text(haystack, asked.llm.tokenizer, new) for haystack in haystacks]
+        yield from question_samples(asked.llm, "needle", "found", length, texts)
 
 
 def _needle(asked: Request) -> Rows:
@@ -113,10 +165,10 @@ def _needle(asked: Request) -> Rows:
     per_length = _haystacks(asked)
     return chain.from_iterable(
         run(
-            asked.llm, asked.methods, haystacks, asked.max_new_tokens or NEW_TOKENS, asked.seed, common.say,
+            asked.llm, asked.methods, length, haystacks, asked.max_new_tokens or NEW_TOKENS, asked.seed, common.say,
             asked.ceiling, asked.results, asked.free,
         )
-        for haystacks in per_length
+        for length, haystacks in zip(asked.lengths, per_length, strict=True)
     )  # fmt: skip
 
 
@@ -129,8 +181,8 @@ def _questions(asked: Request) -> Rows:
         for n in asked.lengths
     ]
     return chain.from_iterable(
-        run(asked.llm, asked.methods, texts, asked.seed, common.say, asked.ceiling, asked.results, asked.free)
-        for texts in per_length
+        run(asked.llm, asked.methods, length, texts, asked.seed, common.say, asked.ceiling, asked.results, asked.free)
+        for length, texts in zip(asked.lengths, per_length, strict=True)
     )
 
 
@@ -207,11 +259,11 @@ def _infinitebench_tasks() -> list[str]:
 
 
 TASKS = {
-    "perplexity": Task(_perplexity, needs_text=True, samples=_passages),
-    "needle": Task(_needle, needs_text=True, samples=_needle_samples),
-    "questions": Task(_questions, needs_text=True),
+    "perplexity": Task(_perplexity, needs_text=True, samples=_passages, jobs=_perplexity_jobs),
+    "needle": Task(_needle, needs_text=True, samples=_needle_samples, jobs=_question_jobs),
+    "questions": Task(_questions, needs_text=True, jobs=_question_jobs),
     "real": Task(_real),
-    "ruler": Task(_ruler, subtasks=_ruler_tasks),
+    "ruler": Task(_ruler, subtasks=_ruler_tasks, jobs=_ruler_jobs),
     "longbench": Task(_longbench, needs_data=True, subtasks=_longbench_tasks),
     "infinitebench": Task(_infinitebench, needs_data=True, subtasks=_infinitebench_tasks),
 }

@@ -59,7 +59,8 @@ def _shown(answer: Any) -> tuple[str, ...]:
 
 def _values(task: Task, record: Record) -> dict[str, str]:
     """What the prompt's names in braces stand for."""
-    asked = record.text("input")
+    needed = any(name in task.prompt for name in ("{input}", "{question}"))
+    asked = record.filled("input") if needed else record.text("input")
     values = {"input": asked, "question": asked}
     if "{OPTION_A}" in task.prompt:
         values |= {f"OPTION_{letter}": text for letter, text in zip(LETTERS, _options(record), strict=True)}

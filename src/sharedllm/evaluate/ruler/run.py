@@ -13,12 +13,13 @@ import torch
 from sharedllm.errors import UsageError
 from sharedllm.evaluate.asking import CEILING, Asked, Examination, Question, Text, ask_methods
 from sharedllm.evaluate.results import Results
-from sharedllm.evaluate.row import measured, refused
+from sharedllm.evaluate.row import machine, refused
 from sharedllm.evaluate.ruler.corpus import Corpus
 from sharedllm.evaluate.ruler.files import find_file, read_samples
 from sharedllm.evaluate.ruler.making import check_length, make_samples
 from sharedllm.evaluate.ruler.tasks import TASKS
 from sharedllm.evaluate.ruler.wording import ONE_NEEDLE, Sample
+from sharedllm.evaluate.statistics import bounds_of_mean
 from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
@@ -163,7 +164,7 @@ def _examination(
             "expected": [list(sample.outputs) for sample in drawn],
         }
 
-    return Examination("ruler", f"ruler_{name}", length, texts, more)
+    return Examination("ruler", f"ruler_{name}", length, texts, more, most=100.0)
 
 
 def _keep_mean(
@@ -179,12 +180,18 @@ def _keep_mean(
         if lacking:
             reason = f"{lacking['metric']}: {lacking['reason']}"
             return {**method.settings(), **refused(llm, "ruler", "ruler_mean", method.name, length, reason, seed)}
-        total = sum(row["samples"] for row in rows)
-        alike = [score * total / (len(rows) * row["samples"]) for row in rows for score in row["scores"]]
+        low, high = bounds_of_mean([(row["value"], row["low"], row["high"]) for row in rows])
         return {
             **method.settings(),
             "task": "ruler",
-            **measured(llm, alike, seed),
+            "value": sum(row["value"] for row in rows) / len(rows),
+            "low": max(0.0, low),
+            "high": min(100.0, high),
+            "samples": sum(row["samples"] for row in rows),
+            **machine(llm),
+            "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
+            "seed": seed,
+            "threads": torch.get_num_threads(),
             "method": method.name,
             "length": length,
             "metric": "ruler_mean",
@@ -194,7 +201,8 @@ def _keep_mean(
             "subtasks": {row["subtask"]: row["value"] for row in rows},
         }
 
-    return results.keep({"metric": "ruler_mean", "of": [row.get("run") for row in rows]}, compute)
+    unit = {"metric": "ruler_mean", "method": method.name, "length": length, "of": [row.get("run") for row in rows]}
+    return results.keep(unit, compute)
 
 
 def _keep_effective_length(
@@ -202,14 +210,18 @@ def _keep_effective_length(
 ) -> dict[str, Any]:
     """A row with the effective length of a method; `means` has the row with the mean over tasks by length.
 
-    Lengths whose mean has no value cannot count as effective; they are null in the row's `means`.
+    Lengths whose mean has no value cannot count as effective; they are null in the row's `means`. `THRESHOLD` is a mean over
+    all of RULER's tasks, so there is no effective length from some of them.
     """
     measured_at = {length: row for length, row in means.items() if "reason" not in row}
+    some = next((row["subtasks"] for row in measured_at.values() if len(row["subtasks"]) < len(TASKS)), None)
 
     def compute() -> dict[str, Any]:
-        if not measured_at:
+        if not measured_at or some:
             length = max(means)
-            metric, reason = "ruler_effective_length", means[length]["reason"]
+            asked = f"{THRESHOLD} is a mean over RULER's {len(TASKS)} tasks, and these are {len(some or ())} of them"
+            reason = asked if some else means[length]["reason"]
+            metric = "ruler_effective_length"
             return {**method.settings(), **refused(llm, "ruler", metric, method.name, length, reason, seed)}
         last = measured_at[max(measured_at)]
         return {
@@ -223,4 +235,5 @@ def _keep_effective_length(
             "subtasks": list(last["subtasks"]),
         }
 
-    return results.keep({"metric": "ruler_effective_length", "of": [row.get("run") for row in means.values()]}, compute)
+    of = [row.get("run") for row in means.values()]
+    return results.keep({"metric": "ruler_effective_length", "method": method.name, "of": of}, compute)

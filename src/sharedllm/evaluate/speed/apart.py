@@ -6,11 +6,8 @@ started as a program, takes a request as JSON on standard input and prints the f
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +20,6 @@ from torch import Tensor
 
 import sharedllm
 from sharedllm.errors import UsageError, WorkError
-from sharedllm.hardware import peak_memory_bytes
 from sharedllm.methods import Method, create
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
@@ -82,33 +78,3 @@ def answer(measure: Measure) -> None:
         print(json.dumps(asdict(measure(method, torch.tensor(request["ids"]), prompt, request["new_tokens"]))))
     except (UsageError, WorkError) as error:
         sys.exit(str(error))
-
-
-def reset_peak(device: torch.device) -> int:
-    """Forget the peak of memory so far; returns the bytes held now."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return int(torch.cuda.memory_allocated(device))
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory that glibc still holds is nobody's
-        Path("/proc/self/clear_refs").write_text("5")
-        return _status("VmRSS")
-    except (OSError, AttributeError, TypeError):
-        return peak_memory_bytes(device)  # the peak stays: what is below it is not seen
-
-
-def peak(device: torch.device) -> int:
-    """The most bytes that were held since `reset_peak`."""
-    try:
-        return peak_memory_bytes(device) if device.type == "cuda" else _status("VmHWM")
-    except OSError:
-        return peak_memory_bytes(device)
-
-
-def _status(name: str) -> int:
-    """A size from Linux's account of this process, in bytes."""
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    if found is None:
-        raise OSError(f"/proc/self/status has no {name}")
-    return 1024 * int(found[1])

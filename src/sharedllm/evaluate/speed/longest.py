@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
-from sharedllm.evaluate.speed.apart import answer, peak
+from sharedllm.evaluate.peak import peak
+from sharedllm.evaluate.speed.apart import answer
 from sharedllm.evaluate.speed.phases import ask, clock
 from sharedllm.methods import Method
 from sharedllm.prompts import Prompt

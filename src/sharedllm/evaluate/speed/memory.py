@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sharedllm.evaluate.speed.apart import answer, peak, reset_peak
+from sharedllm.evaluate.peak import peak, reset_peak
+from sharedllm.evaluate.speed.apart import answer
 from sharedllm.evaluate.speed.phases import endless
 from sharedllm.methods import Method
 from sharedllm.prompts import Prompt

@@ -3,7 +3,7 @@
 import { call, events } from "./server.js";
 import { $, attempt, count, duration, element, size } from "./show.js";
 
-const following = new Set();
+const following = new Set(), lines = new Map();
 export const chosen = new Set();
 let contexts = [];
 
@@ -30,29 +30,58 @@ async function remove(context) {
   $("files").focus();
 }
 
-function item(context) {
-  const row = element("li"), name = context.documents.join(", ");
-  const box = element("input", "", { type: "checkbox", id: context.id, checked: chosen.has(context.id) });
-  box.disabled = context.status !== "ready";
-  box.addEventListener("change", () => (box.checked ? chosen.add(context.id) : chosen.delete(context.id)));
-  row.append(box, " ", element("label", name, { htmlFor: context.id }), element("p", state(context), { className: "quiet" }));
-  if (context.status === "reading") {
-    const bar = element("progress", "", { max: context.tokens, value: context.read_tokens });
-    bar.setAttribute("aria-label", `reading ${name}`);
-    row.append(bar);
-  }
-  const button = element("button", "Delete", { type: "button", id: `delete-${context.id}` });
-  button.setAttribute("aria-label", `delete ${name}`);
-  button.addEventListener("click", () => attempt(() => remove(context)));
-  row.append(button);
+function line(id) {
+  const row = {
+    line: element("li"), box: element("input", "", { type: "checkbox", id }), label: element("label", "", { htmlFor: id }),
+    state: element("p", "", { className: "quiet" }), bar: element("progress"), button: element("button", "Delete", { type: "button" }),
+  };
+  row.box.addEventListener("change", () => {
+    row.box.checked ? chosen.add(id) : chosen.delete(id);
+    mark();
+  });
+  row.button.addEventListener("click", () => attempt(() => remove(contexts.find((context) => context.id === id))));
+  row.line.append(row.box, " ", row.label, row.state, row.bar, row.button);
+  $("contexts").append(row.line);
+  lines.set(id, row);
   return row;
 }
 
-// Draws the list anew; what had the focus keeps it.
+// Changes the line of a document in place, so that what has the focus keeps it.
+function update(context) {
+  const row = lines.get(context.id) || line(context.id), name = context.documents.join(", ");
+  row.label.textContent = name;
+  row.state.textContent = state(context);
+  row.box.disabled = context.status !== "ready";
+  row.bar.hidden = context.status !== "reading";
+  row.bar.max = context.tokens;
+  row.bar.value = context.read_tokens;
+  row.bar.setAttribute("aria-label", `reading ${name}`);
+  row.button.setAttribute("aria-label", `delete ${name}`);
+}
+
+// Ticks what is chosen, and says so where nothing is.
+function mark() {
+  for (const [id, row] of lines) row.box.checked = chosen.has(id);
+  $("unchosen").hidden = chosen.size > 0;
+}
+
+// Chooses these documents alone, as far as they can be asked.
+export function choose(ids) {
+  chosen.clear();
+  for (const context of contexts) if (ids.includes(context.id) && context.status === "ready") chosen.add(context.id);
+  mark();
+}
+
 function show() {
-  const focused = $("contexts").contains(document.activeElement) ? document.activeElement.id : "";
-  $("contexts").replaceChildren(...contexts.map(item));
-  if (focused && $(focused)) $(focused).focus();
+  const here = new Set(contexts.map((context) => context.id));
+  for (const [id, row] of lines) {
+    if (here.has(id)) continue;
+    row.line.remove();
+    lines.delete(id);
+    chosen.delete(id);
+  }
+  contexts.forEach(update);
+  mark();
   if (!contexts.length) $("read").textContent = "Nothing was read yet.";
 }
 
@@ -68,30 +97,41 @@ async function follow(id) {
   try {
     for await (const data of events(await call(`/v1/contexts/${id}/events`))) {
       const now = JSON.parse(data);
-      if (now.status === "ready") chosen.add(id);
       if (now.status !== "reading") $("read").textContent = `${now.documents.join(", ")}: ${now.status}.`;
+      if (!lines.has(id)) return; // deleted meanwhile
       contexts = contexts.map((context) => (context.id === id ? now : context));
-      show();
+      if (now.status === "ready") chosen.add(id);
+      update(now);
+      mark();
     }
   } finally {
     following.delete(id);
   }
 }
 
+// Sends files one after another; those that are refused do not keep the others back.
 async function upload(files) {
+  const wrong = [];
   for (const file of files) {
     const form = new FormData();
     form.append("file", file);
     $("read").textContent = `${file.name}: sent to the server.`;
-    await call("/v1/contexts", { method: "POST", body: form });
-    await list();
+    try {
+      await call("/v1/contexts", { method: "POST", body: form });
+      await list();
+    } catch (error) {
+      $("read").textContent = `${file.name}: not taken.`;
+      wrong.push(error.message.includes(file.name) ? error.message : `${file.name}: ${error.message}`);
+    }
   }
+  if (wrong.length) throw new Error(wrong.join("\n"));
 }
 
-$("files").addEventListener("change", () => attempt(async () => {
-  await upload([...$("files").files]);
-  $("files").value = "";
-}));
+$("files").addEventListener("change", () => {
+  const files = [...$("files").files];
+  $("files").value = ""; // so that the same file can be chosen again
+  attempt(() => upload(files));
+});
 for (const name of ["dragover", "dragleave", "drop"]) {
   $("drop").addEventListener(name, (event) => {
     event.preventDefault();

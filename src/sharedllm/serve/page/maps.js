@@ -6,7 +6,7 @@ import { call, post } from "./server.js";
 import { $, attempt, count, duration, element, size } from "./show.js";
 
 const MOST = 5, NONE = "none";
-let talk = { messages: [] }, asked = 0;
+let talk = { messages: [] }, asked = 0, searching = new AbortController();
 
 const questions = () => talk.messages.flatMap((message, i) => (message.role === "user" ? [i] : []));
 
@@ -27,15 +27,19 @@ export function offer(conversation) {
 
 function clear(sentence) {
   asked += 1;
+  searching.abort();
+  searching = new AbortController();
   $("maps").replaceChildren(element("p", sentence, { className: "quiet" }));
+  $("found").textContent = sentence;
   $("differ").textContent = "";
   $("passage-part").hidden = true;
 }
 
-async function mapOf(i) {
+async function mapOf(i, signal) {
   const messages = talk.messages.slice(0, i + 1).map(({ role, content }) => ({ role, content }));
   const answer = talk.messages[i + 1] ? talk.messages[i + 1].content : "";
-  const map = await (await post("/v1/map", { context: talk.messages[i].contexts || [], messages, answer })).json();
+  const body = { context: talk.messages[i].contexts || [], messages, answer };
+  const map = await (await post("/v1/map", body, { signal })).json();
   return { ...map, question: talk.messages[i].content };
 }
 
@@ -45,7 +49,7 @@ async function show() {
   const mine = asked;
   let maps;
   try {
-    maps = await Promise.all(wanted.map(mapOf));
+    maps = await Promise.all(wanted.map((i) => mapOf(i, searching.signal)));
   } catch (error) {
     if (mine === asked) clear(error.message);
     return;
@@ -54,6 +58,7 @@ async function show() {
   const [one, other] = maps, same = other && documentsOf(one).join() === documentsOf(other).join();
   const differs = same ? [differing(one, other), differing(other, one)] : [new Set(), new Set()];
   $("maps").replaceChildren(...maps.map((map, i) => section(map, differs[i])));
+  $("found").textContent = maps.map(counted).join(" ");
   if (!same) return;
   const chunks = one.chunks.filter((chunk) => chunk.leaves.some((leaf) => differs[0].has(spanOf(leaf))));
   $("differ").textContent = `The two questions chose different passages in ${count(chunks.length)} of ${count(one.chunks.length)} chunks.`;

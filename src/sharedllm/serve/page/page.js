@@ -1,6 +1,6 @@
 // Questions, answers, and conversations that this browser keeps.
 
-import { chosen, list } from "./documents.js";
+import { choose, chosen, list } from "./documents.js";
 import { offer } from "./maps.js";
 import { call, events, key, post } from "./server.js";
 import { $, attempt, count, element, fail } from "./show.js";
@@ -21,6 +21,8 @@ function open(conversation) {
   $("talk").replaceChildren();
   $("figures").textContent = "";
   talk.messages.forEach(line);
+  const asked = talk.messages.findLast((message) => message.role === "user");
+  if (asked) choose(asked.contexts || []);
   offer(talk);
   $("question").focus({ preventScroll: true });
 }
@@ -70,15 +72,19 @@ async function ask(question) {
   const messages = [...conversation.messages, asked].map(({ role, content }) => ({ role, content }));
   const body = { messages, stream: true, temperature: 0, stream_options: { include_usage: true }, context: asked.contexts };
   running = new AbortController();
+  let ended = null;
   busy(true);
   try {
     for await (const data of events(await post("/v1/chat/completions", body, { signal: running.signal }))) {
       if (data === "[DONE]") break;
       const piece = JSON.parse(data);
       if (piece.error) throw new Error(piece.error.message);
-      if (piece.choices.length) said.content += piece.choices[0].delta.content || "";
+      for (const choice of piece.choices) {
+        said.content += choice.delta.content || "";
+        ended = choice.finish_reason || ended;
+      }
       lines[1].textContent = said.content;
-      if (piece.usage) tell(piece.usage, (performance.now() - started) / 1000);
+      if (piece.usage) tell(piece.usage, (performance.now() - started) / 1000, ended);
     }
   } catch (error) {
     if (error.name !== "AbortError") throw error;
@@ -101,10 +107,11 @@ function finish(conversation, asked, said, lines) {
   if (conversation === talk) offer(talk);
 }
 
-function tell(usage, seconds) {
+function tell(usage, seconds, ended) {
   const known = usage.prompt_tokens_details.cached_tokens;
   const saved = known ? `; ${count(known)} tokens of the prompt were not read again` : "";
-  $("figures").textContent = `${usage.completion_tokens} tokens in ${seconds.toFixed(1)} s${saved}.`;
+  const cut = ended === "length" ? ` The answer was cut at ${count(usage.completion_tokens)} tokens.` : "";
+  $("figures").textContent = `${usage.completion_tokens} tokens in ${seconds.toFixed(1)} s${saved}.${cut}`;
 }
 
 async function start() {

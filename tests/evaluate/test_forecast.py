@@ -1,0 +1,68 @@
+"""What is said of a run before it starts: work counted by method, time by a pace, a reason where there is no room."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sharedllm.evaluate.forecast import Job, Pace, expected, lines, pace_of, spoken
+from sharedllm.methods import create
+from sharedllm.methods.estimate import in_chunks, one_pass
+from tests.conftest import CONFIG, tokens
+
+PACE = Pace(token=1.0, pair=0.01, generated=2.0)
+C = CONFIG.chunk_length
+
+
+def test_a_pass_has_a_pair_for_every_key_that_a_token_sees():
+    mask = torch.ones(7, 7).tril()
+    assert one_pass(7).pairs == mask.sum() and one_pass(7, 3).pairs == mask.sum() + 7 * 3
+    assert in_chunks(10, 4) == one_pass(4).times(2) + one_pass(2)
+
+
+def test_methods_say_what_they_do(make):
+    llm = make()
+    lowest = llm.config.injected_layers / len(llm.parts.layers)
+    found = {name: create(name, llm, 8) for name in ("truncate", "full", "shared", "streaming", "encoder-decoder")}
+    assert {name: method.reading(100).tokens for name, method in found.items()} == {
+        "truncate": 0, "full": 0, "shared": pytest.approx(lowest * 100), "streaming": 128, "encoder-decoder": 100,
+    }  # fmt: skip
+    assert found["truncate"].answering(100) == one_pass(8) and found["full"].answering(100) == one_pass(100)
+    assert found["shared"].reading(100).pairs < one_pass(100).pairs
+
+
+def test_what_is_read_once_is_counted_once_and_answers_take_their_tokens(make):
+    llm = make()
+    shared, truncate = create("shared", llm, 8), create("truncate", llm, 8)
+    jobs = [Job(n, 2, 2, targets=6) for n in (5 * C, 9 * C)]
+    short, long, *_ = (one.seconds for one in expected([shared, truncate], jobs, PACE, math.inf))
+    window = PACE.seconds(one_pass(8))
+    assert short == pytest.approx(2 * window)
+    assert long == pytest.approx(2 * (window + PACE.seconds(shared.reading(9 * C - 8))))
+    (asked,) = expected([truncate], [Job(50, 1, 3, new_tokens=5)], PACE, math.inf)
+    assert asked.seconds == pytest.approx(3 * (window + 5 * 2.0)) and asked.reason is None
+
+
+def test_what_has_no_room_says_so_and_takes_no_time(make):
+    full = create("full", make(), 8)
+    full.longest = 60
+    found = list(expected([full], [Job(n, 1, 1, targets=6) for n in (40, 100)], PACE, math.inf))
+    assert found[0].seconds > 0 and found[1].seconds == 0
+    said = list(lines(found))
+    assert "full" in said[1] and "not measured: it was to be measured up to 60 tokens" in said[2]
+    assert said[-1] == f"  in all about {spoken(found[0].seconds)}"
+
+
+def test_the_pace_is_measured_and_no_pass_changes_anything(make):
+    llm, ids = make(), tokens(9)[None]
+    before = llm.model(input_ids=ids).logits
+    pace = pace_of(llm)
+    assert pace.generated > 0 and pace.token >= 0 and pace.pair >= 0
+    assert torch.equal(before, llm.model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.2, "1 s"), (95, "95 s"), (600, "10 min"), (9000, "2.5 h")])
+def test_times_are_said_in_what_they_are_counted_in(seconds, said):
+    assert spoken(seconds) == said
