@@ -52,16 +52,16 @@ ADAPTER_RESULTS := docs/results/adapter.jsonl
 measure: texts
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared,full \
 	  --lengths 8192 --samples 24 -o $(ADAPTER_RESULTS)
-	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared --ceiling \
+	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared,retrieval --ceiling \
 	  --lengths 8192,32768 --samples 24 --needles-per-text 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
 	  --window truncate=8192,shared=7168 --lengths 16384,32768,65536,131072 --samples 4 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate \
 	  --window 7168 --lengths 131072 --samples 4 -o $(ADAPTER_RESULTS)
-	$(BIN)/sharedllm eval questions $(call HELDOUT,$(EXPLAINING)) --methods shared --ceiling \
+	$(BIN)/sharedllm eval questions $(call HELDOUT,$(EXPLAINING)) --methods shared,retrieval --ceiling \
 	  --lengths 32768 --samples 24 --needles-per-text 12 -o $(ADAPTER_RESULTS)
-	$(BIN)/sharedllm eval real --methods truncate,shared --samples 44 --ceiling -o $(ADAPTER_RESULTS)
-	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared --ceiling \
+	$(BIN)/sharedllm eval real --methods truncate,shared,retrieval --samples 44 --ceiling -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared,retrieval --ceiling \
 	  --lengths 131072 --samples 12 --needles-per-text 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared \
 	  --window truncate=8192,shared=4096 --lengths 16384 --samples 4 -o $(ADAPTER_RESULTS)

@@ -65,7 +65,7 @@ def test_json_ends_with_one_object(command):
     [
         (("--lengths", "99999"), "99,999"),
         (("--methods", "shard"), "Did you mean shared?"),
-        (("--methods", "passage"), "shared, shared-compact, truncate, full"),
+        (("--methods", "passage"), "shared, shared-compact, truncate, retrieval, full"),
         (("--needles-per-text", "0"), "--needles-per-text is 0"),
         (("--max-new-tokens", "0"), "--max-new-tokens is 0"),
         (("--lengths", "100"), "take 111 tokens; raise --lengths"),

@@ -212,7 +212,10 @@ def test_memory_by_part(llm, name):
         "full": 200 * a_token, "yarn": 200 * a_token, "dynamic-ntk": 200 * a_token, "encoder-decoder": 200 * a_token,
         "truncate": (160 - NEW - frame) * a_token, "streaming": (4 + 160 - NEW - len(prompt.alone())) * a_token,
     }  # fmt: skip
-    if name.startswith("shared"):
+    if name == "retrieval":
+        assert found.kept == method.prepare(ids).nbytes and found.added_weights == 0
+        assert found.attended == (len(method.shown(method.prepare(ids), prompt, NEW)) - len(prompt.alone())) * a_token
+    elif name.startswith("shared"):
         context = method.prepare(ids)
         assert found.kept == context.nbytes and found.added_weights > 0
         slots = 3 * 2 * 2 * context.slots * 8 * 4  # layers, keys and values, heads, dimensions: no padding

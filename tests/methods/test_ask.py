@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from sharedllm import UsageError
+from sharedllm.memory import find, nearest_of
 from sharedllm.methods import create
+from sharedllm.methods.base import plain_nll
 from sharedllm.prompts import Prompt
-from tests.conftest import tokens
+from sharedllm.quote import quotes
+from sharedllm.recall import asks
+from tests.conftest import CONFIG, tokens
 
 
 @pytest.fixture
@@ -63,3 +69,33 @@ def test_shared_answers_as_the_library_does(make):
     new = method.ask(context, prompt, 5)
     assert llm.tokenizer.decode(new, skip_special_tokens=True).strip() == llm.ask(context, question, 5)
     assert new.tolist() != plain_greedy(llm, prompt.alone(), 5), "the context has no influence"
+
+
+def test_retrieval_shows_the_passages_that_shared_quotes_and_the_plain_model_answers(make):
+    llm = make(replace(CONFIG, quoted_tokens=12), max_position_embeddings=512)
+    past, prompt = tokens(300), Prompt(llm.tokenizer, "Where is it?")
+    ours, method = create("shared", llm, 16), create("retrieval", llm, 16)
+    context = method.prepare(past)
+    shown = method.shown(context, prompt, 5)
+    assert shown == ours.shown(context, prompt, 5) and len(shown) > len(prompt.alone())
+    assert method.ask(context, prompt, 5).tolist() == plain_greedy(llm, shown, 5)
+    assert method.attended_bytes(context, prompt, 5) < ours.attended_bytes(context, prompt, 5)
+
+
+def test_retrieval_scores_a_window_behind_what_is_nearest_to_the_tokens_before_its_targets(make):
+    llm = make(replace(CONFIG, quoted_tokens=12), max_position_embeddings=512)
+    ids = tokens(300)
+    past, window = ids[:-9], ids[-9:]
+    method = create("retrieval", llm, 9)
+    context = method.prepare(past)
+    asking = torch.cat([past[-60:], window[:4]])[None]
+    config = llm.config
+    question, words = asks(llm, context, asking, None)
+    found = find(context.blocks, config, question, words=words)
+    quoted = quotes(context, nearest_of(context.blocks, found), 12, llm.tokenizer).long()
+    assert len(quoted) >= 12
+    torch.testing.assert_close(method.score(context, window, 5), plain_nll(llm, torch.cat([quoted, window]), 5))
+    changed = torch.cat([window[:4], window[4:] + 1])
+    assert torch.equal(method._passages(context, asking, None).long(), quoted)
+    assert not torch.equal(method.score(context, changed, 5), method.score(context, window, 5))
+    assert torch.equal(method.score(None, window, 5), plain_nll(llm, window, 5))

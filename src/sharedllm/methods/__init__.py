@@ -11,6 +11,7 @@ from sharedllm.config import check_choice
 from sharedllm.methods.base import Method
 from sharedllm.methods.encoder_decoder import EncoderDecoder
 from sharedllm.methods.full import Full
+from sharedllm.methods.retrieval import Retrieval
 from sharedllm.methods.shared import Shared, SharedCompact
 from sharedllm.methods.streaming import Streaming
 from sharedllm.methods.truncate import Truncate
@@ -18,7 +19,7 @@ from sharedllm.methods.yarn import DynamicNTK, Yarn
 from sharedllm.model import SharedLLM
 
 METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (Shared, SharedCompact, Truncate, Full, Streaming, Yarn, DynamicNTK, EncoderDecoder)
+    m.name: m for m in (Shared, SharedCompact, Truncate, Retrieval, Full, Streaming, Yarn, DynamicNTK, EncoderDecoder)
 }
 
 

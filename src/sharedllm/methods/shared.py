@@ -86,16 +86,24 @@ class Shared(Method):
 
     def peak_bytes(self, tokens: int, scored: int = 0) -> int:
         """The stored tokens of all chunks, one chunk being read, and the slots taken in."""
-        config, parts, size = self.llm.config, self.llm.parts, self.llm.dtype.itemsize
-        chunks = -(-max(0, tokens - (self.window if scored else 0)) // config.chunk_length)
-        C, numbers = config.chunk_length, 2 * config.branches * parts.kv_heads * parts.head_dim
-        every = config.fine_chunks and not self.compact
-        stored = C if every else len(candidate_tokens(C, config.tree_depth, config.slots_per_leaf))
-        bits = 8 * size if config.stored_bits == 16 else config.stored_bits + 1  # and the steps they are packed in
+        config, C = self.llm.config, self.llm.config.chunk_length
+        chunks = self._chunks(tokens, scored)
         read = min(chunks, config.read_chunks or chunks)
         slots = read * config.slots_per_chunk + min(read, config.fine_chunks) * C
-        kept = chunks * stored * numbers * bits // 8 + slots * numbers * size
-        return super().peak_bytes(tokens, scored) + kept + C * numbers * size
+        return super().peak_bytes(tokens, scored) + self._stored_bytes(chunks) + slot_bytes(self.llm, slots + C)
+
+    def _chunks(self, tokens: int, scored: int) -> int:
+        """How many chunks `prepare` reads."""
+        return -(-max(0, tokens - (self.window if scored else 0)) // self.llm.config.chunk_length)
+
+    def _stored_bytes(self, chunks: int) -> int:
+        """What is kept of so many chunks."""
+        config, size = self.llm.config, self.llm.dtype.itemsize
+        every = config.fine_chunks and not self.compact
+        stored = len(candidate_tokens(config.chunk_length, config.tree_depth, config.slots_per_leaf))
+        bits = 8 * size if config.stored_bits == 16 else config.stored_bits + 1  # and the steps they are packed in
+        tokens = chunks * (config.chunk_length if every else stored)
+        return slot_bytes(self.llm, tokens) * bits // (8 * size)
 
     def reading(self, tokens: int) -> Passes:
         lowest = self.llm.config.injected_layers / len(self.llm.parts.layers)

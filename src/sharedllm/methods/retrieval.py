@@ -1,0 +1,88 @@
+"""`retrieval`: the passages nearest to a question as text in the window, and nothing of the rest.
+
+Retrieval-augmented generation (arXiv 2005.11401) over one text, by the search of `shared`: the same passages that `shared`
+quotes, read by the plain model. So what `shared` has beyond this method is the compressed whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sharedllm.context import Context
+from sharedllm.memory import find, nearest_of
+from sharedllm.methods.base import Method, greedy, new_tokens, plain_nll
+from sharedllm.methods.estimate import Passes, cache_bytes, one_pass, slot_bytes
+from sharedllm.methods.shared import Shared
+from sharedllm.prompts import Prompt
+from sharedllm.quote import quotes
+from sharedllm.recall import asks, settings_of
+from sharedllm.relevance import ASKING_TOKENS
+
+QUOTED_TOKENS = 256  # where the adapter's settings quote nothing
+
+
+class Retrieval(Shared):
+    """A question stands behind the passages in the window. Scored tokens are searched for by those before them."""
+
+    name = "retrieval"
+
+    @property
+    def quoted(self) -> int:
+        """Tokens of the passages together."""
+        return self.llm.config.quoted_tokens or QUOTED_TOKENS
+
+    @torch.no_grad()
+    def score(self, past: Context | None, window: Tensor, targets: int) -> Tensor:
+        if past is None:
+            return plain_nll(self.llm, window, targets)
+        before = torch.cat([past.ids[-ASKING_TOKENS:].to(window), window[: len(window) - targets]])[-ASKING_TOKENS:]
+        return plain_nll(self.llm, torch.cat([self._passages(past, before[None], None).to(window), window]), targets)
+
+    def generate(self, past: Context | None, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
+        if past is not None:
+            window = torch.cat([self._passages(past, window[None], None).to(window), window])
+        out = self.llm.generate(window[None], max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
+        return new_tokens(out, len(window))
+
+    @torch.no_grad()
+    def shown(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> list[int]:
+        alone = prompt.alone()
+        if past is None:
+            return alone
+        room = self.llm.window - max_new_tokens - sum(map(len, prompt.around_text()))
+        passages = self._passages(past, torch.tensor([alone]), prompt.question_mask())
+        return prompt.with_text(passages[: max(0, room)])
+
+    def ask(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> Tensor:
+        return greedy(self.llm, self.shown(past, prompt, max_new_tokens), prompt, max_new_tokens)
+
+    def positions(self, tokens: int) -> int:
+        return min(tokens, self.window + self.quoted)
+
+    def peak_bytes(self, tokens: int, scored: int = 0) -> int:
+        """What is stored of all chunks, and one chunk being read."""
+        stored = self._stored_bytes(self._chunks(tokens, scored))
+        return Method.peak_bytes(self, tokens, scored) + stored + slot_bytes(self.llm, self.llm.config.chunk_length)
+
+    def answering(self, tokens: int) -> Passes:
+        return one_pass(self.positions(tokens))
+
+    def added(self) -> list[nn.Module]:
+        return []
+
+    @torch.no_grad()
+    def attended_bytes(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> int:
+        return cache_bytes(self.llm, len(self.shown(past, prompt, max_new_tokens)) - len(prompt.alone()))
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "quoted_tokens": self.quoted}
+
+    def _passages(self, past: Context, ids: Tensor, asking: Tensor | None) -> Tensor:
+        """The passages nearest to what `asking` [1, T] of `ids` [1, T] asks, [n]."""
+        config = settings_of(self.llm, past)
+        question, words = asks(self.llm, past, ids, asking)
+        found = find(past.blocks, config, question, keep=past.keep, words=words)
+        return quotes(past, nearest_of(past.blocks, found), self.quoted, self.llm.tokenizer)
