@@ -79,6 +79,10 @@ def test_a_large_window_stands_beside_the_best_that_truncate_does():
     }
     (line,) = (line for line in large.points if line.method == "shared")
     assert {n: round(gain.nats, 3) for n, gain in large.gains(line).items()} == {4096: 0, 8192: -0.05, 65536: -0.05}
+    others = [nll("truncate", 8192, 1.0, 8192, sources=["c", "c", "c"]), nll("full", 16384, 1.0, starts=[9, 9, 9])]
+    assert by_method(perplexity.settings(rows(*EQUAL, *best, *ours, *others))[1]) == by_method(large), (
+        "of other passages"
+    )
     legend = [text.get_text() for text in compose(plan(rows(*EQUAL, *best, *ours))).subfigs[1].legends[0].get_texts()]
     assert "truncate: the window alone, 8,192 of it" in legend
 

@@ -131,16 +131,24 @@ def _by_window(rows: Sequence[Row]) -> dict[int, list[Row]]:
 
 
 def _beside(panels: dict[int, list[Row]], window: int, targets: int) -> list[tuple[Line, Row]]:
-    """Rows of other windows that belong into the panel of a large window: `truncate`'s best, and what reads everything."""
-    if window <= targets + 1 or not any(row.text("method") == "shared" for row in panels[window]):
+    """Rows of other windows that belong into the panel of a large window: `truncate`'s best, and what reads everything, on
+    the passages of `shared` there."""
+    ours = [_passages(row) for row in panels[window] if row.text("method") == "shared"]
+    if window <= targets + 1 or not ours:
         return []
     larger = [w for w in panels if w > window and any(row.text("method") == "truncate" for row in panels[w])]
     alone = [row for row in panels[max(larger)] if row.text("method") == "truncate"] if larger else []
     everything = [row for w, rows in panels.items() if w != window for row in rows if row.text("method") in EVERYTHING]
-    return [
+    found = [
         *((replace(lines.line_of(row), window=max(larger)), row) for row in alone),
         *((lines.line_of(row), row) for row in everything),
     ]
+    return [(line, row) for line, row in found if _passages(row) in ours]
+
+
+def _passages(row: Row) -> tuple[object, object]:
+    """The passages of a row: texts, and where in them each begins."""
+    return row.values.get("sources"), row.values.get("starts")
 
 
 def _needed(panels: dict[int, list[Row]], window: int, targets: int) -> bool:
