@@ -15,6 +15,6 @@ def test_numbers_come_from_the_results_files(monkeypatch):
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for page in (README, module.CARD.read_text(encoding="utf-8")):
+    for page in (README, *(file.read_text(encoding="utf-8") for file in (module.CARD, *module.PAGES))):
         assert module.filled(page) == page, "run python tools/fill_readme.py"
         assert "Not measured yet" not in page

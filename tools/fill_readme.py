@@ -1,4 +1,4 @@
-"""Writes the measured parts of README.md from docs/results: run `python tools/fill_readme.py`.
+"""Writes the measured parts of README.md, the adapter's card and two pages of docs/ from docs/results: run `python tools/fill_readme.py`.
 
 Numbers have one home, the results files; a test says when the README is behind them.
 """
@@ -12,6 +12,8 @@ from typing import Any
 
 from fill_goals import ROWS as SPEED
 from fill_goals import short_table
+from ray_table import ray_block, search_block
+from serving_table import load_block
 
 from sharedllm.evaluate.results import read_rows
 from sharedllm.evaluate.statistics import bootstrap, bounds
@@ -19,6 +21,7 @@ from sharedllm.evaluate.statistics import bootstrap, bounds
 DOCS = Path(__file__).parent.parent / "docs"
 README = DOCS.parent / "README.md"
 RETRIEVED = "retrieval: the same passages as text, nothing compressed"
+PAGES = (DOCS / "SERVE.md", DOCS / "distributed/ray.md")
 CARD = DOCS.parent / "src/sharedllm/adapters/smollm2-135m-instruct/README.md"
 
 
@@ -231,7 +234,9 @@ def interval(values: list[float]) -> str:
 
 def filled(text: str) -> str:
     blocks = {"headline": headline(), "demo": demo_block(), "adapter": adapter_block()}
-    for name, block in {**blocks, "goals": short_table(read_rows(SPEED))}.items():
+    blocks |= {"goals": short_table(read_rows(SPEED)), "load": load_block(rows("serving.jsonl"))}
+    blocks |= {"ray": ray_block(rows("ray-speed.jsonl")), "search": search_block(rows("library-search.jsonl"))}
+    for name, block in blocks.items():
         text = re.sub(
             rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL
         )
@@ -239,5 +244,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for page in (README, CARD):
+    for page in (README, CARD, *PAGES):
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

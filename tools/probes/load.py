@@ -160,6 +160,13 @@ def memory(pid: int) -> int:
     return info.rss - getattr(info, "shared", 0)
 
 
+def machine() -> dict[str, Any]:
+    """What `sharedllm doctor` says of the machine and of what is chosen for it."""
+    command = [sys.executable, "-c", "from sharedllm.cli import main; main()", "doctor", "--json"]
+    said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return {name: said[name] for name in ("device", "dtype", "threads", "processor", "versions")}
+
+
 def mixed(count: int, long_tokens: int, seed: int) -> list[str]:
     """Three short prompts to a long one; a long text comes four times, with other questions."""
     long = [text(long_tokens, seed + i // 16) for i in range(0, count, 4)]
@@ -203,10 +210,11 @@ def main() -> None:
     parser.add_argument("--serve", default="", help="more options of `sharedllm serve`")
     args = parser.parse_args()
     args.output.parent.mkdir(parents=True, exist_ok=True)
+    about = machine()
     for row in load_rows(args):
         with args.output.open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"task": "serve", **row}) + "\n")
-        print(json.dumps(row))
+            out.write(json.dumps({"task": "serve", **about, **row}) + "\n")
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
