@@ -1,6 +1,6 @@
 """Pictures of the server's page for the documents: `python -m tools.draw_page`, with Chromium installed.
 
-Starts `sharedllm serve` with the default model, has it read a part of Python's own documentation, asks two questions, and
+Starts `sharedllm serve` with the default model, has it read the text that ships, asks two questions of those it answers, and
 writes docs/figures/page-light.png, page-dark.png, page-phone.png and page-compare.png.
 """
 
@@ -14,19 +14,22 @@ from pathlib import Path
 from tests.browser.chromium import Chromium
 from tools.probes.load import served
 
+from sharedllm.evaluate.real import load
+
 FIGURES = Path(__file__).parent.parent / "docs/figures"
-QUESTIONS = ("What does the with statement do?", "How is an exception caught?")
+QUESTIONS = (
+    "Which animal is the mascot of both Caltech and MIT?",
+    "In which year was the plug pulled on the SAIL computer?",
+)
+"""Two of those that the shipped adapter answers; a third of them it does not (docs/results/adapter.jsonl)."""
 DONE = "document.getElementById('stop').hidden && document.querySelectorAll('.map').length === {}"
 
 
 def document(folder: Path, characters: int) -> Path:
-    """A part of Python's help topics as a file."""
-    from pydoc_data.topics import topics
-
-    wanted = ["with", "try", "exceptions", *sorted(topics)]
-    text = "\n\n".join(topics[name] for name in dict.fromkeys(wanted))
-    file = folder / "python-topics.txt"
-    file.write_text(text[:characters])
+    """The text of `sharedllm eval real` as a file."""
+    shipped = load()
+    file = folder / "jargon-file.txt"
+    file.write_text(shipped.text[:characters], encoding="utf-8")
     return file
 
 
