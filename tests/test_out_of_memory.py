@@ -49,7 +49,7 @@ def test_what_goes_to_the_disk_needs_no_room(make, tmp_path, monkeypatch):
 def test_memory_that_was_freed_and_kept_counts_as_free(monkeypatch):
     free, cpu = [10, 50], torch.device("cpu")
     monkeypatch.setattr(hardware, "free_memory_bytes", lambda device: free[0])
-    monkeypatch.setattr(hardware, "_trim", lambda: free.pop(0))
+    monkeypatch.setattr(hardware, "trim", lambda: free.pop(0))
     assert hardware.room_bytes(cpu, 10) == 10 and len(free) == 2
     assert hardware.room_bytes(cpu, 11) == 50
 

@@ -12,6 +12,11 @@ from sharedllm.evaluate.needle import is_found
 from sharedllm.evaluate.statistics import bootstrap, bounds, wilson
 from tests.cli.test_cli import ROW_FIELDS
 
+ABOUT = {
+    "method": "kvpress-snapkv", "budget": "stored_bytes", "device": "cpu", "dtype": "float32", "seed": 0, "threads": 1,
+    "window": 4, "peak_memory_bytes": 1,
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def peers():
@@ -84,11 +89,7 @@ def test_rows_have_the_fields_of_ours(peers, tmp_path):
     file.write_text("".join(json.dumps(sample(p, metric="nll")) + "\n" for p in ([1, 2], [3, 4])))
     samples = peers.read_samples(file)
     outcomes = list(peers.outcomes_of(FakePeer(), "snapkv", "stored", samples))
-    about = {
-        "method": "kvpress-snapkv", "budget": "stored_bytes", "device": "cpu", "dtype": "float32", "seed": 0, "threads": 1,
-        "window": 4, "peak_memory_bytes": 1,
-    }  # fmt: skip
-    row = peers.result_row(samples, outcomes, about)
+    row = peers.result_row(samples, outcomes, ABOUT)
     assert ROW_FIELDS | {"compression_ratio", "bytes_kept"} <= set(row)
     assert (row["value"], row["method"], row["adapter"], row["bytes_kept"]) == (1.5, "kvpress-snapkv", None, 100)
     assert row["beyond_window"] and row["positions"] == 5
@@ -100,11 +101,7 @@ def test_rows_have_the_fields_of_ours(peers, tmp_path):
 def test_shares_have_the_bounds_and_the_depths_of_ours(peers):
     samples = [sample([1, 2, 3]), sample([1, 2, 3], value="99")]
     outcomes = list(peers.outcomes_of(FakePeer(), "snapkv", "stored", samples))
-    about = {
-        "method": "kvpress-snapkv", "budget": "stored_bytes", "device": "cpu", "dtype": "float32", "seed": 0, "threads": 1,
-        "window": 4, "peak_memory_bytes": 1,
-    }  # fmt: skip
-    row = peers.result_row(samples, outcomes, about)
+    row = peers.result_row(samples, outcomes, ABOUT)
     assert (row["depths"], row["found"]) == ([0.5, 0.5], [1, 0])
     assert (row["low"], row["high"]) == pytest.approx(bounds([1.0, 0.0], most=1.0), abs=1e-6)
     assert peers.wilson([1.0] * 6) == pytest.approx(wilson(6, 6), abs=1e-6)

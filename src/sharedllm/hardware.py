@@ -187,7 +187,7 @@ def return_freed_memory() -> None:
     What is kept lies in pieces that not every tensor fits, so that it grows with each new mix of sizes.
     """
     if free_memory_bytes(torch.device("cpu")) <= memory_bytes() / 3:
-        _trim()
+        trim()
 
 
 def room_bytes(device: torch.device, wanted: int) -> int:
@@ -196,11 +196,12 @@ def room_bytes(device: torch.device, wanted: int) -> int:
     free = free_memory_bytes(device)
     if free >= wanted or device.type == "cuda":
         return free
-    _trim()
+    trim()
     return free_memory_bytes(device)
 
 
-def _trim() -> None:
+def trim() -> None:
+    """Return freed memory that the C library kept to the system, where it can."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError, TypeError):

@@ -74,10 +74,11 @@ def asks(llm: SharedLLM, context: Context, ids: Tensor, question_mask: Tensor | 
 
 
 @torch.no_grad()
-def nearest(llm: SharedLLM, context: Context, ids: Tensor, asking: Tensor) -> list[Span]:
-    """`Memory.nearest` of a window `ids` [1, T], of which `asking` [1, T] asks, where no memory is needed."""
+def nearest(llm: SharedLLM, context: Context, ids: Tensor, asking: Tensor | None) -> list[Span]:
+    """The finest spans of a context, the nearest first to what `asking` [1, T] of a window `ids` [1, T] asks (None: its last
+    tokens), where no memory is needed; see `Memory.nearest`."""
     config = settings_of(llm, context)
-    if not config.quoted_tokens or not context.blocks:
+    if not context.blocks:
         return []
     question, words = asks(llm, context, ids, asking)
     return nearest_of(context.blocks, find(context.blocks, config, question, keep=context.keep, words=words))

@@ -96,6 +96,6 @@ def test_retrieval_scores_a_window_behind_what_is_nearest_to_the_tokens_before_i
     assert len(quoted) >= 12
     torch.testing.assert_close(method.score(context, window, 5), plain_nll(llm, torch.cat([quoted, window]), 5))
     changed = torch.cat([window[:4], window[4:] + 1])
-    assert torch.equal(method._passages(context, asking, None).long(), quoted)
+    assert torch.equal(method._behind_passages(context, asking[0], window), torch.cat([quoted, window]))
     assert not torch.equal(method.score(context, changed, 5), method.score(context, window, 5))
     assert torch.equal(method.score(None, window, 5), plain_nll(llm, window, 5))

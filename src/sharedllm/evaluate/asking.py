@@ -100,6 +100,8 @@ class Examination:
     about: Mapping[str, Any] = field(default_factory=dict)
     most: float = 1.0
     """The score of a right answer, the highest there is; 0 is the lowest."""
+    reason: str | None = None
+    """Why nothing of it is asked; None: it is."""
 
 
 def ask_methods(
@@ -148,7 +150,7 @@ def _examine(
     llm, task, metric, length = method.llm, examination.task, examination.metric, examination.length
     texts = around_answers(examination.texts, CEILING_TOKENS) if name == CEILING else examination.texts
     settings = {**settings, **examination.about}
-    if reason := refusal(method, length, most_tokens(texts), 0, free):
+    if reason := examination.reason or refusal(method, length, most_tokens(texts), 0, free):
         return {**settings, **refused(llm, task, metric, name, length, reason, seed)}
     reset_peak(llm.device)
     asked = ask_all(method, texts, progress, f"{name} at {length:,}", examination.summary)

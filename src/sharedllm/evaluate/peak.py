@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import re
 from pathlib import Path
 
 import torch
 
-from sharedllm.hardware import peak_memory_bytes
+from sharedllm.hardware import peak_memory_bytes, trim
 
 
 def reset_peak(device: torch.device) -> int:
@@ -18,11 +17,11 @@ def reset_peak(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return int(torch.cuda.memory_allocated(device))
+    trim()  # freed memory that is still held is nobody's
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory that glibc still holds is nobody's
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
-    except (OSError, AttributeError, TypeError):
+    except OSError:
         return peak_memory_bytes(device)  # the peak stays: what is below it is not seen
 
 

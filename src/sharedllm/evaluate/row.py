@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,17 @@ def measured(llm: SharedLLM, values: Sequence[float], seed: int, most: float | N
         **machine(llm),
         "seed": seed,
         "threads": torch.get_num_threads(),
+    }
+
+
+def together(llm: SharedLLM, rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """What a row that sums others up says of them all: samples, seconds, the highest peak of memory, and with which model."""
+    return {
+        "samples": sum(row["samples"] for row in rows),
+        "seconds": round(sum(row["seconds"] for row in rows), 3),
+        **machine(llm),
+        "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
+        "seed": seed,
     }
 
 

@@ -19,13 +19,12 @@ from sharedllm.evaluate.asking import Asked, Examination, Question, Text, ask_me
 from sharedllm.evaluate.examples import Dataset, Example, Task
 from sharedllm.evaluate.middle import answer_lost, cut_middle
 from sharedllm.evaluate.results import Results
-from sharedllm.evaluate.row import machine, refused
+from sharedllm.evaluate.row import refused, together
 from sharedllm.evaluate.statistics import bootstrap_nested
 from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
 
-MENDED = "raise --window, lower --max-new-tokens or name other --tasks"
 Averages = Mapping[str, Mapping[str, Sequence[str]]]
 """Data sets by category, by the average in which they count: the mean over categories of each one's mean."""
 
@@ -84,18 +83,12 @@ def run(
         for dataset, asking in zip(datasets, questions, strict=True)
     ]
     if all(all(reasons.values()) for reasons in lacking):
-        raise UsageError(f"{next(reason for reason in lacking[0].values() if reason)}; {MENDED}.")
+        raise UsageError(f"{next(reason for reason in lacking[0].values() if reason)}.")
     rows: dict[str, list[dict[str, Any]]] = {method.name: [] for method in methods}
     for dataset, asking, reasons in zip(datasets, questions, lacking, strict=True):
         puts = _puts(llm, dataset, asking)
         for method in methods:
-            if reason := reasons[method.name]:
-                rows[method.name].append(
-                    _keep_refused(method, benchmark, dataset.task, puts, said or {}, reason, seed, results)
-                )
-                yield rows[method.name][-1]
-                continue
-            examination = _examination(method, benchmark, dataset.task, puts, said or {})
+            examination = _examination(method, benchmark, dataset.task, puts, said or {}, reasons[method.name])
             for row in ask_methods(llm, [method], examination, seed, progress, results, free=free):
                 rows[method.name].append(row)
                 yield row
@@ -130,27 +123,10 @@ def _no_room(method: Method, dataset: Dataset, questions: Sequence[Question]) ->
         if instructions + question.max_new_tokens > method.limit:
             return (
                 f"a window of {method.limit:,} tokens cannot hold the instructions of {dataset.task.name}, example "
-                f"{example.id} ({instructions:,}), and an answer of {question.max_new_tokens:,}"
+                f"{example.id} ({instructions:,}), and an answer of {question.max_new_tokens:,}; raise --window, lower "
+                "--max-new-tokens or name other --tasks"
             )
     return None
-
-
-def _keep_refused(
-    method: Method,
-    benchmark: str,
-    task: Task,
-    puts: Sequence[Put],
-    said: Mapping[str, Any],
-    reason: str,
-    seed: int,
-    results: Results,
-) -> dict[str, Any]:
-    """The row of a data set that a method has no room for."""
-    length = round(_mean([len(put.ids) for put in puts]))
-    about = {**method.settings(), **said, "dataset": task.name}
-    told = f"{reason}; {MENDED}"
-    row = {**about, **refused(method.llm, benchmark, task.metric, method.name, length, told, seed)}
-    return results.keep({"method": method.name, **about}, lambda: row)
 
 
 def _puts(llm: SharedLLM, dataset: Dataset, questions: Sequence[Question]) -> list[Put]:
@@ -183,10 +159,10 @@ def _shown(method: Method, source: str, puts: Sequence[Put]) -> Shown:
 
 
 def _examination(
-    method: Method, benchmark: str, task: Task, puts: Sequence[Put], said: Mapping[str, Any]
+    method: Method, benchmark: str, task: Task, puts: Sequence[Put], said: Mapping[str, Any], reason: str | None
 ) -> Examination:
-    """A data set as it is put to one method."""
-    shown = _shown(method, task.name, puts)
+    """A data set as it is put to one method, or with the reason why it is not."""
+    shown = Shown([], list(puts), 0, 0) if reason else _shown(method, task.name, puts)
     tokens = [len(put.ids) for put in shown.order]
 
     def more(asked: Asked) -> dict[str, Any]:
@@ -208,7 +184,7 @@ def _examination(
     return Examination(
         benchmark, task.metric, round(_mean(tokens)), shown.texts, more,
         summary=lambda scores: f"{task.name}, {mean_score(scores)}", about={**said, "dataset": task.name},
-        most=100.0,
+        most=100.0, reason=reason,
     )  # fmt: skip
 
 
@@ -238,11 +214,7 @@ def _average(
         "value": _mean(list(means.values())),
         "low": low,
         "high": high,
-        "samples": sum(r["samples"] for r in rows),
-        **machine(method.llm),
-        "peak_memory_bytes": max(r["peak_memory_bytes"] for r in rows),
-        "seed": seed,
-        "seconds": round(sum(r["seconds"] for r in rows), 3),
+        **together(method.llm, rows, seed),
         "cut": sum(r["cut"] for r in rows),
         "answer_lost": sum(r["answer_lost"] for r in rows),
         "categories": means,

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from sharedllm.context import Context
-from sharedllm.memory import find, nearest_of
 from sharedllm.methods.base import Method, greedy, new_tokens, plain_nll
-from sharedllm.methods.estimate import Passes, cache_bytes, one_pass, slot_bytes
+from sharedllm.methods.estimate import cache_bytes, slot_bytes
 from sharedllm.methods.shared import Shared
 from sharedllm.prompts import Prompt
-from sharedllm.quote import quotes
-from sharedllm.recall import asks, settings_of
+from sharedllm.quote import quotes, with_quotes
+from sharedllm.recall import nearest
 from sharedllm.relevance import ASKING_TOKENS
+from sharedllm.resolution import Resolution
 
 QUOTED_TOKENS = 256  # where the adapter's settings quote nothing
 
@@ -39,11 +39,11 @@ class Retrieval(Shared):
         if past is None:
             return plain_nll(self.llm, window, targets)
         before = torch.cat([past.ids[-ASKING_TOKENS:].to(window), window[: len(window) - targets]])[-ASKING_TOKENS:]
-        return plain_nll(self.llm, torch.cat([self._passages(past, before[None], None).to(window), window]), targets)
+        return plain_nll(self.llm, self._behind_passages(past, before, window), targets)
 
     def generate(self, past: Context | None, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
         if past is not None:
-            window = torch.cat([self._passages(past, window[None], None).to(window), window])
+            window = self._behind_passages(past, window, window)
         out = self.llm.generate(window[None], max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
         return new_tokens(out, len(window))
 
@@ -52,9 +52,8 @@ class Retrieval(Shared):
         alone = prompt.alone()
         if past is None:
             return alone
-        room = self.llm.window - max_new_tokens - sum(map(len, prompt.around_text()))
-        passages = self._passages(past, torch.tensor([alone]), prompt.question_mask())
-        return prompt.with_text(passages[: max(0, room)])
+        spans = nearest(self.llm, past, torch.tensor([alone]), prompt.question_mask())
+        return with_quotes(self.llm, past, prompt, max_new_tokens, spans, Resolution(quoted_tokens=self.quoted))
 
     def ask(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> Tensor:
         return greedy(self.llm, self.shown(past, prompt, max_new_tokens), prompt, max_new_tokens)
@@ -67,9 +66,6 @@ class Retrieval(Shared):
         stored = self._stored_bytes(self._chunks(tokens, scored))
         return Method.peak_bytes(self, tokens, scored) + stored + slot_bytes(self.llm, self.llm.config.chunk_length)
 
-    def answering(self, tokens: int) -> Passes:
-        return one_pass(self.positions(tokens))
-
     def added(self) -> list[nn.Module]:
         return []
 
@@ -80,9 +76,7 @@ class Retrieval(Shared):
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "quoted_tokens": self.quoted}
 
-    def _passages(self, past: Context, ids: Tensor, asking: Tensor | None) -> Tensor:
-        """The passages nearest to what `asking` [1, T] of `ids` [1, T] asks, [n]."""
-        config = settings_of(self.llm, past)
-        question, words = asks(self.llm, past, ids, asking)
-        found = find(past.blocks, config, question, keep=past.keep, words=words)
-        return quotes(past, nearest_of(past.blocks, found), self.quoted, self.llm.tokenizer)
+    def _behind_passages(self, past: Context, asking: Tensor, window: Tensor) -> Tensor:
+        """A window [T] with the passages nearest to the last tokens of `asking` [n] before it."""
+        spans = nearest(self.llm, past, asking[None], None)
+        return torch.cat([quotes(past, spans, self.quoted, self.llm.tokenizer).to(window), window])

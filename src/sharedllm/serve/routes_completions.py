@@ -14,6 +14,7 @@ from sse_starlette import EventSourceResponse
 from sharedllm.serve.answers import Shape
 from sharedllm.serve.asking import Ask, Asked, asked
 from sharedllm.serve.failures import ApiError
+from sharedllm.serve.hearing import heard, unheard
 from sharedllm.serve.schemas import ChatRequest, CompletionRequest
 from sharedllm.serve.service import Service
 from sharedllm.serve.task import Ended, Piece
@@ -55,10 +56,8 @@ async def _answer(service: Service, request: Request, ask: Ask, chat: bool) -> R
         return EventSourceResponse(stream, sep="\n")
     work = asyncio.create_task(_collect(task))
     try:
-        while not work.done():
-            await asyncio.wait([work], timeout=0.25)
-            if not work.done() and await request.is_disconnected():
-                return Response(status_code=499)  # nobody hears it
+        if not await heard(request, work):
+            return unheard()
     finally:
         work.cancel()
         task.cancel()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Generator
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
 from sharedllm.methods.estimate import cache_bytes, slot_bytes
@@ -16,6 +16,7 @@ from sharedllm.serve.asking import Prepared, composed, prepared
 from sharedllm.serve.chat import token_ids
 from sharedllm.serve.engine import ENDING, too_late
 from sharedllm.serve.failures import ApiError
+from sharedllm.serve.hearing import heard, unheard
 from sharedllm.serve.map import mapped
 from sharedllm.serve.schemas import MapRequest
 from sharedllm.serve.service import Service
@@ -33,17 +34,15 @@ def routes(service: Service) -> APIRouter:
             raise ApiError(400, "there is nothing to map; name a context, or ask about a long text.", None, "context")
         answer = await run_in_threadpool(token_ids, service.llm.tokenizer, body.answer)
         answer = answer[: service.llm.window - len(asked.split.ids)]  # what was generated fits
-        unheard = threading.Event()
+        gone = threading.Event()
         slices = _map(service, asked, answer)
-        work = service.engine.do(slices, lambda: unheard.is_set() or time.monotonic() > until, bounded=True)
+        work = service.engine.do(slices, lambda: gone.is_set() or time.monotonic() > until, bounded=True)
         try:
             drawn = asyncio.wrap_future(work)
-            while not drawn.done():
-                await asyncio.wait([drawn], timeout=0.25)
-                if not drawn.done() and await request.is_disconnected():
-                    return Response(status_code=499)  # nobody hears it
+            if not await heard(request, drawn):
+                return unheard()
         finally:
-            unheard.set()
+            gone.set()
         if drawn.cancelled():
             raise ApiError(503, ENDING, "shutting_down", retry_after=5) if service.engine.draining else too_late()
         return {"object": "map", **drawn.result()}

@@ -60,6 +60,24 @@ class Request:
         """Name and token ids [n] of each document."""
         return [(Path(d.name).name, self.llm.reader.token_ids(d.text).long()) for d in self.documents]
 
+    @cached_property
+    def passages(self) -> list[Passage]:
+        """The passages that perplexity scores: those of the longest length, whose ends are those of the shorter ones."""
+        from sharedllm.evaluate.perplexity import cut_passages, slide_passages
+
+        longest = max(self.lengths)
+        cut_passages(self.texts, min(self.lengths), 1)  # too short a length is refused
+        if self.stride:
+            passages = slide_passages(self.texts, longest, self.stride)
+            common.say(f"{len(passages):,} passages of {longest:,} tokens, one every {self.stride:,}")
+            return passages
+        passages = cut_passages(self.texts, longest, self.samples, self.targets)
+        if len(passages) < self.samples:
+            common.say(
+                f"the texts have room for {len(passages)} passages whose scored tokens differ, not {self.samples}"
+            )
+        return passages
+
 
 @dataclass(frozen=True)
 class Task:
@@ -78,30 +96,15 @@ def _perplexity(asked: Request) -> Rows:
     """Rows of all lengths, each of which ends in the same passages' last tokens."""
     from sharedllm.evaluate.perplexity import run
 
-    passages = _cut(asked)
-    return run(asked.methods, passages, asked.lengths, asked.targets, asked.seed, common.say, asked.results, asked.free)
-
-
-def _cut(asked: Request, quietly: bool = False) -> list[Passage]:
-    """The passages that are scored: those of the longest length, whose ends are those of the shorter ones."""
-    from sharedllm.evaluate.perplexity import cut_passages, slide_passages
-
-    say = (lambda line: None) if quietly else common.say
-    cut_passages(asked.texts, min(asked.lengths), 1)  # too short a length is refused
-    if asked.stride:
-        passages = slide_passages(asked.texts, max(asked.lengths), asked.stride)
-        say(f"{len(passages):,} passages of {max(asked.lengths):,} tokens, one every {asked.stride:,}")
-        return passages
-    passages = cut_passages(asked.texts, max(asked.lengths), asked.samples, asked.targets)
-    if len(passages) < asked.samples:
-        say(f"the texts have room for {len(passages)} passages whose scored tokens differ, not {asked.samples}")
-    return passages
+    return run(
+        asked.methods, asked.passages, asked.lengths, asked.targets, asked.seed, common.say, asked.results, asked.free
+    )  # fmt: skip
 
 
 def _perplexity_jobs(asked: Request) -> list[Job]:
     from sharedllm.evaluate.forecast import Job
 
-    count = len(_cut(asked, quietly=True))
+    count = len(asked.passages)
     return [Job(n, count, count, targets=min(asked.targets, n - 1)) for n in asked.lengths]
 
 
@@ -123,9 +126,8 @@ def _ruler_jobs(asked: Request) -> list[Job]:
 def _passages(asked: Request) -> Samples:
     from sharedllm.evaluate.samples import passage_samples
 
-    passages = _cut(asked)
     window = next((m.window for m in asked.methods if m.name == "shared"), asked.methods[0].window)
-    return passage_samples(asked.llm, passages, asked.lengths, window, asked.targets)
+    return passage_samples(asked.llm, asked.passages, asked.lengths, window, asked.targets)
 
 
 def _haystacks(asked: Request) -> list[list[Haystack]]:

@@ -13,7 +13,7 @@ import torch
 from sharedllm.errors import UsageError
 from sharedllm.evaluate.asking import CEILING, Asked, Examination, Question, Text, ask_methods
 from sharedllm.evaluate.results import Results
-from sharedllm.evaluate.row import machine, refused
+from sharedllm.evaluate.row import refused, together
 from sharedllm.evaluate.ruler.corpus import Corpus
 from sharedllm.evaluate.ruler.files import find_file, read_samples
 from sharedllm.evaluate.ruler.making import check_length, make_samples
@@ -187,15 +187,11 @@ def _keep_mean(
             "value": sum(row["value"] for row in rows) / len(rows),
             "low": max(0.0, low),
             "high": min(100.0, high),
-            "samples": sum(row["samples"] for row in rows),
-            **machine(llm),
-            "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
-            "seed": seed,
+            **together(llm, rows, seed),
             "threads": torch.get_num_threads(),
             "method": method.name,
             "length": length,
             "metric": "ruler_mean",
-            "seconds": round(sum(row["seconds"] for row in rows), 3),
             "window": max(row["window"] for row in rows),
             "beyond_window": any(row["beyond_window"] for row in rows),
             "subtasks": {row["subtask"]: row["value"] for row in rows},
