@@ -29,6 +29,7 @@ import numpy as np
 import psutil
 
 START_SECONDS, END_SECONDS = 600, 60
+REST_SECONDS = 10  # before memory is looked at; a server at rest gives back what it had kept for the next tensors
 WORDS = "river letter winter captain garden number window paper stone market answer evening harbour clock".split()
 
 
@@ -179,11 +180,12 @@ def load_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     with served(bounded, args.rows) as (url, pid):
         for count in args.clients:  # the first time through, caches of allocators and of prompts fill
             asyncio.run(clients(url, count, mixed(count, args.long_tokens, 0), args.tokens, args.seconds))
+        time.sleep(REST_SECONDS)
         start = memory(pid)
         for round_, count in enumerate(args.clients):
             prompts = mixed(count * args.requests, args.long_tokens, 1000 * (round_ + 1))
             row = asyncio.run(clients(url, count, prompts, args.tokens, args.seconds))
-            time.sleep(1)
+            time.sleep(REST_SECONDS)
             yield {"method": "load", "clients": count, "memory_start": start, "memory_end": memory(pid), **row}
     with served(options, args.rows) as (url, _pid):
         yield {"method": "upload", "clients": 1, **asyncio.run(gap(url, args.upload_tokens, args.seconds))}

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from sharedllm.errors import UsageError
+from sharedllm.hardware import trim
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import end_tokens
 from sharedllm.quote import inserted
@@ -30,6 +31,8 @@ from sharedllm.serve.task import Ended, Row, Task
 
 log = logging.getLogger(__name__)
 ENDING = "the server is shutting down; try again in a moment."
+REST_SECONDS = 5.0
+"""Without work, after which freed memory that was kept for the next tensor goes back to the system."""
 
 
 @dataclass(eq=False)
@@ -130,11 +133,11 @@ class Engine:
     def _run(self) -> None:
         self._measure()
         while True:
-            with self._changed:
-                while not (self._stopped or self._waiting or self._work or self._rows):
-                    self._changed.wait()
-                if self._stopped:
-                    break
+            if not self._awake(REST_SECONDS):
+                trim()
+                self._awake(None)
+            if self._stopped:
+                break
             try:
                 self._admit()
                 self._decode()
@@ -149,6 +152,13 @@ class Engine:
             work.done.cancel()
         for task in {row.task for row in self._rows} | self._preparing | set(self._waiting):
             task.fail(ApiError(503, ENDING, "shutting_down"))
+
+    def _awake(self, seconds: float | None) -> bool:
+        """Wait so long at most for something to do; whether there is something."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: bool(self._stopped or self._waiting or self._work or self._rows), seconds
+            )
 
     def _admit(self) -> None:
         """Let the tasks at the head of the queue be prepared, as far as there are rows."""
@@ -238,10 +248,8 @@ class Engine:
         for task in {row.task for row in self._rows}:
             if task.late and not task.cancelled:
                 task.fail(too_late())
-        before, stay = self._rows, []
-        for i, row in enumerate(before):
-            if row.finish is None and not row.task.cancelled:
-                stay.append(i)
+        before = self._rows
+        stay = [i for i, row in enumerate(before) if row.finish is None and not row.task.cancelled]
         if len(stay) == len(before):
             return
         self._batch.keep(stay)
