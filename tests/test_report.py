@@ -67,6 +67,18 @@ def test_each_comparison_has_a_table_of_its_own(report):
     assert "a processor, 16 GiB" in page and "## Reading\n\nWe win.\n" in page
 
 
+def test_few_targets_are_a_comparison_of_their_own(report):
+    few = [
+        {**nll("truncate", 8192, [1.5, 1.5], 1024), "targets": 256},
+        {**nll("shared", 8192, [1.25, 1.5], 1024), "targets": 256},
+    ]
+    without, page = (report.page("small", rows, MACHINE, "") for rows in (ROWS, [*few, *ROWS]))
+    before, rest = page.split("## Likelihood, equal window and fewer targets")
+    section, after = rest.split("## Likelihood, best use")
+    assert "| shared | 1.375 [1.275, 1.475] |" in section and "+0.125" in section and "4,096" not in section
+    assert before + "## Likelihood, best use" + after == without
+
+
 def test_what_is_not_measured_is_left_out_and_what_was_measured_later_counts(report):
     rows = [
         nll("truncate", 4096, [3.0]),

@@ -40,6 +40,12 @@ def page(name: str, rows: Sequence[Row], machine: Row, reading: str, peers: Sequ
             [nll_table(equal_window(rows)), gain_table(equal_window(rows))],
         ),
         *section(
+            "Likelihood, equal window and fewer targets",
+            "The last 256 tokens alone, so that each has at least 768 tokens before it in the window; above, the first has none, while a "
+            "token read by `streaming` always has a whole window behind it.",
+            [nll_table(few_targets(rows)), gain_table(few_targets(rows))],
+        ),
+        *section(
             "Likelihood, best use of the model",
             "The same targets, with the plain model given all its positions and `shared` a large window and the rest compressed.",
             [nll_table(best_use(rows)), gain_table(best_use(rows))],
@@ -99,14 +105,26 @@ def of(rows: Sequence[Row], task: str, metric: str) -> list[Row]:
     return [row for row in rows if row["task"] == task and row["metric"] == metric]
 
 
+def likelihood(rows: Sequence[Row], few: bool) -> list[Row]:
+    """Rows of likelihood with fewer targets than the most there are, or those with the most."""
+    found = of(rows, "perplexity", "nll")
+    most = max((row["targets"] for row in found if "targets" in row), default=0)
+    return [row for row in found if (row.get("targets", most) < most) == few]
+
+
 def equal_window(rows: Sequence[Row]) -> list[Row]:
     """Rows of likelihood where a window has the targets and one token more."""
-    return [row for row in of(rows, "perplexity", "nll") if not large(row)]
+    return [row for row in likelihood(rows, few=False) if not large(row)]
+
+
+def few_targets(rows: Sequence[Row]) -> list[Row]:
+    """Rows of likelihood where a window has more than the targets."""
+    return likelihood(rows, few=True)
 
 
 def best_use(rows: Sequence[Row]) -> list[Row]:
     """Those with a large window, and those of methods that read everything in any case."""
-    found = of(rows, "perplexity", "nll")
+    found = likelihood(rows, few=False)
     windowed = {row["method"] for row in found if large(row)}
     everything = {"full", "yarn", "dynamic-ntk"}
     return [row for row in found if large(row) or row["method"] in everything] if windowed else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": "index.md", **{page: page for page in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")}}
-LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#)(?:\.\./)*([^)\s]+)\)")
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#)([^)\s]+)\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -20,14 +21,18 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    return LINK.sub(_on_site, markdown)
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    folder = posixpath.dirname(page.file.src_uri)
+    return LINK.sub(lambda link: site_link(link[1], link[2], folder), markdown)
 
 
-def _on_site(link: re.Match[str]) -> str:
-    """A link as the site has it; what the site does not have, such as a source file, stays as its words alone."""
-    words, target = link[1], link[2].removeprefix("docs/")
-    page, hash_, part = target.partition("#")
-    page = PAGES.get(page, page)
-    here = page in PAGES.values() or ((ROOT / "docs" / page).is_file() and page.endswith((".md", ".svg", ".png")))
-    return f"[{words}]({page}{hash_}{part})" if here else words
+def site_link(words: str, target: str, folder: str) -> str:
+    """A link of a page in `folder` as the site has it; what the site does not have, such as a source file, stays as its
+    words alone."""
+    path, hash_, part = target.partition("#")
+    place = posixpath.normpath(posixpath.join(folder, path)).removeprefix("../").removeprefix("docs/")
+    place = PAGES.get(place, place)
+    file = ROOT / "docs" / place
+    if place not in PAGES.values() and not (file.is_file() and place.endswith((".md", ".svg", ".png"))):
+        return words
+    return f"[{words}]({posixpath.relpath(place, folder or '.')}{hash_}{part})"
