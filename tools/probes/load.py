@@ -175,6 +175,22 @@ def mixed(count: int, long_tokens: int, seed: int) -> list[str]:
 
 
 def load_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    if "load" in args.parts:
+        yield from clients_rows(args)
+    options = shlex.split(args.serve)
+    if "upload" in args.parts:
+        with served(options, args.rows) as (url, _pid):
+            yield {"method": "upload", "clients": 1, **asyncio.run(gap(url, args.upload_tokens, args.seconds))}
+    for rows in (1, args.together) if "batches" in args.parts else ():
+        with served(options, rows) as (url, _pid):
+            prompts = [f"Say something about number {i}." for i in range(2 * args.together)]
+            asyncio.run(clients(url, 2, prompts[:2], 4, args.seconds))
+            row = asyncio.run(clients(url, args.together, prompts, 2 * args.tokens, args.seconds))
+            yield {"method": "batched" if rows > 1 else "one at a time", "clients": args.together, "rows": rows, **row}
+
+
+def clients_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One client, then more, and what the server holds before and after."""
     options = shlex.split(args.serve)
     bounded = ["--memory-gb", str(args.memory_gb), *options]  # so little that warming up fills it
     with served(bounded, args.rows) as (url, pid):
@@ -187,19 +203,12 @@ def load_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             row = asyncio.run(clients(url, count, prompts, args.tokens, args.seconds))
             time.sleep(REST_SECONDS)
             yield {"method": "load", "clients": count, "memory_start": start, "memory_end": memory(pid), **row}
-    with served(options, args.rows) as (url, _pid):
-        yield {"method": "upload", "clients": 1, **asyncio.run(gap(url, args.upload_tokens, args.seconds))}
-    for rows in (1, args.together):
-        with served(options, rows) as (url, _pid):
-            prompts = [f"Say something about number {i}." for i in range(2 * args.together)]
-            asyncio.run(clients(url, 2, prompts[:2], 4, args.seconds))
-            row = asyncio.run(clients(url, args.together, prompts, 2 * args.tokens, args.seconds))
-            yield {"method": "batched" if rows > 1 else "one at a time", "clients": args.together, "rows": rows, **row}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True, help="results file; rows are appended")
+    parser.add_argument("--parts", type=lambda s: s.split(","), default=["load", "upload", "batches"], help="which are measured")
     parser.add_argument("--clients", type=lambda s: [int(n) for n in s.split(",")], default=[1, 8, 64])
     parser.add_argument("--requests", type=int, default=4, help="of each client")
     parser.add_argument("--tokens", type=int, default=32, help="of an answer")
