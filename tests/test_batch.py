@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import DynamicCache, GenerationConfig
 
 from sharedllm import UsageError
 from tests.conftest import CONFIG, tokens
@@ -136,3 +137,41 @@ def test_a_mask_over_past_and_window_works_with_a_query(make):
         expected = llm.model(ids[:, -1:], past_key_values=past[0]).logits
     step = llm(ids[:, -1:], context=context, past_key_values=past[1], attention_mask=torch.ones_like(ids)).logits
     assert_near(step, expected)
+
+
+def test_a_padded_batch_with_a_cache_gives_what_one_without_gives(make):
+    llm = make(dataclasses.replace(CONFIG, moving_query=True))
+    contexts = [llm.read(tokens(110, 3)), None, llm.read(tokens(37, 1))]
+    ids, mask, _ = padded([tokens(n, 10 + n) for n in (9, 4, 7)], "left")
+    cache = DynamicCache()
+    with torch.no_grad():
+        whole = llm(ids, contexts, mask, "later").logits
+        first = llm(ids[:, :6], contexts, mask[:, :6], "later", past_key_values=cache, use_cache=True).logits
+        then = llm(ids[:, 6:], contexts, mask, "later", past_key_values=cache, use_cache=True).logits
+    assert_near(torch.cat([first, then], dim=1)[mask > 0], whole[mask > 0])
+
+
+@pytest.mark.parametrize("told", ["model", "argument", "settings"])
+def test_padding_is_no_text_without_a_mask(make, told):
+    llm = make()
+    context, (ids, mask, _) = llm.read(tokens(110, 3)), padded([tokens(3, 13), tokens(9, 19)], "left")
+    wanted = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    if told != "model":
+        llm.model.generation_config.pad_token_id = 257
+    if told == "argument":
+        wanted["pad_token_id"] = 258
+    if told == "settings":
+        wanted = {"generation_config": GenerationConfig(**wanted, eos_token_id=257, pad_token_id=258)}
+    masked = llm.generate(ids, context=context, attention_mask=mask, **wanted)
+    assert torch.equal(llm.generate(ids, context=context, **wanted), masked)
+    text = llm.generate(ids, context=context, attention_mask=torch.ones_like(ids), **wanted)
+    assert not torch.equal(text, masked), "padding does not matter here; the test is empty"
+
+
+def test_a_padding_token_that_ends_answers_is_text_without_a_mask(make):
+    llm = make()
+    ids, _, _ = padded([tokens(3, 13), tokens(9, 19)], "left")
+    ids[ids == 258] = 257
+    wanted = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 257}
+    text = llm.generate(ids, attention_mask=torch.ones_like(ids), **wanted)
+    assert torch.equal(llm.generate(ids, **wanted), text)

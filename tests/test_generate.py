@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 import sharedllm.recall as recall_file
@@ -246,6 +246,13 @@ def test_ask_takes_the_arguments_of_generate(llm, context):
     out = llm.generate(prompt, context=context, max_new_tokens=6, num_beams=3, **GREEDY)
     beams = llm.tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True).strip()
     assert llm.ask(context, "who?", max_new_tokens=6, num_beams=3) == beams
+
+
+def test_ask_samples_where_it_is_told_to(llm, context):
+    torch.manual_seed(0)
+    hot = {"do_sample": True, "temperature": 9.0, "top_k": 0}
+    for told in ({"generation_config": GenerationConfig(**hot)}, hot):
+        assert len({llm.ask(context, "who?", 6, **told) for _ in range(4)}) > 1
 
 
 @pytest.mark.parametrize("question", ["", "  \n\t"])

@@ -86,3 +86,16 @@ def test_a_model_that_is_nearly_one_with_an_adapter_is_told_apart_aloud(make, tm
         caplog.clear()
         SharedLLM.from_pretrained(tiny_model(hidden_size=16), tokenizer=byte_tokenizer())
     assert not caplog.records
+
+
+def test_a_named_adapter_of_other_weights_is_taken_aloud(make, tmp_path, caplog):
+    make().save_adapter(tmp_path / "mine")
+    model = tiny_model()
+    with caplog.at_level(logging.WARNING):
+        for change, says in ((0.0, False), (0.5, True)):
+            with torch.no_grad():
+                model.get_input_embeddings().weight.add_(change)
+            llm = SharedLLM.from_pretrained(model, adapter=tmp_path / "mine", tokenizer=byte_tokenizer())
+            assert llm.adapter == str(tmp_path / "mine")
+            llm.detach()
+            assert (f"{tmp_path / 'mine'} was trained for other weights" in caplog.text) == says

@@ -90,6 +90,8 @@ def test_no_text_is_the_question_alone(chat):
 def test_mistakes(plain):
     with pytest.raises(UsageError, match="empty"):
         Prompt(plain, "  ")
+    with pytest.raises(UsageError, match="no text that can be encoded"):
+        Prompt(plain, "caf\udce9?")
     with pytest.raises(UsageError, match="tokenizer"):
         Prompt(None, "Why?")
     for asks in ("dogs", " "):

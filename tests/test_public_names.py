@@ -9,6 +9,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from types import FunctionType
 
 import sharedllm
 
@@ -58,6 +59,16 @@ def test_the_reference_documents_every_public_name():
     for name in set(sharedllm.__all__) - {"__version__"}:
         module = getattr(sharedllm, name).__module__
         assert f"::: {module}.{name}" in reference or f"::: {module}\n" in reference, name
+
+
+def test_every_public_name_says_what_it_is():
+    for value in (getattr(sharedllm, name) for name in set(sharedllm.__all__) - {"__version__"}):
+        assert value.__doc__, value
+        for name, raw in vars(value).items() if isinstance(value, type) else ():
+            if not name.startswith("_") and isinstance(
+                getattr(raw, "fget", getattr(raw, "__func__", raw)), FunctionType
+            ):
+                assert raw.__doc__, f"{value.__name__}.{name}"
 
 
 def test_help_waits_for_nothing_heavy():

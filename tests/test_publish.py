@@ -92,6 +92,24 @@ def test_the_model_of_a_repository_is_named_and_a_path_is_not(make, tmp_path):
         assert "/home/me" not in card
 
 
+def test_a_folder_here_is_no_repository_of_a_stranger(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/my-llama").mkdir(parents=True)
+    for name in ("runs/my-llama", "../llama", "./llama", "someone/model@v1"):
+        llm = make()
+        llm.name = name
+        llm.save_pretrained(tmp_path / "mine")
+        card = (tmp_path / "mine" / "README.md").read_text()
+        assert "base_model" not in yaml.safe_load(card.split("---\n")[1]) and f"'{name}'" not in card
+
+
+def test_a_path_that_is_not_there_is_not_asked_of_the_hub(hub):
+    for name in ("../adapter", "./adapter"):
+        with pytest.raises(UsageError, match="is not an adapter"):
+            load(name)
+    assert hub.asked == []
+
+
 def test_someone_elses_readme_is_not_replaced(make, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "README.md").write_text("years of it")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sharedllm.prompts import Prompt
-from sharedllm.quote import joined, quotes, with_quotes, within
+from sharedllm.quote import GAP, joined, quotes, with_quotes, within
 from sharedllm.recall import nearest
 from sharedllm.resolution import Resolution
 from tests.conftest import CONFIG
@@ -75,3 +75,12 @@ def test_an_answer_is_written_behind_the_quotes_with_the_rest_injected(llm, monk
     context = llm.read(TEXT)
     quoted, alone = llm.answer(context, QUESTION, 2), llm.answer(context, QUESTION, 2, quoted_tokens=0)
     assert quoted.slots == alone.slots > 0 and seen[0] >= seen[1] + 24
+
+
+def test_where_room_is_short_the_nearest_passage_stays(llm):
+    context = llm.read(TEXT)
+    spans = [(20, 28), (0, 8), (40, 48)]
+    gap = llm.tokenizer(GAP, add_special_tokens=False)["input_ids"]
+    for room, kept in ((8, [(20, 28)]), (8 + len(gap) + 3, [(0, 3), (20, 28)]), (5, [(20, 25)]), (0, []), (-4, [])):
+        expected = [i for start, end in kept for i in [*gap, *context.ids[start:end].tolist()]][len(gap) :]
+        assert quotes(context, spans, 24, llm.tokenizer, room).tolist() == expected

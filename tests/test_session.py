@@ -121,3 +121,28 @@ def test_chat_answers_line_by_line(run, monkeypatch):  # noqa: F811
     assert all(answer["slots"] > 0 for answer in answers) and answers[-1]["folded_tokens"] > 0
     code, out, err = run("chat", "-", *MODEL)
     assert code == 2 and "'-' cannot be a source" in err
+
+
+def test_what_is_kept_of_a_short_text_stays_whole_when_it_is_folded(llm):
+    context = llm.read(tokens(8, 1), keep=[(2, 7)])
+    session = Session(llm, context, window=64)
+    at = len(Prompt(llm.tokenizer, "a?").around_text()[0])
+    for question in ("a?", "b?", "c?", "d?", "e?"):
+        session.ask(question, 12, **ENDLESS)
+    assert session.said.keep == [(at + 2, at + 7)]
+    assert session.said.ids[at + 2 : at + 7].tolist() == context.ids[2:7].tolist()
+
+
+def test_a_session_shows_no_more_than_its_window(make):
+    llm = make(dataclasses.replace(CONFIG, fine_chunks=1, read_chunks=3, search_prior=5.0, quoted_tokens=24))
+    session, seen = Session(llm, llm.read(tokens(300, 1)), window=64), []
+    generate = session._generate
+
+    def noted(shown, memory, most, kwargs):
+        seen.append(len(shown) + most)
+        return generate(shown, memory, most, kwargs)
+
+    session._generate = noted
+    for question in ("a?", "bc?", "d?"):
+        session.ask(question, 9, **ENDLESS)
+    assert seen and max(seen) <= 64

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sharedllm.keep import untagged
 from sharedllm.sources import read_source
 from tests.source_files import ARTICLE, refusal, save
 
@@ -69,3 +70,34 @@ def test_html_with_a_text_of_more_than_10_mb_is_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", ["<html><body><script>evil()</script></body></html>", "<!-- nothing -->", "<html>"])
 def test_html_without_text_is_refused(tmp_path: Path, page: str) -> None:
     assert "no text" in refusal(save(tmp_path, "a.html", page))
+
+
+def kept_of(path: Path) -> tuple[str, list[str]]:
+    """The text of a page without its tags, and what stood between them."""
+    text, spans = untagged(read_source(path).text)
+    return text, [text[start:end] for start, end in spans]
+
+
+def test_tags_of_what_is_kept_stay_around_the_same_words(tmp_path: Path) -> None:
+    tagged = ARTICLE.replace("older than", "<keep>older</keep> than").replace("<p>They", "<p><keep>They")
+    tagged = tagged.replace("backs.</p>", "backs.</p></keep>")
+    assert tagged.count("keep>") == 4
+    text, kept = kept_of(save(tmp_path, "a.html", tagged))
+    assert text == read_source(save(tmp_path, "b.html", ARTICLE)).text
+    assert kept == ["older", "They carry cafés on their backs."]
+
+
+def test_tags_around_whole_blocks_keep_all_of_them(tmp_path: Path) -> None:
+    paragraphs = "".join(
+        f"<p>Paragraph {i} has enough words in it to be the main text of a page.</p>" for i in range(9)
+    )
+    first, rest = paragraphs[: paragraphs.index("<p>Paragraph 4")], paragraphs[paragraphs.index("<p>Paragraph 4") :]
+    page = f"<html><body><article>{first}<keep>\n<div>{rest}</div>\n</keep></article></body></html>"
+    _, kept = kept_of(save(tmp_path, "a.html", page))
+    assert [piece.split(" has")[0] for piece in kept[0].splitlines()] == [f"Paragraph {i}" for i in range(4, 9)]
+
+
+def test_a_page_whose_main_text_lacks_what_is_kept_is_taken_whole(tmp_path: Path) -> None:
+    page = ARTICLE.replace("</body>", "<footer><p>/<keep>Opened at nine.</keep> \u27e6keep\u27e7</p></footer></body>")
+    text, kept = kept_of(save(tmp_path, "a.html", page))
+    assert kept == ["Opened at nine."] and "older than" in text and "/Opened at nine. \u27e6keep\u27e7" in text

@@ -5,11 +5,13 @@ A row says itself what the goal is and whether it was met; here is only which ro
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sharedllm.adapter import CONFIG_FILE, SHIPPED
 from sharedllm.evaluate.results import read_rows
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -79,7 +81,27 @@ def about(rows: Sequence[dict[str, Any]]) -> str:
         return "Nothing measured yet."
     row = rows[-1]
     machine = f"on {row['device']} ({row['processor']}) with {row['threads']} threads"
-    return f"Model {row['model']}, adapter {row['adapter']}, {row['dtype']}, {machine}."
+    said = f"Model {row['model']}, adapter {row['adapter']}, {row['dtype']}, {machine}."
+    shown_rows = [found for asked in GOALS if (found := answer(rows, asked)) is not None]
+    if before := before_words(shown_rows):
+        said += (
+            f" {before}: its sizes are the same, so that reading, keeping and attending cost the same; what counting words adds to a search is not in "
+            "these figures."
+        )
+    return said
+
+
+def before_words(rows: Sequence[dict[str, Any]]) -> str:
+    """Says that rows were measured before words counted in the search of the adapter that ships; nothing where none was."""
+    before = [row for row in rows if "search_words" not in row and searches_words(row["adapter"])]
+    how = "Measured" if len(before) == len(rows) else "Partly measured"
+    return f"{how} with the adapter before the one that ships, whose search had no words" if before else ""
+
+
+def searches_words(adapter: str) -> bool:
+    """Whether an adapter of that name ships and words count in its search."""
+    file = SHIPPED / adapter / CONFIG_FILE
+    return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8"))["config"].get("search_words"))
 
 
 def goals_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fill_goals import before_words
 from report_peers import peers_table
 from run_report import DOCS, PROFILES, PROFILES_AT, commands, machine_file, rows_file
 
@@ -82,16 +83,19 @@ def page(name: str, rows: Sequence[Row], machine: Row, reading: str, peers: Sequ
 
 def about(rows: Sequence[Row], machine: Row) -> str:
     """Model, adapter, machine and versions, as rows and `doctor` give them."""
-    row = next((row for row in rows if row["method"] == "shared"), None)
-    if row is None:
+    ours = [row for row in rows if row["method"] == "shared"]
+    if not ours:
         return "Nothing measured yet."
+    row = ours[0]
     versions = ", ".join(
         f"{package} {machine['versions'][package]}" for package in ("sharedllm", "torch", "transformers")
     )
     threads = row.get("threads", machine["threads"])
+    before = before_words(ours)
     return (
         f"Model {row['model']}, adapter {row['adapter']}, {row['dtype']}, on {row['device']} with {threads} threads "
         f"({machine['processor']}, {machine['memory_bytes'] / 2**30:.0f} GiB), seed {row['seed']}; {versions}."
+        + (f" {before}." if before else "")
     )
 
 

@@ -196,7 +196,10 @@ def shipped_adapter(fingerprint: str) -> Path | None:
 def find_adapter(
     model: Any, adapter: str | Path | None, config: SharedConfig | None
 ) -> tuple[Path | None, dict[str, Any] | None]:
-    """Folder and checked configuration of the adapter to load, or None twice for an untrained one."""
+    """Folder and checked configuration of the adapter to load, or None twice for an untrained one.
+
+    A named adapter that was trained for other weights is given, with a warning.
+    """
     if adapter is None or adapter == "none":
         return None, None
     parts = Parts(model)
@@ -215,6 +218,13 @@ def find_adapter(
             f"the adapter in {folder} was trained with other settings than the config given; leave config out."
         )
     check_adapter(described, parts, folder)
+    trained = described.get("fingerprint")
+    if adapter != "default" and trained is not None and trained != fingerprint_of(model, parts):
+        logger.warning(
+            "the adapter in %s was trained for other weights (or another quantisation) of this family: "
+            "measure before you trust it.",
+            adapter,
+        )
     return folder, described
 
 

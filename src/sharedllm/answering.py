@@ -53,12 +53,13 @@ def answer(
 @torch.no_grad()
 def written(llm: SharedLLM, ids: Tensor, memory: Memory | None, max_new_tokens: int, kwargs: dict[str, Any]) -> Tensor:
     """Token ids written behind `ids` [1, T], greedily unless `kwargs` (of Hugging Face's `generate`) say otherwise, [new]."""
+    greedy = {} if kwargs.get("generation_config") is not None else {"do_sample": False}
     with llm.injection.reading(memory):
         out = llm.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
-            **{"do_sample": False, **kwargs},
+            **{**greedy, **kwargs},
         )
     new: Tensor = getattr(out, "sequences", out)[0, ids.shape[1] :]  # a dictionary under return_dict_in_generate
     return new

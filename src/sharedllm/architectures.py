@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sharedllm.errors import UsageError
-from sharedllm.families import FAMILIES, Family, guesses
+from sharedllm.families import FAMILIES, Family, decoder_of, guesses
 
 
 class Parts:
@@ -31,9 +31,9 @@ class Parts:
         UsageError: a part is missing, or the model has no rotary positions.
     """
 
-    def __init__(self, model: nn.Module, family: Family | None = None) -> None:
+    def __init__(self, model: Any, family: Family | None = None) -> None:
         model = without_peft(model)
-        config: Any = model.config
+        config: Any = model.config.get_text_config()  # the same, but in a model that takes images as well
         self.config = config
         self.model_type: str = config.model_type
         self.known = self.model_type in FAMILIES
@@ -42,9 +42,14 @@ class Parts:
             raise UsageError(
                 f"this {self.model_type} model has no rotary positions ({family.unless} is set); use another."
             )
-        self.base: Any = attrgetter(family.base)(model)
-        self.layers: nn.ModuleList = attrgetter(family.layers)(self.base)
-        self.rotary: Any = attrgetter(family.rotary)(self.base)
+        try:
+            self.base: Any = decoder_of(model, family.base)
+            self.layers: nn.ModuleList = attrgetter(family.layers)(self.base)
+            self.rotary: Any = attrgetter(family.rotary)(self.base)
+        except AttributeError as error:
+            raise UsageError(
+                f"this {self.model_type} model is not put together as others of its family are ({error}); use another."
+            ) from error
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = config.vocab_size
         self.heads: int = config.num_attention_heads

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from torch import nn
 
 from sharedllm.architectures import Parts
 from sharedllm.config import SharedConfig
+from sharedllm.hub import is_hub_name
 from sharedllm.loading import DEFAULT_NAME
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # of the Hub; a path here would say nothing to others
 COLUMNS = ("task", "method", "length", "window", "metric", "value", "samples", "dtype", "device")
 
 
@@ -33,7 +32,7 @@ def model_card(
         license: an identifier such as `apache-2.0`; None leaves it unsaid.
     """
     shown = Path(name).name or parts.model_type
-    model = f"{name!r}, " if _REPOSITORY.fullmatch(name) else "" if name == DEFAULT_NAME else f"{shown!r}, "
+    model = f"{name!r}, " if _is_repository(name) else "" if name == DEFAULT_NAME else f"{shown!r}, "
     weights = sum(parameter.numel() for parameter in injection.parameters())
     first, last = config.skipped_layers, config.injected_layers - 1
     layers = f"layers {first} to {last}" if first else f"the {config.injected_layers} lowest"
@@ -68,11 +67,16 @@ Method: "Stacked from One: Multi-Scale Self-Injection for Context Window Extensi
 """
 
 
+def _is_repository(name: str) -> bool:
+    """Whether a model's name is one of the Hub; a path here would say nothing to others, or name a stranger's model."""
+    return is_hub_name(name) and "@" not in name
+
+
 def _front_matter(name: str, license: str | None) -> str:
     import yaml
 
     about: dict[str, Any] = {"library_name": "sharedllm", "tags": ["sharedllm", "adapter", "long-context"]}
-    if _REPOSITORY.fullmatch(name):
+    if _is_repository(name):
         about["base_model"] = name
     if license is not None:
         about["license"] = license

@@ -165,6 +165,7 @@ class SharedConfig:
         return (self.tree_depth + 1) * self.slots_per_leaf
 
     def to_dict(self) -> dict[str, Any]:
+        """Every setting by its name, in the order above, as plain values that JSON holds; `from_dict` reads it."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -66,6 +66,7 @@ class Context:
 
     @property
     def encoded_tokens(self) -> int:
+        """How many of the tokens are in encoded chunks; fewer than `tokens` where some were only tokenised so far."""
         return sum(int(b.lengths.sum()) for b in self.blocks)
 
     @property
@@ -89,6 +90,7 @@ class Context:
 
     @property
     def config(self) -> SharedConfig:
+        """The settings it was read under, as far as they say what is stored; the others are as by default."""
         return SharedConfig.from_dict({n: v for n, v in self.shape.items() if n not in ("compared_layer", "compact")})
 
     def append(self, more: str | Sequence[int] | Tensor, progress: Progress | None = None, keep: Keep = None) -> None:

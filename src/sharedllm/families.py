@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from sharedllm.errors import UsageError
@@ -116,6 +117,16 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def decoder_of(model: Any, name: str) -> Any:
+    """The decoder called `name` in a model; in one that takes images as well, the text model inside it.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    base = attrgetter(name)(model)
+    return getattr(base, "language_model", base)
+
+
 def guesses(model: Any) -> list[Family]:
     """What a family without an entry may be, by the names of its parts; the likeliest first.
 
@@ -123,14 +134,14 @@ def guesses(model: Any) -> list[Family]:
         UsageError: a part is not where it usually is; the sentence names it.
     """
     base_name = str(getattr(model, "base_model_prefix", ""))
-    base = getattr(model, base_name, None)
+    base = decoder_of(model, base_name) if getattr(model, base_name, None) is not None else None
 
     def find(where: Any, what: str, *names: str) -> str:
         for name in names:
             if getattr(where, name, None) is not None:
                 return name
         raise UsageError(
-            f"models of the family {model.config.model_type!r} have no entry in sharedllm/families.py, and this one has no "
+            f"models of the family {model.config.get_text_config().model_type!r} have no entry in sharedllm/families.py, and this one has no "
             f"{what} where most have it ({' or '.join(names)}); CONTRIBUTING.md says how to add a family."
         )
 

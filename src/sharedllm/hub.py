@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sharedllm.errors import UsageError, WorkError
 
-_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 
 
 def is_hub_name(name: str | Path) -> bool:

@@ -172,7 +172,8 @@ class Library:
         if manifest.model != here.fingerprint:
             raise UsageError(f"the context in {self.folder} was made with another model; choose another folder.")
         if here.compact != bool(manifest.shape["compact"]):
-            raise UsageError(f"the context in {self.folder} is not compact and stays so; choose another folder.")
+            kind = "compact" if manifest.shape["compact"] else "not compact"
+            raise UsageError(f"the context in {self.folder} is {kind} and stays so; choose another folder.")
         for name, stored in manifest.shape.items():
             same = bool(stored) == bool(here.shape[name]) if name == "fine_chunks" else stored == here.shape[name]
             if not same:

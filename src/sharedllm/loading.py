@@ -126,7 +126,7 @@ def fingerprint(model: Any, parts: Parts) -> str:
     rounded twice, for which `FLOAT16` answers.
     """
     sizes = (parts.model_type, parts.hidden_size, parts.heads, parts.kv_heads, parts.head_dim, len(parts.layers))
-    rotary = getattr(model.config, "rope_parameters", None)  # stored keys were computed under it
+    rotary = getattr(parts.config, "rope_parameters", None)  # stored keys were computed under it
     from accelerate.utils import align_module_device
 
     digest = hashlib.sha256(json.dumps([sizes, rotary], sort_keys=True, default=str).encode())

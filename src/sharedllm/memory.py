@@ -179,7 +179,8 @@ def gather_slots(
     for x in (taken & ~stored_XC).any(1).nonzero().flatten().tolist():
         here = chunk_S == x
         whole = again(x).to(keys.device)
-        keys[:, :, here], values[:, :, here] = whole.at(torch.zeros_like(token_S[here]), token_S[here])
+        more = whole.at(torch.zeros_like(token_S[here]), token_S[here])
+        keys[:, :, here], values[:, :, here] = (x.to(keys.dtype) for x in more)
     return keys, values, chunk_S, token_S
 
 

@@ -27,7 +27,7 @@ from sharedllm.hardware import DTYPES, choose_device, choose_dtype
 from sharedllm.inject import Injection
 from sharedllm.keep import Keep
 from sharedllm.loading import fingerprint, load_model, moved
-from sharedllm.prompts import Answer
+from sharedllm.prompts import Answer, end_tokens
 from sharedllm.publish import Published
 from sharedllm.reader import Reader
 from sharedllm.recall import Contexts, recalled
@@ -117,10 +117,12 @@ class SharedLLM(Published):
 
     @property
     def device(self) -> torch.device:
+        """Where token ids go in; other layers of a spread model may be elsewhere."""
         return self.lower.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the model's embeddings, and so its hidden states, are in."""
         return self.lower.dtype
 
     @property
@@ -212,7 +214,8 @@ class SharedLLM(Published):
         """The model's forward pass over the window, taking the context in; returns its usual output.
 
         Args:
-            input_ids: [B, T], padded at either side with `attention_mask` [B, T] saying where.
+            input_ids: [B, T], padded at either side with `attention_mask` [B, T] saying where. With `past_key_values` of
+                S tokens the mask is [B, S + T]: it must cover the past.
             context: one `Context` for all rows, or a list with one (or None) a row.
             search: how leaves are chosen, `query` or `later`.
             question_mask: [B, T], which tokens of the window ask; None: its last 64.
@@ -221,8 +224,9 @@ class SharedLLM(Published):
         input_ids = input_ids.to(self.device)
         if attention_mask is not None:
             attention_mask = attention_mask.to(self.device)
-            if "position_ids" not in kwargs and "past_key_values" not in kwargs:
-                kwargs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+            if "position_ids" not in kwargs:
+                positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+                kwargs["position_ids"] = positions[:, -input_ids.shape[1] :]
         memory = self.recall(context, input_ids, attention_mask, search, question_mask=question_mask)
         with self.injection.reading(memory):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
@@ -237,10 +241,23 @@ class SharedLLM(Published):
         question_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The model's own `generate`, with all its arguments; the context is searched once, at the start."""
+        """The model's own `generate`, with all its arguments; the context is searched once, at the start.
+
+        Args:
+            input_ids: [B, T], padded at the left.
+            context, search, question_mask: as for a call.
+            attention_mask: [B, T]; None: all but padding, which is told by `pad_token_id` where that ends no answer.
+            kwargs: whatever the model's own `generate` takes.
+        Returns:
+            As the model's own: token ids [B * num_return_sequences, T + new], the window's among them; an object with
+            them as `sequences` under `return_dict_in_generate`.
+        Raises:
+            UsageError: the model was detached, the window is empty, the contexts are not one a row or were made with
+                another model or other settings, or a row has no token to ask with.
+        """
         input_ids = input_ids.to(self.device)
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+            attention_mask = _not_padding(self.model, input_ids, kwargs)
         attention_mask = attention_mask.to(self.device)
         memory = self.recall(context, input_ids, attention_mask, search, question_mask=question_mask)
         with self.injection.reading(memory):
@@ -301,3 +318,11 @@ class SharedLLM(Published):
     def _check_attached(self) -> None:
         if not self._attached:
             raise UsageError("this model was detached; call SharedLLM.from_pretrained again to attach it.")
+
+
+def _not_padding(model: Any, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """Mask [B, T] of what is text, by the rule of Hugging Face's `generate`: a padding token that ends answers may be text."""
+    settings = kwargs.get("generation_config") or model.generation_config
+    pad = kwargs.get("pad_token_id", settings.pad_token_id)
+    known = isinstance(pad, int) and pad not in end_tokens(model)
+    return (input_ids != pad).long() if known else torch.ones_like(input_ids)

@@ -35,6 +35,18 @@ def end_tokens(model: Any, tokenizer: Any = None) -> set[int]:
     return {end for end in (*(ends if isinstance(ends, list) else [ends]), own) if end is not None}
 
 
+def check_question(question: str) -> None:
+    """Raise `UsageError` for a question that is empty, or holds what no tokenizer can take."""
+    if not question.strip():
+        raise UsageError("the question is empty; say what you want to know.")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the question is no text that can be encoded, from character {error.start:,} on; write it in UTF-8."
+        ) from error
+
+
 class Prompt:
     """A question in the model's chat template, or as plain text where it has none.
 
@@ -55,7 +67,7 @@ class Prompt:
         asks: the part of `before` or `question` that is searched with, for a question among general instructions.
             None: all of `question`.
     Raises:
-        UsageError: the question is empty, or there is no tokenizer.
+        UsageError: the question is empty or no text, or there is no tokenizer.
         ValueError: `asks` is empty or no part of the prompt.
     """
 
@@ -73,8 +85,7 @@ class Prompt:
     ) -> None:
         if tokenizer is None:
             raise UsageError("there is no tokenizer to ask with; give from_pretrained a tokenizer.")
-        if not question.strip():
-            raise UsageError("the question is empty; say what you want to know.")
+        check_question(question)
         self.tokenizer, self.question = tokenizer, question.strip()
         self.before, self.between, self.ending = before, between, ending
         self.chat = chat and bool(tokenizer.chat_template)
@@ -126,11 +137,7 @@ class Prompt:
     @cached_property
     def _opening(self) -> list[int]:
         """Special tokens before a text; a chat template has them in its wording."""
-        if self.chat:
-            return []
-        plain, special = self._ids("a"), list(self.tokenizer("a")["input_ids"])
-        starts = range(len(special) - len(plain) + 1)
-        return special[: next((i for i in starts if special[i : i + len(plain)] == plain), 0)]
+        return [] if self.chat else opening(self.tokenizer)
 
     def _render(self, content: str) -> str:
         if not self.chat:
@@ -149,6 +156,13 @@ class Prompt:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def opening(tokenizer: Any) -> list[int]:
+    """What the tokenizer itself puts before a text, such as `<s>`."""
+    plain, special = (list(tokenizer("a", add_special_tokens=own)["input_ids"]) for own in (False, True))
+    starts = range(len(special) - len(plain) + 1)
+    return special[: next((i for i in starts if special[i : i + len(plain)] == plain), 0)]
 
 
 def between(whole: list[int], before: list[int], after: list[int]) -> Tensor:

@@ -43,7 +43,7 @@ def with_quotes(
     """
     around = sum(map(len, prompt.around_text()))
     most = settings_of(llm, context, resolution).quoted_tokens
-    passages = quotes(context, spans, most, llm.tokenizer)[: max(0, llm.window - max_new_tokens - around)]
+    passages = quotes(context, spans, most, llm.tokenizer, llm.window - max_new_tokens - around)
     return prompt.with_text(passages)
 
 
@@ -54,27 +54,36 @@ def inserted(
     asking: Tensor | None,
     max_new_tokens: int,
     spans: Sequence[Span],
+    window: int | None = None,
 ) -> list[int]:
     """The same of a conversation: `ids` with the quotes before the first token of `asking` [1, T], those that ask; None, or
-    none that do: as they are."""
+    none that do: as they are. `window`: the most tokens that it has with the answer; None: the model's."""
     if asking is None or not asking.any():
         return ids
     end = list(llm.tokenizer(END, add_special_tokens=False)["input_ids"])
-    room = max(0, llm.window - max_new_tokens - len(ids) - len(end))
-    most = settings_of(llm, context).quoted_tokens
-    passages = quotes(context, spans, most, llm.tokenizer)[:room].tolist()
+    room = (window or llm.window) - max_new_tokens - len(ids) - len(end)
+    passages = quotes(context, spans, settings_of(llm, context).quoted_tokens, llm.tokenizer, room).tolist()
     at = int(asking[0].nonzero()[0])
     return [*ids[:at], *passages, *end, *ids[at:]] if passages else ids
 
 
-def quotes(context: Context, spans: Sequence[Span], most: int, tokenizer: Any) -> Tensor:
+def quotes(context: Context, spans: Sequence[Span], most: int, tokenizer: Any, room: int | None = None) -> Tensor:
     """The first passages of a context in `spans`, in text order, [n] token ids: at most `most` of the text's own, and `GAP`
-    between those that do not follow each other."""
+    between those that do not follow each other. Where all of it must fit `room`, the last in `spans` give way."""
     gap = torch.tensor(tokenizer(GAP, add_special_tokens=False)["input_ids"], dtype=context.ids.dtype)
+    passages = joined(within(spans, most))
+    while room is not None and passages and _length(passages, len(gap)) > room:
+        most = min(most, sum(end - start for start, end in passages)) - 1
+        passages = joined(within(spans, most))
     pieces: list[Tensor] = []
-    for start, end in joined(within(spans, most)):
+    for start, end in passages:
         pieces += [gap, context.ids[start:end]]
     return torch.cat(pieces[1:]) if pieces else context.ids[:0]
+
+
+def _length(passages: Sequence[Span], gap: int) -> int:
+    """Tokens of some passages with `gap` between each two."""
+    return sum(end - start for start, end in passages) + gap * max(0, len(passages) - 1)
 
 
 def within(spans: Sequence[Span], most: int) -> list[Span]:

@@ -14,7 +14,7 @@ from sharedllm.config import SharedConfig
 from sharedllm.context import LAYERS, Context, Progress, layers_of
 from sharedllm.encoded import Encoded
 from sharedllm.encoder import LowerModel, Wanted
-from sharedllm.errors import UsageError, WorkError
+from sharedllm.errors import SharedLLMError, UsageError, WorkError
 from sharedllm.hardware import chunk_batch, room_bytes
 from sharedllm.keep import Keep, Span, checked, clipped, keep_spans, merged, shifted, span_mask
 from sharedllm.manifest import STORED_UNDER
@@ -84,10 +84,16 @@ class Reader:
         """
         self.bind(context)
         ids, spans = self.tokenised(more, keep)
+        before = context.ids, context.keep, list(context.blocks)
         context.keep = merged([*context.keep, *shifted(spans, context.tokens)])
         context.ids = torch.cat([context.ids, ids])
         if context.blocks or context.tokens > self.lower.parts.window:
-            self.encode(context, progress)
+            try:
+                self.encode(context, progress)
+            except SharedLLMError:  # there is no room: the context stays as it was
+                context.ids, context.keep, context.blocks = before
+                context.again.clear()
+                raise
 
     def bind(self, context: Context) -> Context:
         """Check that a context was made with this model and these settings; its slots stay where they are kept.
@@ -118,8 +124,9 @@ class Reader:
             raise UsageError(
                 "the context was made for search_by tokens, this adapter searches by last; encode the text again."
             )
-        if context.shape["skipped_layers"] < self.config.skipped_layers:
+        if any(context.shape[name] != shape[name] for name in ("injected_layers", "skipped_layers")):
             self._narrow(context)
+        context.again.clear()  # chunks that another reader read once more
         context.shape = {**context.shape, "fine_chunks": self.config.fine_chunks}
         context.reader = self
         return context
@@ -133,7 +140,8 @@ class Reader:
 
     def _narrow(self, context: Context) -> None:
         """Leave in a context only the layers that this adapter needs."""
-        needed = {name: self.new_context(context.compact).shape[name] for name in LAYERS}
+        config = {**self.config.to_dict(), "compared_layer": self.config.compared_layer(context.compact)}
+        needed = {name: config[name] for name in LAYERS}
         context.blocks = layers_of(context.blocks, context.shape, needed)
         context.shape = {**context.shape, **needed}
 
@@ -146,10 +154,8 @@ class Reader:
                 split points are noisy).
         """
         C = self.config.chunk_length
-        if (
-            context.shape["injected_layers"] > self.config.injected_layers
-        ):  # what follows has as many as this adapter needs
-            self._narrow(context)
+        if context.encoded_tokens == context.tokens:
+            return
         if context.blocks and int(context.blocks[-1].lengths[-1]) < C:
             context.blocks.pop()
             context.again.pop(context.chunks, None)

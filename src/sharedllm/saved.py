@@ -56,6 +56,10 @@ def open_documents(folder: Path, names: Sequence[str] | None) -> tuple[str, dict
         UsageError, WorkError: as `Context.load`.
     """
     if read_about(folder)["version"] == 2:
+        if names is not None:
+            raise UsageError(
+                f"the context in {folder} is of an older version, without named documents; open all of it."
+            )
         return _version_2(folder)
     manifest, documents = read_documents(folder, names)
     return manifest.model, manifest.shape, documents

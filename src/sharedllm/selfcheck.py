@@ -18,6 +18,8 @@ from sharedllm.errors import UsageError
 from sharedllm.families import guesses
 
 TOKENS = 4  # fewer than any sliding window
+ODD = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What code that was written for other parts or another cache may raise."""
 
 
 def checked_parts(model: Any, layers: int) -> Parts:
@@ -50,7 +52,7 @@ def difference(parts: Parts, layers: int) -> str | None:
     try:
         ids = torch.arange(TOKENS, device=parts.device)[None] % parts.vocab_size
         parts.base(input_ids=ids, past_key_values=cache, use_cache=True)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except ODD as error:
         return f"its forward pass does not take the usual cache ({type(error).__name__}: {error})"
     finally:
         for layer in seen:
@@ -58,7 +60,7 @@ def difference(parts: Parts, layers: int) -> str | None:
     for number, layer in enumerate(seen):
         try:
             wrong = layer.difference(cache)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except ODD as error:
             wrong = f"its parts do not fit together ({type(error).__name__}: {error})"
         if wrong:
             return f"in layer {number} {wrong}"
@@ -123,6 +125,8 @@ class _Seen:
 
 
 def near(a: Tensor, b: Tensor) -> bool:
-    """Equal up to the rounding of their dtype, against the largest number of `b`."""
-    rounding = 100 * torch.finfo(b.dtype).eps
-    return a.shape == b.shape and bool((a - b.to(a.device)).abs().max() <= rounding * b.abs().max())
+    """Equal up to the rounding of `b`'s dtype, by the norm of the difference as a share of the norm of `b`."""
+    if a.shape != b.shape:
+        return False
+    a, bound = a.to(b.device).float(), 4 * max(torch.finfo(b.dtype).eps, 1e-6)
+    return bool((a - b.float()).norm() <= bound * b.float().norm())

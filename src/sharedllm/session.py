@@ -18,6 +18,7 @@ from sharedllm.answering import written
 from sharedllm.branch import Memory
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
+from sharedllm.keep import Span, clipped, shifted
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Answer, Prompt, end_tokens
 from sharedllm.quote import inserted
@@ -50,6 +51,7 @@ class Session:
             )
         self.ids: list[int] = []
         self.said = llm.reader.new_context()
+        self._keep: list[Span] = []  # of a text in the window what stays whole when it is folded
         self._asked = range(0)  # where in the window the last question stands
 
     def ask(self, question: str, max_new_tokens: int = 256, **kwargs: Any) -> Answer:
@@ -91,11 +93,12 @@ class Session:
         if len(turn) > (most := self.window // 2 - self.chunk):
             raise UsageError(f"the question has {len(turn)} tokens, a session takes {most}; ask a shorter one.")
         if first and self.context is not None:
-            whole = prompt.with_text(self.context.ids)
+            whole = prompt.with_text(self.llm.reader.bind(self.context).ids)
             if len(whole) <= self.window // 2:
+                self._keep = shifted(self.context.keep, len(prompt.around_text()[0]))
                 self.ids, self.context = whole, None
                 return
-            self.llm.reader.encode(self.llm.reader.bind(self.context))
+            self.llm.reader.encode(self.context)
         at = asking[0].nonzero().flatten() + len(self.ids)
         self._asked = range(int(at[0]), int(at[-1]) + 1)
         self.ids += turn
@@ -105,8 +108,9 @@ class Session:
         if len(self.ids) < self.window:
             return
         leaving = -(-(len(self.ids) - self.window // 2) // self.chunk) * self.chunk
-        self.said.append(self.ids[:leaving])
+        self.said.append(self.ids[:leaving], keep=clipped(self._keep, 0, leaving))
         self.llm.reader.encode(self.said)
+        self._keep = clipped(self._keep, leaving, len(self.ids))
         del self.ids[:leaving]
         self._asked = range(max(0, self._asked.start - leaving), max(0, self._asked.stop - leaving))
 
@@ -122,7 +126,7 @@ class Session:
         whole = Context.compose(contexts)
         memory = self.llm.recall(whole, ids, question_mask=asking if asking.any() else None)
         spans = () if memory is None else memory.nearest[0]
-        return memory, inserted(self.llm, whole, self.ids, asking, room, spans)
+        return memory, inserted(self.llm, whole, self.ids, asking, room, spans, self.window)
 
     def _generate(
         self, shown: list[int], memory: Memory | None, most: int, kwargs: dict[str, Any]

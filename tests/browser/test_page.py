@@ -75,6 +75,10 @@ def test_a_conversation_is_kept_in_the_browser(page, served):
     said = page.text("#talk .assistant")
     page.open(f"{served.url}/?later")
     page.wait("document.querySelectorAll('#past li').length === 1")
+    told = "fetch('/v1/contexts').then((answer) => answer.json()).then((list) => list.data.length)"
+    page.wait(
+        f"document.querySelectorAll('#contexts li').length === {page.js(told)}"
+    )  # what comes late moves the button
     assert page.js("document.querySelectorAll('#talk li').length") == 0
     page.click("#past button")
     assert page.text("#talk .user") == ask_alone and page.text("#talk .assistant") == said
@@ -207,3 +211,13 @@ def test_files_that_are_refused_do_not_keep_others_back_and_a_phone_shows_why(pa
     top, bottom = page.js("(() => { const r = document.getElementById('error').getBoundingClientRect(); return [r.top, r.bottom]; })()")  # fmt: skip
     assert 0 <= top < bottom <= 740, "it stays in sight"
     page.problems.clear()  # Chromium logs the refusals
+
+
+def test_the_edges_of_fields_and_buttons_can_be_seen(page):
+    for dark in (False, True):
+        page.screen(1200, 740, dark)
+        edges = CONTRAST.replace("'p, li, h1, h2, h3, label'", "'button, input:not(#files), select, textarea'")
+        assert page.js(edges.replace("(e).color", "(e).borderTopColor")) >= 3, "WCAG 2.2, 1.4.11"
+    page.js("document.getElementById('send').disabled = true")
+    assert page.js("getComputedStyle(document.getElementById('send')).opacity") == "0.55"
+    assert page.js("getComputedStyle(document.getElementById('send')).cursor") == "default"

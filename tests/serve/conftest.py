@@ -19,6 +19,15 @@ def tiny_llm(window: int = 256) -> SharedLLM:
     return randomize(SharedLLM.from_pretrained(model, adapter="none", config=CONFIG, tokenizer=byte_tokenizer()))
 
 
+def beginning():
+    """A tokenizer that puts `<s>`, 256, before a text."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    return tokenizer
+
+
 def started(folder, llm=None, **changes):
     """A running server: service, base address, and `stop` to end it as SIGTERM does."""
     import signal

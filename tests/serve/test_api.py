@@ -9,7 +9,7 @@ import torch
 
 from sharedllm.prompts import Prompt
 from tests.conftest import byte_tokenizer
-from tests.serve.conftest import LONG, upload
+from tests.serve.conftest import LONG, beginning, upload
 
 ASK = [{"role": "user", "content": "Where is item 3?"}]
 BYTES = byte_tokenizer()
@@ -97,6 +97,30 @@ def test_logprobs_tell_where_a_token_begins_and_its_bytes(client, monkeypatch):
     assert streamed == told.text_offset and len(told.tokens) == len(streamed)
     chat = ask(client, max_tokens=len(said), logprobs=True).choices[0].logprobs.content
     assert bytes(byte for token in chat for byte in token.bytes) == "a äö😀!".encode()
+
+
+def test_parts_of_characters_have_names_of_their_own(client, monkeypatch):
+    from sharedllm.serve.sampling import Chosen
+
+    a, part, other = (BYTES.convert_tokens_to_ids(letter) for letter in ("a", "Ã", "ð"))
+    likeliest = ((part, -0.1), (other, -0.2), (a, -0.3))
+    monkeypatch.setattr("sharedllm.serve.sampling.Sampler.choose", lambda self, _logits: Chosen(part, -0.1, likeliest))
+    answer = client.completions.create(model="default", prompt="Item 1", logprobs=3, temperature=0, max_tokens=2)
+    told = answer.choices[0].logprobs
+    assert told.tokens == [r"bytes:\xc3"] * 2
+    assert told.top_logprobs == [{r"bytes:\xc3": -0.1, r"bytes:\xf0": -0.2, "a": -0.3}] * 2
+
+
+def test_a_text_begins_as_the_tokenizer_begins_it(client, served, monkeypatch):
+    asked, ask_engine = [], served.service.engine.ask
+    monkeypatch.setattr(served.service.engine, "ask", lambda task: (asked.append(task.ids), ask_engine(task)))
+    monkeypatch.setattr(served.llm, "tokenizer", beginning())
+    ids = BYTES("ab")["input_ids"]
+    for prompt in ("ab", "<s>ab", ids):
+        client.completions.create(model="default", prompt=prompt, **GREEDY)
+    assert asked == [[256, *ids], [256, *ids], ids]
+    ask(client)
+    assert asked[-1] == Prompt(beginning(), "Where is item 3?").alone() and asked[-1][0] == 256
 
 
 def saying(said):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 
@@ -26,6 +27,8 @@ def test_a_question_about_a_context_is_taken_in_with_its_quotes(quoting, monkeyp
     httpx = pytest.importorskip("httpx", reason="httpx is not installed")
     from sharedllm.serve import engine
 
+    while not quoting.service.engine.tokens_per_second:  # it is measured at the start, by the same function
+        time.sleep(0.01)
     shown, take_in = [], engine.take_in
 
     def noted(llm, ids, *more):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sharedllm.prompts import Prompt
 from sharedllm.serve.chat import Said
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.split import Room, split_messages, split_tokens
 from tests.conftest import byte_tokenizer
+from tests.serve.conftest import beginning
 
 ROOM = Room(positions=200, window=80, answer=20)
 TOKENIZER = byte_tokenizer()
@@ -60,7 +62,54 @@ def test_tokens_without_messages():
     assert split_tokens([1, 2], torch.tensor([3]), ROOM).ids == [3, 1, 2]
 
 
+@pytest.mark.parametrize("size", [300, 900, 980, 1100, 3000])
+@pytest.mark.parametrize("known", [0, 20_000])
+def test_a_long_system_message_leaves_the_question_whole(size, known):
+    question = "What colour is the door of the house in the second chapter of this book?"
+    said = [Said("system", "S" * size), Said("user", "u" * 9000), Said("assistant", "a"), Said("user", question)]
+    said = said[:1] + said[3:] if known else said
+    given = torch.zeros(known, dtype=torch.int32) if known else None
+    found = split_messages(TOKENIZER, said, given, Room(positions=8192, window=1024, answer=256))
+    window = TOKENIZER.decode(found.ids)
+    assert len(question) == 72 and window.endswith(f"S\n\n{question}\n\nAnswer:") and asked(found) == question
+    assert len(found.ids) <= 1024
+    read = "" if found.reads is None else TOKENIZER.decode(found.reads)
+    assert window.count("S") + read.count("S") == size, "nothing is lost"
+    short = size < 512 or (known and size == 900)
+    assert short or read.startswith("S" * 100), "what the system message lost is read first"
+
+
+def test_a_question_has_half_the_window_where_a_system_message_leaves_less():
+    room = Room(positions=200, window=80, answer=20)
+    window, read, found = split(("system", "S" * 40), ("user", "y" * 300))
+    assert window.count("S") == 40 and window.count("y") == 20 and read == "y" * 280
+    template = "{% for m in messages %}" + "T" * 50 + "{{m.content}}{% endfor %}"
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    found = split_messages(tokenizer, [Said("system", "S" * 9), Said("user", "y" * 38)], torch.zeros(500), room)
+    assert tokenizer.decode(found.ids).count("y") == 38, "the model can hold it"
+
+
+def test_a_window_begins_as_the_tokenizer_begins_a_text():
+    tokenizer, said = beginning(), [Said("user", "Why?")]
+    alone = Prompt(tokenizer, "Why?")
+    for text in (None, torch.zeros(500, dtype=torch.int32)):
+        found = split_messages(tokenizer, said, text, ROOM)
+        assert found.ids == alone.alone() and found.ids[:2] == [
+            256,
+            *tokenizer("W", add_special_tokens=False).input_ids,
+        ]
+    assert found.asking.tolist() == alone.question_mask().tolist()
+    text = torch.tensor([5, 6])
+    assert split_messages(tokenizer, said, text, ROOM).ids == alone.with_text(text)
+    found = split_tokens(list(range(250)), None, ROOM, [256])
+    assert found.ids == [256, *range(171, 250)] and found.reads.tolist() == list(range(171))
+    assert split_tokens([1, 2], torch.tensor([3]), ROOM, [256]).ids == [256, 3, 1, 2]
+    tokenizer.chat_template = "{% for m in messages %}<s>{{m.content}}{% endfor %}"
+    assert split_messages(tokenizer, said, None, ROOM).ids.count(256) == 1, "the template has it"
+
+
 def test_what_has_to_stay_and_does_not_fit_is_refused():
     with pytest.raises(ApiError, match="positions") as error:
-        split(("system", "s" * 190), ("user", "x" * 100))
+        split_messages(TOKENIZER, [Said("user", "x" * 100)], None, Room(positions=200, window=80, answer=195))
     assert error.value.status == 400 and error.value.code == "context_length_exceeded"

@@ -41,7 +41,15 @@ WRONG = [
     (CHAT, {"messages": SAID, "max_tokens": True}, 400, "max_tokens"),
     (CHAT, {"messages": SAID, "temperature": -0.1}, 400, "temperature"),
     (CHAT, {"messages": SAID, "temperature": 1e308}, 400, "temperature"),
-    (CHAT, {"messages": SAID, "top_p": 0}, 400, "top_p"),
+    (CHAT, {"messages": SAID, "top_p": -0.1}, 400, "top_p"),
+    (CHAT, {"messages": [{"role": "user", "content": None}]}, 400, "messages.0.content is missing"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages.0.content"),
+    (CHAT, {"messages": SAID, "tools": [{}], "tool_choice": "auto"}, 400, "tools"),
+    (CHAT, {"messages": SAID, "functions": [{"name": "f"}], "function_call": {"name": "f"}}, 400, "functions"),
+    ("/v1/completions", {"prompt": "a", "suffix": "b"}, 400, "suffix"),
+    ("/v1/completions", {"prompt": "a", "best_of": 4}, 400, "best_of"),
+    ("/v1/completions", {"prompt": "a", "n": 2, "best_of": 3}, 400, "best_of"),
+    ("/v1/completions", {"prompt": "a", "best_of": "x"}, 400, "best_of"),
     (CHAT, {"messages": SAID, "n": 99}, 400, "n is 99"),
     (CHAT, {"messages": SAID, "seed": 2**64}, 400, "seed"),
     (CHAT, {"messages": SAID, "stop": ["a"] * 9}, 400, "stop"),
@@ -231,6 +239,22 @@ def test_limits_key_and_sites(tmp_path):
             assert int(refused.headers["Retry-After"]) > 0
             statuses = [http.get("/v1/models", headers=key) for _ in range(40)]
             assert_refused(statuses[-1], 429, "slow")
+    finally:
+        running.stop()
+
+
+def test_keys_cannot_be_tried_at_any_rate(tmp_path):
+    running = started(tmp_path, api_key="a long secret", requests_a_minute=5)
+    try:
+        with httpx.Client(base_url=running.url, timeout=60) as http:
+            tried = [
+                http.get(f"/{path}", headers={"Authorization": "Bearer a"}) for path in ["v1/models", "metrics"] * 4
+            ]
+            assert [answer.status_code for answer in tried] == [401] * 5 + [429] * 3
+            right = {"Authorization": "Bearer a long secret"}
+            assert http.get("/v1/models", headers=right).status_code == 429, "it does not tell that the key is right"
+            assert http.get("/metrics", headers=right).status_code == 429
+            assert http.get("/health").status_code == http.get("/").status_code == 200
     finally:
         running.stop()
 

@@ -208,7 +208,9 @@ def clients_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True, help="results file; rows are appended")
-    parser.add_argument("--parts", type=lambda s: s.split(","), default=["load", "upload", "batches"], help="which are measured")
+    parser.add_argument(
+        "--parts", type=lambda s: s.split(","), default=["load", "upload", "batches"], help="which are measured"
+    )
     parser.add_argument("--clients", type=lambda s: [int(n) for n in s.split(",")], default=[1, 8, 64])
     parser.add_argument("--requests", type=int, default=4, help="of each client")
     parser.add_argument("--tokens", type=int, default=32, help="of an answer")

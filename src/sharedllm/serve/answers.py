@@ -88,9 +88,9 @@ class Shape:
             ]
             return {"content": content, "refusal": None}
         return {
-            "tokens": [self._text(t.token) for t in tokens],
+            "tokens": [self._name(t.token) for t in tokens],
             "token_logprobs": [t.logprob for t in tokens],
-            "top_logprobs": [{self._text(i): p for i, p in t.likeliest} for t in tokens],
+            "top_logprobs": [{self._name(i): p for i, p in t.likeliest} for t in tokens],
             "text_offset": [self._offset(index, t.token) for t in tokens],
         }
 
@@ -104,6 +104,15 @@ class Shape:
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
         raw = token_bytes(self.tokenizer, token)
         return {"token": self._text(token), "logprob": logprob, "bytes": None if raw is None else list(raw)}
+
+    def _name(self, token: int) -> str:
+        """What a token is called in the log-probabilities of a prompt: its text, or the bytes of a part of a character."""
+        raw = token_bytes(self.tokenizer, token)
+        try:
+            text = None if raw is None else raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw or b"")
+        return self._text(token) if text is None else text
 
     def _text(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
+from sharedllm.prompts import opening
 from sharedllm.serve.chat import Said, token_ids
 from sharedllm.serve.entry import Entry
 from sharedllm.serve.failures import ApiError
@@ -157,15 +158,18 @@ def _split(service: Service, ask: Ask, contexts: list[Context]) -> tuple[Split, 
     room = Room(llm.window, min(service.settings.window, llm.window // 2), most)
     given: Tensor | None = torch.cat([context.ids for context in contexts]) if contexts else None
     if isinstance(ask, ChatRequest):
-        said = [Said("system" if m.role == "developer" else m.role, m.text) for m in ask.messages]
+        said = [Said(m.speaker, m.text) for m in ask.messages]
         if not any(m.text.strip() for m in said):
             raise ApiError(400, "the messages are empty; say what you want to know.", None, "messages")
         return split_messages(llm.tokenizer, said, given, room), most
-    ids = token_ids(llm.tokenizer, ask.prompt) if isinstance(ask.prompt, str) else ask.prompt
+    begin: list[int] = []  # token ids that were sent stay as they are
+    if isinstance(ids := ask.prompt, str):
+        ids, begin = token_ids(llm.tokenizer, ids), opening(llm.tokenizer)
+        begin = [] if ids[: len(begin)] == begin else begin  # the text has it already
     checked = llm.reader.token_ids(ids).tolist()
     if not checked:
         raise ApiError(400, "the prompt is empty; give it some text.", None, "prompt")
-    return split_tokens(checked, given, room), most
+    return split_tokens(checked, given, room, begin), most
 
 
 def sampling(ask: Ask) -> Sampling:

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 from torch import Tensor
 
-from sharedllm.prompts import PLACE, between
+from sharedllm.prompts import PLACE, between, opening
 from sharedllm.serve.failures import ApiError
 
 
@@ -40,9 +40,14 @@ def render(tokenizer: Any, messages: Sequence[Said]) -> str:
         raise ApiError(400, f"the model's chat template refuses these messages: {error}.", None, "messages") from error
 
 
+def _begin(tokenizer: Any) -> list[int]:
+    """What stands before rendered messages; a chat template has it in its wording."""
+    return [] if tokenizer.chat_template else opening(tokenizer)
+
+
 def window_ids(tokenizer: Any, messages: Sequence[Said]) -> tuple[list[int], Tensor | None]:
     """Token ids of the window, and which of them are the last message of the user, [1, T]; None where there is none."""
-    ids = token_ids(tokenizer, render(tokenizer, messages))
+    ids = [*_begin(tokenizer), *token_ids(tokenizer, render(tokenizer, messages))]
     at = last_question(messages)
     if at is None or not messages[at].text.strip():
         return ids, None
@@ -55,7 +60,7 @@ def with_text(tokenizer: Any, messages: Sequence[Said], text_ids: Tensor) -> lis
     """Token ids of the messages with a text in front of the last one of the user, for a window that holds both."""
     at = last_question(messages)
     if at is None:
-        return [*text_ids.tolist(), *token_ids(tokenizer, render(tokenizer, messages))]
+        return [*_begin(tokenizer), *text_ids.tolist(), *token_ids(tokenizer, render(tokenizer, messages))]
     before, after = _around(tokenizer, messages, at, f"{PLACE}\n\n{messages[at].text}")
     return [*before, *text_ids.tolist(), *after]
 
@@ -70,4 +75,4 @@ def _around(tokenizer: Any, messages: Sequence[Said], at: int, text: str) -> tup
     parts = render(tokenizer, changed).split(PLACE)
     if len(parts) != 2:
         raise ApiError(400, f"a message holds the reserved sign {PLACE!r}; leave it out.", None, "messages")
-    return token_ids(tokenizer, parts[0]), token_ids(tokenizer, parts[1])
+    return [*_begin(tokenizer), *token_ids(tokenizer, parts[0])], token_ids(tokenizer, parts[1])

@@ -101,13 +101,14 @@ class Guard:
         size = headers.get("content-length", "0")
         if not size.isdigit() or int(size) > self.settings.body_bytes:
             raise too_large(self.settings)
-        key = self.settings.api_key
-        if key is not None and scope["path"] not in OPEN:
+        key = None if scope["path"] in OPEN else self.settings.api_key
+        # first, so that keys cannot be tried at any rate
+        if self.settings.requests_a_minute and (key is not None or scope["path"].startswith("/v1/")):
+            self._take_turn(scope["client"][0] if scope.get("client") else "")
+        if key is not None:
             sent = headers.get("authorization", "")
             if not hmac.compare_digest(sent.encode(), f"Bearer {key}".encode()):
                 raise ApiError(401, "the API key is missing or wrong; send it as a bearer token.", "invalid_api_key")
-        if self.settings.requests_a_minute and scope["path"].startswith("/v1/"):
-            self._take_turn(scope["client"][0] if scope.get("client") else "")
 
     def _take_turn(self, client: str) -> None:
         """Let a client's request pass if it has one left: a bucket that fills evenly, a minute's requests deep."""

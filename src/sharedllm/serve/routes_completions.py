@@ -51,7 +51,7 @@ async def _answer(service: Service, request: Request, ask: Ask, chat: bool) -> R
     shape = Shape(service.llm.tokenizer, service.model, chat)
     task = await asked(service, ask)
     if ask.stream:
-        usage = ask.stream_options is not None and ask.stream_options.include_usage
+        usage = ask.stream_options is not None and ask.stream_options.include_usage is True
         stream = _stream(shape, task, usage)
         return EventSourceResponse(stream, sep="\n")
     work = asyncio.create_task(_collect(task))

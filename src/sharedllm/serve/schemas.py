@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationInfo, field_validator
 
 MOST_STOPS, MOST_TEXT = 4, 20_000_000
 Name = Annotated[StrictStr, Field(max_length=200)]
 ContextName = Annotated[StrictStr, Field(max_length=64)]
-Stop = Annotated[StrictStr, Field(min_length=1, max_length=200)]
+Stop = Annotated[StrictStr, Field(max_length=200)]
 Token = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -27,20 +27,50 @@ class Part(BaseModel):
     text: Annotated[StrictStr, Field(max_length=MOST_TEXT)]
 
 
-class Message(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: (
-        Annotated[StrictStr, Field(max_length=MOST_TEXT)]
-        | Annotated[list[Part], Field(max_length=1000, fail_fast=True)]
-    )
+class Refusal(BaseModel):
+    """A part of an answer in which another model refused."""
+
+    type: Literal["refusal"]
+    refusal: Annotated[StrictStr, Field(max_length=MOST_TEXT)]
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return self.refusal
+
+
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: (
+        Annotated[StrictStr, Field(max_length=MOST_TEXT)]
+        | Annotated[
+            list[Annotated[Part | Refusal, Field(discriminator="type")]], Field(max_length=1000, fail_fast=True)
+        ]
+        | None
+    ) = Field(default=None, validate_default=True)
+
+    @field_validator("content")
+    @classmethod
+    def _said(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and info.data.get("role") in ("system", "developer", "user"):
+            raise ValueError("is missing")  # an assistant that called a tool may have said nothing
+        return value
+
+    @property
+    def text(self) -> str:
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "\n".join(part.text for part in self.content)
+
+    @property
+    def speaker(self) -> Literal["system", "user", "assistant"]:
+        """The role that chat templates know: what a tool gave is read as said by the user."""
+        if self.role in ("system", "developer"):
+            return "system"
+        return "assistant" if self.role == "assistant" else "user"
 
 
 class StreamOptions(BaseModel):
-    include_usage: StrictBool = False
+    include_usage: StrictBool | None = None
 
 
 class Common(BaseModel):
@@ -52,7 +82,7 @@ class Common(BaseModel):
     context: ContextName | Annotated[list[ContextName], Field(max_length=64, fail_fast=True)] | None = None
     max_tokens: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=128)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
@@ -78,7 +108,7 @@ class Common(BaseModel):
 
     @property
     def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+        return [stop for stop in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if stop]
 
 
 class ChatRequest(Common):
@@ -86,13 +116,17 @@ class ChatRequest(Common):
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    tool_choice: Any = None
     tools: list[Any] | None = None
+    function_call: Any = None
+    functions: list[Any] | None = None
     response_format: dict[str, Any] | None = None
 
-    @field_validator("tools")
+    @field_validator("tools", "functions")
     @classmethod
-    def _no_tools(cls, value: Any) -> Any:
-        return _refused(value)
+    def _no_tools(cls, value: Any, info: ValidationInfo) -> Any:
+        choice = info.data.get("tool_choice" if info.field_name == "tools" else "function_call")
+        return value if choice == "none" else _refused(value)
 
     @field_validator("response_format")
     @classmethod
@@ -116,6 +150,8 @@ class CompletionRequest(Common):
     """Also a list of exactly one of either, as OpenAI's clients may send it."""
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     echo: StrictBool | None = None
+    suffix: StrictStr | None = None
+    best_of: StrictInt | None = None
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -126,7 +162,13 @@ class CompletionRequest(Common):
             raise ValueError("must be one text or one list of token ids; send several prompts one by one")
         return value[0]
 
-    @field_validator("echo")
+    @field_validator("echo", "suffix")
     @classmethod
-    def _no_echo(cls, value: bool | None) -> bool | None:
+    def _no_more(cls, value: Any) -> Any:
         return _refused(value)
+
+    @field_validator("best_of")
+    @classmethod
+    def _no_choosing(cls, value: int | None, info: ValidationInfo) -> int | None:
+        _refused(value is not None and value > (info.data.get("n") or 1))
+        return value

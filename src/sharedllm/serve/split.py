@@ -3,7 +3,7 @@
 The rule (docs/SERVE.md says it to users): what fits the model's window with its answer stays there, whole. Otherwise
 the window holds `window` tokens: the first system message, then the newest messages that fit; those before them, oldest
 first, are the context. A last message too long for that is split itself: its last paragraph stays, which asks, and its
-first if that is short, which may instruct; what is between is read.
+first if that is short, which may instruct; what is between is read. So is a system message of more than half the window.
 """
 
 from __future__ import annotations
@@ -64,11 +64,14 @@ def split_messages(tokenizer: Any, messages: Sequence[Said], given: Tensor | Non
             return Split(whole, None, None, False)
     if given is not None and len(ids) <= room.beside:
         return Split(ids, asking, None, True)
-    kept, left = _newest(tokenizer, messages, room.beside)
+    messages, cut = _first_shortened(tokenizer, messages, room.beside // 2)
+    kept, older = _newest(tokenizer, messages, room.beside)
     ids, asking = window_ids(tokenizer, kept)
-    if len(ids) > room.beside and len(kept) > 0:
-        kept, more = _shortened(tokenizer, kept, room.beside - (len(ids) - _size(tokenizer, kept[-1])))
-        left = [*left, *more]
+    size = _size(tokenizer, kept[-1])
+    most = _most(room, len(ids) - size)
+    more: list[Said] = []
+    if len(ids) > room.beside and size > most:
+        kept, more = _shortened(tokenizer, kept, most)
         ids, asking = window_ids(tokenizer, kept)
     if len(ids) + room.answer > room.positions:
         raise ApiError(
@@ -78,23 +81,38 @@ def split_messages(tokenizer: Any, messages: Sequence[Said], given: Tensor | Non
             "context_length_exceeded",
             "messages",
         )
-    text = "\n\n".join(m.text for m in left)
+    text = "\n\n".join(m.text for m in (*cut, *older, *more))
     reads = torch.tensor(token_ids(tokenizer, text), dtype=torch.int32) if text.strip() else None
     return Split(ids, asking, reads, reads is not None or given is not None)
 
 
-def split_tokens(ids: list[int], given: Tensor | None, room: Room) -> Split:
-    """Split a prompt without messages: its newest tokens stay."""
+def split_tokens(ids: list[int], given: Tensor | None, room: Room, begin: Sequence[int] = ()) -> Split:
+    """Split a prompt without messages: its newest tokens stay, behind `begin`."""
     known = [] if given is None else given.tolist()
-    if len(known) + len(ids) + room.answer <= room.positions:
-        return Split([*known, *ids], None, None, False)
-    stay = ids[-room.beside :]
+    if len(begin) + len(known) + len(ids) + room.answer <= room.positions:
+        return Split([*begin, *known, *ids], None, None, False)
+    stay = ids[-max(1, room.beside - len(begin)) :]
     older = ids[: len(ids) - len(stay)]
-    return Split(stay, None, torch.tensor(older, dtype=torch.int32) if older else None, True)
+    return Split([*begin, *stay], None, torch.tensor(older, dtype=torch.int32) if older else None, True)
 
 
 def _size(tokenizer: Any, message: Said) -> int:
     return len(token_ids(tokenizer, message.text))
+
+
+def _most(room: Room, fixed: int) -> int:
+    """Tokens that a last message may have beside the `fixed` ones of a window: what is left of it, but half of it at
+    least as far as the model can hold that."""
+    return max(room.beside - fixed, min(room.beside // 2, room.positions - room.answer - fixed))
+
+
+def _first_shortened(tokenizer: Any, messages: Sequence[Said], most: int) -> tuple[Sequence[Said], list[Said]]:
+    """The messages with a first system message of `most` tokens, and what was taken out of it."""
+    head = messages[:1]
+    if len(messages) < 2 or head[0].role != "system" or _size(tokenizer, head[0]) <= most:
+        return messages, []
+    kept, cut = _shortened(tokenizer, head, most)
+    return [*kept, *messages[1:]], cut
 
 
 def _newest(tokenizer: Any, messages: Sequence[Said], most: int) -> tuple[list[Said], list[Said]]:

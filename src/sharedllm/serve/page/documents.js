@@ -1,8 +1,9 @@
 // Documents: uploaded, followed while they are read, chosen, deleted.
 
-import { call, events } from "./server.js";
+import { Broken, call, events } from "./server.js";
 import { $, attempt, count, duration, element, size } from "./show.js";
 
+const AGAIN = 2000; // ms until a reading is looked for whose connection was lost
 const following = new Set(), lines = new Map();
 export const chosen = new Set();
 let contexts = [];
@@ -94,9 +95,11 @@ export async function list() {
 async function follow(id) {
   if (following.has(id)) return;
   following.add(id);
+  let status = "reading";
   try {
     for await (const data of events(await call(`/v1/contexts/${id}/events`))) {
       const now = JSON.parse(data);
+      status = now.status;
       if (now.status !== "reading") $("read").textContent = `${now.documents.join(", ")}: ${now.status}.`;
       if (!lines.has(id)) return; // deleted meanwhile
       contexts = contexts.map((context) => (context.id === id ? now : context));
@@ -104,9 +107,14 @@ async function follow(id) {
       update(now);
       mark();
     }
+  } catch (error) {
+    if (!(error instanceof Broken)) throw error;
   } finally {
     following.delete(id);
   }
+  if (status !== "reading") return;
+  await new Promise((done) => setTimeout(done, AGAIN));
+  await list();
 }
 
 // Sends files one after another; those that are refused do not keep the others back.

@@ -60,6 +60,8 @@ function past() {
 }
 
 function busy(is) {
+  // a button that is disabled or hidden would lose the focus to nothing
+  if (document.activeElement === $(is ? "send" : "stop")) $("question").focus({ preventScroll: true });
   $("stop").hidden = !is;
   $("send").disabled = is;
   $("talk").setAttribute("aria-busy", String(is));
@@ -86,6 +88,7 @@ async function ask(question) {
       lines[1].textContent = said.content;
       if (piece.usage) tell(piece.usage, (performance.now() - started) / 1000, ended);
     }
+    if (!said.content) throw new Error("The model gave an empty answer. Ask in other words.");
   } catch (error) {
     if (error.name !== "AbortError") throw error;
   } finally {
@@ -95,11 +98,11 @@ async function ask(question) {
   }
 }
 
-// Keeps an answer, or what there is of it; a question without any goes back into its field.
+// Keeps an answer, or what there is of it; a question without any goes back into its field, if its conversation is open.
 function finish(conversation, asked, said, lines) {
   if (!said.content) {
     lines.forEach((one) => one.remove());
-    $("question").value ||= asked.content;
+    if (conversation.id === talk.id) $("question").value ||= asked.content;
     return;
   }
   conversation.messages.push(asked, said);

@@ -3,7 +3,27 @@
 const KEY = "sharedllm.key";
 const ADVICE = { 401: " Enter the key below “API key”.", 413: " Choose a smaller file.", 429: " Wait a moment, then try again." };
 
-export const key = { get: () => sessionStorage.getItem(KEY) || "", set: (value) => sessionStorage.setItem(KEY, value) };
+// The key, for as long as this tab is open; only for this page where the browser keeps no data of it.
+let held = "";
+export const key = {
+  get() {
+    try {
+      return sessionStorage.getItem(KEY) ?? held;
+    } catch {
+      return held;
+    }
+  },
+  set(value) {
+    held = value;
+    try {
+      sessionStorage.setItem(KEY, value);
+    } catch {
+      // held is enough
+    }
+  },
+};
+
+export class Broken extends Error {}
 
 // The answer to a request; an error becomes a sentence that says what to do.
 export async function call(path, options = {}) {
@@ -24,12 +44,21 @@ export function post(path, values, options = {}) {
   return call(path, { ...options, method: "POST", body: JSON.stringify(values), headers: { "Content-Type": "application/json" } });
 }
 
+async function piece(reader) {
+  try {
+    return await reader.read();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Broken("The connection to the server broke off. Ask again.");
+  }
+}
+
 // Yields the data of server-sent events.
 export async function* events(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await piece(reader);
     if (done) return;
     const lines = (rest + value).split(/\r?\n/);
     rest = lines.pop();

@@ -1,0 +1,73 @@
+"""Contexts that are asked by another adapter, or in another dtype, than they were made with."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from sharedllm import Context, SharedLLM
+from sharedllm.errors import WorkError
+from tests.conftest import CONFIG, byte_tokenizer, tiny_model, tokens
+from tests.test_compact import TEXT, WHOLE, assert_same_memory
+
+WINDOW = tokens(6, 3)[None]
+
+
+def of_dtype(dtype: str, config=WHOLE) -> SharedLLM:
+    return SharedLLM.from_pretrained(
+        tiny_model(), adapter="none", config=config, tokenizer=byte_tokenizer(), dtype=dtype
+    )
+
+
+@pytest.mark.parametrize(("written", "asked"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_a_chunk_is_read_again_in_another_dtype(written, asked, tmp_path):
+    of_dtype(written).read(TEXT, compact=True).save(tmp_path / "a")
+    llm = of_dtype(asked)
+    memory = llm.recall(Context.load(tmp_path / "a", llm), WINDOW)
+    assert memory.mask.shape[1] > 1 and all(x.isfinite().all() for x in memory.keys)
+
+
+def test_chunks_that_are_read_again_have_the_layers_of_the_adapter_that_asks(make):
+    rich, lean = make(WHOLE), make(dataclasses.replace(WHOLE, injected_layers=2))
+    context = rich.read(TEXT, compact=True)
+    before = rich.recall(context, WINDOW)
+    assert context.again, "a chunk was read again, and remembered"
+    moved = lean.recall(context, WINDOW)
+    fresh = lean.recall(lean.read(TEXT, compact=True), WINDOW)
+    assert len(moved.keys) < len(before.keys)
+    assert_same_memory(moved, fresh)
+
+
+@pytest.mark.parametrize("changes", [{"injected_layers": 2}, {"skipped_layers": 1}])
+def test_a_compact_context_goes_on_with_an_adapter_that_reads_no_chunk_whole(make, tmp_path, changes):
+    make(WHOLE).read(TEXT, compact=True).save(tmp_path / "a")
+    llm = make(dataclasses.replace(WHOLE, fine_chunks=0, **changes))
+    context = Context.load(tmp_path / "a", llm)
+    context.append(tokens(40, 1))
+    context.save(tmp_path / "b")
+    again = Context.load(tmp_path / "b", llm)
+    assert again.tokens == len(TEXT) + 40
+    assert_same_memory(llm.recall(again, WINDOW), llm.recall(context, WINDOW))
+
+
+def test_where_there_is_no_room_for_more_the_context_stays_as_it_was(make, monkeypatch):
+    llm = make(CONFIG)
+    context = llm.read(TEXT)
+    before = llm.recall(context, WINDOW)
+    with monkeypatch.context() as full:
+        full.setattr("sharedllm.reader.room_bytes", lambda place, wanted: 0)
+        with pytest.raises(WorkError, match="are free"):
+            context.append(tokens(40, 1), keep=[(0, 8)])
+    assert torch.equal(context.ids, TEXT.int()) and context.encoded_tokens == len(TEXT) and not context.keep
+    assert_same_memory(llm.recall(context, WINDOW), before)
+    context.append(tokens(40, 1))
+    assert context.tokens == context.encoded_tokens == len(TEXT) + 40
+
+
+def test_a_context_that_is_read_is_not_read_again(make, monkeypatch):
+    llm = make(CONFIG)
+    context = llm.read(TEXT)
+    monkeypatch.setattr(llm.reader, "encode_rows", lambda *_: pytest.fail("it was read already"))
+    llm.reader.encode(context)
