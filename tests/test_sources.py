@@ -261,3 +261,22 @@ def test_importing_the_module_loads_no_heavy_library() -> None:
     check = "import sys, sharedllm.sources; print({'pypdf', 'trafilatura', 'lxml'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_what_the_library_keeps_in_a_folder_is_no_text_of_it(tmp_path: Path) -> None:
+    save(tmp_path, "a.txt", "text")
+    contents = {
+        "context": ("context.json", '{\n "format": "sharedllm-context"'),
+        "collection": ("documents.jsonl", '{"source": "a.txt"}\n'),
+        "theirs": ("context.json", '{"format": "another"}'),
+        "data": ("documents.jsonl", '{"text": "hello"}\n'),
+    }
+    for folder, (name, content) in contents.items():
+        (tmp_path / folder / "stores").mkdir(parents=True)
+        save(tmp_path / folder, name, content)
+    read = [Path(document.name).parent.name for document in read_sources([tmp_path])]
+    assert read == [tmp_path.name, "data", "theirs"]
+    (tmp_path / "collection" / "stores").rmdir()
+    assert len(read_sources([tmp_path])) == 4
+    with pytest.raises(UsageError, match="name the texts themselves"):
+        read_sources([tmp_path / "context"])

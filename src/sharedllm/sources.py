@@ -70,9 +70,9 @@ def read_sources(
 ) -> list[Document]:
     """Read several sources, in the order given; a folder stands for all the readable files below it, sorted by path.
 
-    In a folder, hidden files and folders are skipped, and so are binary and empty files; any other file that cannot be
-    read is an error, so that nothing is lost in silence. `max_bytes` bounds each source in bytes; all texts together
-    are bounded by `MAX_CHARACTERS`. Returns at least one `Document`. Raises `UsageError` as `read_source` does, and for
+    In a folder, hidden files and folders are skipped, and so are saved contexts, collections, and binary and empty files;
+    any other file that cannot be read is an error, so that nothing is lost in silence. `max_bytes` bounds each source in
+    bytes; all texts together are bounded by `MAX_CHARACTERS`. Returns at least one `Document`. Raises `UsageError` as `read_source` does, and for
     no source at all, "-" given twice, or a folder with no readable file.
     """
     if not sources:
@@ -100,13 +100,35 @@ def read_sources(
     return documents
 
 
+def is_kept(folder: str | Path) -> bool:
+    """Whether a folder is a saved context or a collection: what was read of texts, and not texts."""
+    records, about = (os.path.join(folder, name) for name in ("documents.jsonl", "context.json"))
+    with contextlib.suppress(OSError, ValueError):
+        if os.path.isfile(about):  # its format is the first thing that it says
+            with open(about, "rb") as file:
+                return b'"sharedllm-context"' in file.read(_SNIFF_BYTES)
+        if os.path.isfile(records) and os.path.isdir(os.path.join(folder, "stores")):
+            with open(records, "rb") as file:
+                first = file.readline(_SNIFF_BYTES)
+            return not first or first.startswith(b'{"source": ')
+    return False
+
+
 def folder_files(folder: str | Path) -> list[str]:
+    """The files below a folder, sorted, without hidden ones and without what this library keeps there.
+
+    Raises:
+        UsageError: it cannot be read, or is itself a saved context or a collection.
+    """
+
     def refuse(error: OSError) -> None:
         raise UsageError(f"The folder '{error.filename}' cannot be read: {error.strerror}.") from error
 
+    if is_kept(folder):
+        raise UsageError(f"'{folder}' is a saved context or a collection, not texts: name the texts themselves.")
     files: list[str] = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not is_kept(os.path.join(parent, name))]
         files += [os.path.join(parent, name) for name in names if not name.startswith(".")]
     return sorted(filter(os.path.isfile, files), key=Path)  # isfile: no sockets, pipes or dangling links
 

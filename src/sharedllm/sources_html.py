@@ -1,6 +1,8 @@
 """HTML to its main text; with `sources.py`, which says when a source is HTML."""
 
 import contextlib
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from sharedllm.quiet import quiet
@@ -9,8 +11,33 @@ _HTML_INLINE = frozenset(("a", "abbr", "b", "big", "cite", "code", "em", "font",
                           "strong", "sub", "sup", "tt", "u", "wbr"))  # fmt: skip
 
 
+_OPENED = re.compile(r"<keep>((?:\s*<[a-zA-Z][^>]*>)+)")
+_CLOSED = re.compile(r"((?:</[a-zA-Z][^>]*>\s*)+)</keep>")
+
+
 def html_text(page: str) -> str:
-    """The main text of a page with its titles, scripts and styles left out; "" for a page without text."""
+    """The main text of a page with its titles, scripts and styles left out; "" for a page without text.
+
+    `<keep>` and `</keep>` stay in it (see `keep`); a page whose main text lacks some of them is taken whole.
+    """
+    if "<keep>" not in page and "</keep>" not in page:
+        return _html_text(page, ())
+    # As text of its own a tag outlives the parser; it goes to the words it is about, since a parser moves text between blocks.
+    page = _CLOSED.sub(r"</keep>\1", _OPENED.sub(r"\1<keep>", page))
+    bars = "\u27e6"
+    while f"{bars}keep" in page or f"{bars}/keep" in page:
+        bars += "\u27e6"
+    start, end = f"{bars}keep\u27e7", f"{bars}/keep\u27e7"
+    text = _html_text(page.replace("<keep>", start).replace("</keep>", end), (start, end))
+    return text.replace(start, "<keep>").replace(end, "</keep>")
+
+
+def _html_text(page: str, marks: Sequence[str]) -> str:
+    """As `html_text`, of a page without tags of its own.
+
+    Args:
+        marks: pieces of text none of which may be lost.
+    """
     with quiet("trafilatura", "htmldate", "courlan", "justext"):
         from lxml import etree, html
         from trafilatura import extract
@@ -23,13 +50,16 @@ def html_text(page: str) -> str:
             return ""
         for element in list(tree.iter("script", "style", "template")):
             element.drop_tree()
+        body = tree.find("body")
+        whole = (tree if body is None else body).text_content() if marks else ""
         text = ""
         with contextlib.suppress(Exception):  # whatever fails in there, the plain text of the page is still at hand
             text = extract(tree) or ""
             if _lost_titles(tree, text):
                 _wrap_in_main(tree)
                 text = max(text, extract(tree) or "", key=len)
-        return text if text.strip() else _plain_html_text(tree)
+        lost = any(text.count(mark) != whole.count(mark) for mark in marks)
+        return text if text.strip() and not lost else _plain_html_text(tree)
 
 
 def _lost_titles(tree: Any, text: str) -> bool:

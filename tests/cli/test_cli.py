@@ -204,3 +204,35 @@ def test_help_is_quick_and_imports_no_torch():
     assert result.returncode == 0, result.stderr
     assert "ask" in result.stdout
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("long.txt", "-q", "caf\udce9?"), "no text that can be encoded, from character 3 on"),
+        (("long.txt", "-q", "x", "--documents", "2"), "--documents is for collections"),
+        (("before", "-q", "x", "--keep-tags"), "--keep-tags is for texts"),
+    ],
+)
+def test_what_ask_cannot_use_is_refused_before_anything_is_loaded(run, home, monkeypatch, arguments, word):
+    monkeypatch.setattr("sharedllm.cli.common.load", lambda *_: pytest.fail("loaded"))
+    (home / "before").mkdir(exist_ok=True)
+    (home / "before" / "context.json").write_text("{}")
+    code, out, err = run("ask", *arguments, *MODEL)
+    assert code == 2 and word in err and err.count("\n") == 1 and out == ""
+
+
+def test_chat_goes_on_after_bytes_that_are_no_text(run, monkeypatch):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?\nBlue?\n"), encoding="utf-8"))
+    code, out, err = run("chat", *MODEL, "--max-new-tokens", "2", "--json")
+    assert code == 0 and len(out.splitlines()) == 2, err
+
+
+def test_chat_over_a_collection_names_ask(run, home, monkeypatch):
+    monkeypatch.setattr("sharedllm.cli.common.load", lambda *_: pytest.fail("loaded"))
+    (home / "many" / "stores").mkdir(parents=True)
+    (home / "many" / "documents.jsonl").write_text("")
+    code, out, err = run("chat", "many", *MODEL)
+    assert code == 2 and "many is a collection" in err and "sharedllm ask" in err and out == ""

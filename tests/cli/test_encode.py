@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import pytest
 
@@ -49,6 +51,16 @@ def test_sources_are_added_removed_and_asked_in_any_mix(run, texts):  # noqa: F8
         (("long.txt", "--remove", "long.txt"), "either sources to read or --remove"),
         (("--remove", "long.txt"), "not a saved context"),
         (("model",), "choose another folder"),
+        *(
+            (("--remove", "long.txt", option), "--remove goes alone")
+            for option in ("--append", "--dry-run", "--keep-tags", "--compact")
+        ),
+        (("long.txt", "--max-mb", "3"), "add --separate"),
+        (("long.txt", "--separate", "--keep-tags"), "or --keep-tags"),
+        *(
+            (("long.txt", "--separate", "--max-mb", wrong), f"--max-mb is {wrong}")
+            for wrong in ("nan", "inf", "-inf", "0", "-1")
+        ),
     ],
 )
 def test_mistakes_are_one_sentence_and_write_nothing(run, texts, arguments, word):  # noqa: F811
@@ -63,3 +75,37 @@ def test_mistakes_are_one_sentence_and_write_nothing(run, texts, arguments, word
     )
     assert code == 2 and word in err and out == "" and "Traceback" not in err
     assert not texts.exists()
+
+
+def test_removing_that_is_refused_removes_nothing(run, texts):  # noqa: F811
+    run("encode", "long.txt", "other.txt", "-o", str(texts), *MODEL)
+    before = (texts / "context.json").read_bytes()
+    for option in ("--dry-run", "--append", "--keep-tags", "--compact"):
+        code, out, err = run("encode", "--remove", "other.txt", option, "-o", str(texts), *MODEL)
+        assert code == 2 and err.count("\n") == 1 and out == ""
+    assert (texts / "context.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("separate", [(), ("--separate",)])
+def test_what_is_kept_in_the_folder_that_is_read_is_no_text_of_it(run, tmp_path, separate):  # noqa: F811
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text(OTHER)
+    said = []
+    for _ in range(2):
+        command = ("encode", f"{tmp_path}/notes", "-o", f"{tmp_path}/notes/kept", *separate, *MODEL, "--json")
+        code, out, err = run(*command)
+        assert code == 0, err
+        said.append(json.loads(out.splitlines()[-1]))
+    assert [s["context_tokens"] for s in said] == [len(OTHER)] * 2 and not said[1].get("failed")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name of a file is text")
+def test_names_that_are_no_utf8_are_told(run, tmp_path):  # noqa: F811
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")
+    with open(name, "w") as file:
+        file.write(OTHER)
+    code, out, err = run("encode", name, "-o", f"{name}.kept", *MODEL, "--json")
+    assert code == 0, err
+    assert json.loads(out)["documents"] == {name: len(OTHER)}
+    code, out, err = run("encode", name, "-o", f"{name}.kept", *MODEL)
+    assert code == 0 and "caf\\udce9" in out, err

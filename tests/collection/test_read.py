@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import sys
 
 import pytest
 
@@ -10,6 +13,7 @@ from sharedllm import Context, UsageError, WorkError
 from sharedllm.collection.read import batches, read_collection
 from sharedllm.collection.sources import Source
 from tests.collection.conftest import documents, text
+from tests.conftest import CONFIG
 from tests.contexts import assert_one_sentence, assert_same_chunks, encoded, files
 from tests.test_generate import counted
 
@@ -155,3 +159,100 @@ def test_a_collection_of_another_model_is_not_mixed(home, local, tmp_path, make)
 def test_batches_are_of_alike_lengths_the_longest_first():
     sources = [Source(str(n), n, "") for n in (5, 90, 10, 40, 50, 200)]
     assert [[s.bytes for s in batch] for batch in batches(sources, 100)] == [[200], [90], [50, 40, 10], [5]]
+
+
+def test_killed_between_a_store_and_its_sketch_the_next_run_makes_the_sketch(home, local, tmp_path, monkeypatch):
+    from sharedllm.collection.place import Place
+
+    class Killed(BaseException):
+        pass
+
+    def cut_off(self, name, data):
+        if name.startswith("sketches"):
+            raise Killed
+        write(self, name, data)
+
+    write, file, where = Place.write, tmp_path / "a.txt", tmp_path / "kept"
+    file.write_text(text(0))
+    read_collection([str(file)], where, local(where))
+    file.write_text(text(1))
+    monkeypatch.setattr(Place, "write", cut_off)
+    with pytest.raises(Killed):
+        read_collection([str(file)], where, local(where))
+    monkeypatch.setattr(Place, "write", write)
+    calls = counted(monkeypatch, home.llm.lower, "encode")
+    read_collection([str(file)], where, local(where))
+    assert not calls  # what was read is not read again
+    read_collection([str(file)], tmp_path / "whole", local(tmp_path / "whole"))
+
+    def sketches(folder):
+        return [data for name, data in files(folder).items() if "sketches" in name]
+
+    assert sketches(where) == sketches(tmp_path / "whole") and len(sketches(where)) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name of a file is text")
+def test_a_name_that_is_no_utf8_costs_no_manifest(local, tmp_path):
+    (tmp_path / "texts").mkdir()
+    names = [str(tmp_path / "texts" / "plain é.txt"), os.fsdecode(os.fsencode(tmp_path / "texts") + b"/caf\xe9.txt")]
+    for i, name in enumerate(names):
+        with open(name, "w") as file:
+            file.write(text(i))
+    where = tmp_path / "kept"
+    records = read_collection([str(tmp_path / "texts")], where, local(where))
+    assert kept(records) == set(names)
+    written = (where / "documents.jsonl").read_text(encoding="utf-8")
+    assert {json.loads(line)["source"] for line in written.splitlines()} == set(names) and "plain é" in written
+    assert read_collection([str(tmp_path / "texts")], where, local(where)) == records
+
+
+@pytest.mark.parametrize("pattern", ["", "/*", "/**"])
+def test_a_collection_inside_the_folder_that_is_read_is_no_document(local, tmp_path, pattern, monkeypatch):
+    folder, where = documents(tmp_path / "texts", 2), tmp_path / "texts" / "kept"
+    for name in ("binary", "empty", "huge"):
+        (folder / f"{name}.txt").unlink()
+
+    def stopped(now):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:  # killed before the first manifest
+        patched.setattr("sharedllm.collection.read.write_records", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            read_collection([f"{folder}{pattern}"], where, local(where), stopped)
+    for _ in range(2):
+        records = read_collection([f"{folder}{pattern}"], where, local(where))
+        assert set(records) == kept(records) == {f"{folder}/0.txt", f"{folder}/more/1.txt"}
+    with pytest.raises(UsageError, match="name the texts themselves"):
+        read_collection([str(where)], tmp_path / "other", local(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("pattern", ["", "/**"])
+def test_a_remote_collection_inside_what_is_read_is_no_document(local, pattern):
+    import fsspec
+
+    memory, address = fsspec.filesystem("memory"), "memory://inside/kept"
+    memory.pipe_file("/inside/a.txt", text(0).encode())
+    memory.pipe_file("/inside/context.json", b"{}")
+    for _ in range(2):
+        records = read_collection([f"memory://inside{pattern}"], address, local(address))
+        assert kept(records) == {"memory:///inside/a.txt", "memory:///inside/context.json"} == set(records)
+    memory.rm("/", recursive=True)
+
+
+def test_records_that_do_not_say_what_they_are_searched_by_are_added_to(home, local, tmp_path, make, monkeypatch):
+    from sharedllm.collection.engines import LocalEngine
+    from sharedllm.collection.worker import Worker
+
+    where = tmp_path / "kept"
+    for i in range(2):
+        (tmp_path / f"{i}.txt").write_text(text(i))
+    made_with = Worker.made_with
+    monkeypatch.setattr(Worker, "made_with", lambda self: made_with(self).partition(", searched by ")[0])
+    (old,) = read_collection([f"{tmp_path}/0.txt"], where, local(where)).values()
+    monkeypatch.setattr(Worker, "made_with", made_with)
+    records = read_collection([f"{tmp_path}/1.txt"], where, local(where))
+    assert len(kept(records)) == 2 and old in records.values()
+    other = Worker(make(dataclasses.replace(CONFIG, search_layer=0)), where)
+    assert other.llm.config.representing_layer != home.llm.config.representing_layer
+    with pytest.raises(UsageError, match="another model, adapter"):
+        read_collection([f"{tmp_path}/1.txt"], where, LocalEngine(other))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -11,16 +14,26 @@ import torch.nn.functional as F
 
 from sharedllm import UsageError
 from sharedllm.cli import main
+from sharedllm.collection import place
 from sharedllm.collection.engines import LocalEngine
 from sharedllm.collection.read import read_collection
-from sharedllm.collection.search import Collection
-from sharedllm.collection.sketch import Sketch, load_sketch, pack_signs, save_sketch, scores, sketch_of, unpack_signs
+from sharedllm.collection.search import Collection, is_collection
+from sharedllm.collection.sketch import (
+    Sketch,
+    load_sketch,
+    pack_signs,
+    save_sketch,
+    scores,
+    sketch_made_of,
+    sketch_of,
+    unpack_signs,
+)
 from sharedllm.collection.worker import Worker
 from sharedllm.prompts import Prompt
 from sharedllm.relevance import represented
 from tests.collection.conftest import text
 from tests.conftest import CONFIG
-from tests.contexts import encoded
+from tests.contexts import assert_one_sentence, encoded
 
 QUESTION = "7919#48+02=?"
 
@@ -142,3 +155,54 @@ def test_ask_answers_from_the_documents_found(home, many, capsys):
 def test_a_collection_without_documents_says_so(home, tmp_path):
     with pytest.raises(UsageError, match="holds no document to ask"):
         Collection(tmp_path, home.llm)
+
+
+def test_a_collection_is_asked_with_the_model_and_the_search_it_was_made_with(home, many, make, tmp_path):
+    for llm in (make(num_key_value_heads=4), make(dataclasses.replace(CONFIG, search_layer=0))):
+        with pytest.raises(UsageError, match="made with another model or adapter") as error:
+            Collection(many, llm)
+        assert_one_sentence(error)
+    old = tmp_path / "old"  # its records do not say what they are searched by
+    shutil.copytree(many, old)
+    told = (old / "documents.jsonl").read_text()
+    (old / "documents.jsonl").write_text(told.replace(", searched by tokens of layer 2", ""))
+    assert "searched by" in told and "searched by" not in (old / "documents.jsonl").read_text()
+    assert Collection(old, home.llm).search(QUESTION, documents=1)[0].source.endswith("07.txt")
+    with pytest.raises(UsageError, match="made with another model or adapter"):
+        Collection(old, make(dataclasses.replace(CONFIG, search_by="last"))).search(QUESTION)
+
+
+def test_sketches_of_earlier_releases_are_read(many):
+    data = next((many / "sketches").iterdir()).read_bytes()
+    sketch = load_sketch("new", data)
+    old = save_sketch(sketch)
+    assert sketch_made_of(data) and sketch_made_of(old) == ""
+    assert torch.equal(load_sketch("old", old).signs, sketch.signs)
+    assert [sketch_made_of(broken) for broken in (b"", b"\x02\0\0\0\0\0\0\0[]", b"x" * 9)] == [""] * 3
+
+
+def test_a_folder_with_records_and_no_stores_is_no_collection(many, tmp_path):
+    (tmp_path / "documents.jsonl").write_text('{"text": "hello"}\n')
+    assert not is_collection(str(tmp_path)) and is_collection(str(many))
+
+
+def test_two_processes_fetch_one_remote_store_at_once(tmp_path, monkeypatch):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/twice/stores/a/context.json", b"{}")
+    memory.pipe_file("/twice/stores/a/segment-x.safetensors", b"z" * 1000)
+    monkeypatch.setattr(place, "CACHE", tmp_path)
+    real, both, unfinished = type(memory).get_file, Barrier(2, timeout=20), []
+
+    def together(self, remote, file, **options):
+        unfinished.append(file)
+        real(self, remote, file, **options)
+        both.wait()  # each has its file and none has its name yet
+
+    monkeypatch.setattr(type(memory), "get_file", together)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: place.Place("memory://twice").fetch("stores/a"), range(2))
+    assert one == other and len(set(unfinished)) == 2
+    assert sorted(f.name for f in one.iterdir()) == ["context.json", "segment-x.safetensors"]
+    memory.rm("/", recursive=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,9 +24,15 @@ QuotedOption = Annotated[
     int | None, typer.Option("--quoted-tokens", help="Nearest tokens shown as text too; else the adapter's.")
 ]
 DocumentsOption = Annotated[
-    int, typer.Option("--documents", help="Of a collection: how many, those nearest to the question, to answer from.")
+    int | None,
+    typer.Option(
+        "--documents",
+        help="Of a collection: how many, those nearest to the question, to answer from.",
+        show_default="4",
+    ),
 ]
 
+DOCUMENTS = 4
 EXCERPT = 160  # characters of a passage that are shown
 
 
@@ -39,7 +46,7 @@ def ask(
     fine_chunks: FineOption = None,
     read_chunks: ReadOption = None,
     quoted_tokens: QuotedOption = None,
-    documents: DocumentsOption = 4,
+    documents: DocumentsOption = None,
     model: common.ModelOption = None,
     adapter: common.AdapterOption = "default",
     device: common.DeviceOption = None,
@@ -48,18 +55,17 @@ def ask(
     as_json: common.JsonOption = False,
 ) -> None:
     """Answer a question over files: text, Markdown, HTML, PDF, standard input, saved contexts, collections."""
-    from sharedllm.errors import UsageError
+    from sharedllm.prompts import check_question
 
-    if not question.strip():
-        raise UsageError("the question is empty; say what you want to know.")
+    check_question(question)
     common.positive("--max-new-tokens", max_new_tokens)
-    common.positive("--documents", documents)
+    _check_sources(sources, keep_tags, documents)
     llm = common.load(model, adapter, device, dtype, seed)
     from dataclasses import asdict
 
     from sharedllm.evaluate.row import machine
 
-    sources, hits, find_seconds = common.found(llm, sources, question, documents)
+    sources, hits, find_seconds = common.found(llm, sources, question, documents or DOCUMENTS)
     context, encode_seconds = common.read(llm, sources, keep_tags)
     resolution: dict[str, Any] = {
         "slots_per_leaf": slots_per_leaf,
@@ -89,6 +95,21 @@ def ask(
         _show(llm, context, answer, read, encode_seconds)
         if hits:
             typer.echo(f"found in {find_seconds:.2f} s: " + ", ".join(hit["source"] for hit in hits), err=True)
+
+
+def _check_sources(sources: Sequence[str], keep_tags: bool, documents: int | None) -> None:
+    """Raise `UsageError` for an option that has nothing to act on among these sources."""
+    from sharedllm.collection.search import is_collection
+    from sharedllm.errors import UsageError
+
+    if documents is not None:
+        common.positive("--documents", documents)
+        if not any(map(is_collection, sources)):
+            raise UsageError("--documents is for collections, and none is named; leave it out.")
+    if keep_tags and all(common.is_saved(source) or is_collection(source) for source in sources):
+        raise UsageError(
+            "--keep-tags is for texts that are read now, and all that is named was read before; leave it out."
+        )
 
 
 def _show(llm: SharedLLM, context: Context, answer: Answer, read: list[Passage], encode_seconds: float) -> None:

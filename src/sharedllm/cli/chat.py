@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -32,6 +33,8 @@ def chat(
     common.positive("--max-new-tokens", max_new_tokens)
     if "-" in (sources or []):
         raise UsageError("'-' cannot be a source here: standard input holds the questions.")
+    common.refuse_collections(sources or [])
+    _replace_undecodable()
     llm = common.load(model, adapter, device, dtype, seed)
     from sharedllm.session import Session
 
@@ -44,6 +47,12 @@ def chat(
             common.print_json({"answer": answer.text, "generated_tokens": answer.generated_tokens, **folded})
         else:
             print(answer.text, flush=True)
+
+
+def _replace_undecodable() -> None:
+    """Bytes of standard input that are no text in its encoding must not end the conversation."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
 
 
 def _next_question() -> str:

@@ -133,11 +133,21 @@ def is_saved(source: str) -> bool:
     return (Path(source) / "context.json").is_file()
 
 
+def refuse_collections(sources: Sequence[str]) -> None:
+    """Raise `UsageError` for a collection where texts or saved contexts are expected."""
+    from sharedllm.collection.search import is_collection
+    from sharedllm.errors import UsageError
+
+    if kept := [source for source in sources if is_collection(source)]:
+        raise UsageError(f"{kept[0]} is a collection, which `sharedllm ask` alone answers from; ask it there.")
+
+
 def text_of(sources: Sequence[str]) -> str:
     """The text of some sources, a blank line between files."""
     from sharedllm.errors import UsageError
     from sharedllm.sources import read_sources
 
+    refuse_collections(sources)
     if saved := [source for source in sources if is_saved(source)]:
         raise UsageError(f"{saved[0]} is a saved context, and a text is expected here; name the files it was made of.")
     return "\n\n".join(document.text for document in read_sources(list(sources)))
@@ -205,8 +215,13 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def tell(line: str) -> None:
+    """A line on stdout; what of a file's name is no text is escaped, in JSON as JSON escapes it."""
+    print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
+
+
 def print_json(values: dict[str, Any]) -> None:
-    print(json.dumps(values, ensure_ascii=False), flush=True)
+    tell(json.dumps(values, ensure_ascii=False))
 
 
 def positive(option: str, value: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +23,14 @@ FolderOption = Annotated[
 CompactOption = Annotated[
     bool, typer.Option("--compact", help="Keep a quarter of the bytes; each question reads a chunk again.")
 ]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")]
 SeparateOption = Annotated[
     bool, typer.Option("--separate", help="Keep thousands of documents, a store each, to be searched.")
 ]
+MaxMbOption = Annotated[
+    float | None, typer.Option("--max-mb", help="With --separate: largest document.", show_default="200")
+]
+MAX_MB = 200.0
 
 
 def encode(
@@ -34,9 +40,9 @@ def encode(
     remove: Annotated[list[str] | None, typer.Option("--remove", metavar="SOURCE", help="Forget a source.")] = None,
     keep_tags: common.KeepTagsOption = False,
     compact: CompactOption = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
+    dry_run: DryRunOption = False,
     separate: SeparateOption = False,
-    max_mb: Annotated[float, typer.Option("--max-mb", help="With --separate: largest document.")] = 200.0,
+    max_mb: MaxMbOption = None,
     engine: common.EngineOption = "local",
     ray_address: common.RayAddressOption = None,
     workers: common.WorkersOption = None,
@@ -57,39 +63,60 @@ def encode(
 
     common.check_engine(engine, ray_address, workers)
     if separate:
-        if append or remove or dry_run or not sources:
-            raise UsageError("--separate takes sources alone: no --append, --remove or --dry-run, it always adds.")
+        if append or remove or dry_run or keep_tags or not sources:
+            raise UsageError(
+                "--separate takes sources alone, it always adds: no --append, --remove, --dry-run or --keep-tags."
+            )
         from sharedllm.cli.separate import read_separately
 
         loading = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
-        keeping = {"most_bytes": int(max_mb * 1e6), "compact": compact}
+        keeping = {"most_bytes": _most_bytes(max_mb), "compact": compact}
         read_separately(sources, output, loading, keeping, engine, ray_address, workers, as_json)
         return
-    if engine != "local" or "://" in output:
-        raise UsageError("workers and addresses are for documents with a store each; add --separate.")
+    if engine != "local" or "://" in output or max_mb is not None:
+        raise UsageError("workers, addresses and --max-mb are for documents with a store each; add --separate.")
     if bool(sources) == bool(remove):
         raise UsageError("give either sources to read or --remove SOURCE.")
     folder = Path(output)
     check_target(folder)
     if remove:
+        if append or dry_run or keep_tags or compact:
+            raise UsageError("--remove goes alone, without --append, --dry-run, --keep-tags or --compact.")
         _remove(folder, remove, as_json)
         return
-    llm = common.load(model, adapter, device, dtype)
-    from sharedllm.evaluate.row import machine
     from sharedllm.library import Library
 
-    library = Library(folder, llm, compact or None)
+    library = Library(folder, common.load(model, adapter, device, dtype), compact or None)
     texts = {source: common.text_of([source]) for source in sources or []}
     keep: dict[str, Keep] | None = dict.fromkeys(texts, "tags") if keep_tags else None
     if dry_run:
         _predict(library, texts, keep, as_json)
-        return
+    else:
+        _update(library, texts, not append, keep, as_json)
+
+
+def _update(
+    library: Library, texts: Mapping[str, str], only: bool, keep: dict[str, Keep] | None, as_json: bool
+) -> None:
+    from sharedllm.evaluate.row import machine
+
+    assert library.llm is not None
     started = time.perf_counter()
     with common.reading_bar() as progress:
-        library.update(texts, only=not append, progress=progress, keep=keep)
+        library.update(texts, only=only, progress=progress, keep=keep)
     seconds = round(time.perf_counter() - started, 3)
     line = "{context_tokens:,} tokens kept in {context} ({megabytes:,.1f} MB), read in {seconds:,.1f} s"
-    _tell({**kept(library), "encode_seconds": seconds, **machine(llm)}, line, as_json)
+    _tell({**kept(library), "encode_seconds": seconds, **machine(library.llm)}, line, as_json)
+
+
+def _most_bytes(max_mb: float | None) -> int:
+    """The largest document in bytes; `UsageError` for a number that is no size."""
+    from sharedllm.errors import UsageError
+
+    megabytes = MAX_MB if max_mb is None else max_mb
+    if not math.isfinite(megabytes) or megabytes * 1e6 < 1:
+        raise UsageError(f"--max-mb is {megabytes:g}; give a number of megabytes above 0, such as 200.")
+    return int(megabytes * 1e6)
 
 
 def _remove(folder: Path, sources: Sequence[str], as_json: bool) -> None:
@@ -124,4 +151,4 @@ def _tell(figures: dict[str, Any], line: str, as_json: bool) -> None:
     if as_json:
         common.print_json(figures)
     else:
-        print(line.format(**figures, megabytes=figures["bytes"] / 1e6, seconds=figures.get("encode_seconds", 0)))
+        common.tell(line.format(**figures, megabytes=figures["bytes"] / 1e6, seconds=figures.get("encode_seconds", 0)))

@@ -34,7 +34,6 @@ def read_separately(
     from sharedllm.collection.read import read_collection
     from sharedllm.collection.records import FAILED, KEPT
 
-    common.positive("--max-mb", keeping["most_bytes"])
     started = time.perf_counter()
     with _engine(engine, loading, keeping, where, ray_address, workers) as reading, _progress() as told:
         records = read_collection(sources, where, reading, told)
@@ -53,7 +52,7 @@ def read_separately(
         common.print_json(figures)
         return
     line = "{documents:,} documents with {context_tokens:,} tokens in {collection}, {failed:,} not read, {encode_seconds:,.1f} s"
-    print(line.format(**figures))
+    common.tell(line.format(**figures))
 
 
 @contextmanager

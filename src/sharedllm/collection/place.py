@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
 from sharedllm.manifest import LOCK, MANIFEST, UNFINISHED
@@ -35,6 +36,17 @@ def filesystem(address: str) -> tuple[Any, str]:
     except ValueError as error:
         raise UsageError(f"{address} is no address that can be opened: {error}.") from error
     return fs, str(path).rstrip("/")
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[Path]:
+    """A name to write under, no other process's, whose file takes the place of `file` when the block ends well."""
+    unfinished = file.with_name(f"{file.name}.{uuid4().hex}{UNFINISHED}")
+    try:
+        yield unfinished
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 class Place:
@@ -121,10 +133,10 @@ class Place:
                 file = folder / Path(info["name"]).name
                 if file.name == MANIFEST or (file.exists() and file.stat().st_size == info["size"]):
                     continue  # a segment of this name has this content
-                unfinished = file.with_name(file.name + UNFINISHED)
-                self.fs.get_file(info["name"], str(unfinished))
-                unfinished.replace(file)
-        (folder / MANIFEST).write_bytes(manifest)
+                with _replacing(file) as unfinished:
+                    self.fs.get_file(info["name"], str(unfinished))
+        with self._told("read"), _replacing(folder / MANIFEST) as unfinished:
+            unfinished.write_bytes(manifest)
         return folder
 
     def _upload(self, folder: Path, name: str) -> None:

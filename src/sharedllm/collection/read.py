@@ -12,7 +12,17 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from sharedllm.collection.place import Place
-from sharedllm.collection.records import FAILED, KEPT, RECORDS, SKETCHES, STORES, Record, read_records, write_records
+from sharedllm.collection.records import (
+    FAILED,
+    KEPT,
+    RECORDS,
+    SKETCHES,
+    STORES,
+    Record,
+    alike,
+    read_records,
+    write_records,
+)
 from sharedllm.collection.sources import Source, find_sources
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
 from sharedllm.files import replaceable
@@ -68,7 +78,7 @@ def read_collection(
     with _alone(place):
         records = read_records(place)
         made_with = engine.made_with()
-        if any(r.state == KEPT and r.made_with != made_with for r in records.values()):
+        if any(r.state == KEPT and not alike(r.made_with, made_with) for r in records.values()):
             raise UsageError(f"{place.where} was made with another model, adapter or --compact; choose another folder.")
         missing = [s for s in found if not _known(s, records.get(s.name))]
         progress, saved = Progress(len(missing), sum(s.bytes for s in missing)), time.monotonic()
@@ -140,6 +150,8 @@ def _alone(place: Place) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+        (folder / STORES).mkdir(exist_ok=True)  # stopped before its first record, it is a collection all the same
+        (folder / RECORDS).touch()
     except Timeout as error:
         raise UsageError(f"another process is writing to {folder}; wait until it ends.") from error
     except OSError as error:

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from sharedllm.collection.place import Place
 from sharedllm.errors import WorkError
 
+SEARCHED_BY = ", searched by "  # in `Record.made_with`, before what sketches and questions are compared by
 RECORDS, STORES, SKETCHES = "documents.jsonl", "stores", "sketches"
 KEPT, FAILED = "kept", "failed"
 
@@ -33,15 +34,27 @@ class Record:
     store: str = ""
     """Name of its store and its sketch."""
     made_with: str = ""
-    """What its chunks depend on besides its tokens: model and settings; see `store.chunk_kind`."""
+    """What its chunks and its sketch depend on besides its tokens: model and settings; see `Worker.made_with`."""
     reason: str = ""
     """Why it failed, in a sentence."""
+
+
+def alike(made_with: str, other: str) -> bool:
+    """Whether two documents were made with the same; records of earlier releases do not say what they are searched by."""
+    (kind, _, searched), (other_kind, _, other_searched) = (m.partition(SEARCHED_BY) for m in (made_with, other))
+    return kind == other_kind and (searched == other_searched or not searched or not other_searched)
+
+
+def searchable(made_with: str, model: str, searched_by: str) -> bool:
+    """Whether a model, by its fingerprint, that represents tokens so can search a document that was made with that."""
+    kind, _, searched = made_with.partition(SEARCHED_BY)
+    return kind.split(" ")[0] in (model, "") and searched in (searched_by, "")
 
 
 def store_name(source: str) -> str:
     """The name of the store of a source: readable, and no other source's."""
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", PurePosixPath(source).name)[:40].strip("-.")
-    return f"{readable or 'document'}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    return f"{readable or 'document'}-{hashlib.sha256(source.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 
 
 def read_records(place: Place) -> dict[str, Record]:
@@ -62,7 +75,9 @@ def read_records(place: Place) -> dict[str, Record]:
 
 def write_records(place: Place, records: Mapping[str, Record]) -> None:
     """Replace the manifest in one step."""
-    place.write(RECORDS, "".join(_lines(records[source] for source in sorted(records))).encode())
+    lines = "".join(_lines(records[source] for source in sorted(records)))
+    # Bytes of a file's name that are no UTF-8 are written as JSON escapes them.
+    place.write(RECORDS, lines.encode("utf-8", "backslashreplace"))
 
 
 def _lines(records: Iterable[Record]) -> Iterable[str]:

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from sharedllm.collection.place import Place
-from sharedllm.collection.records import KEPT, RECORDS, SKETCHES, STORES, Record, read_records
-from sharedllm.collection.sketch import Sketch, load_sketch, scores
+from sharedllm.collection.records import KEPT, RECORDS, SKETCHES, STORES, Record, read_records, searchable
+from sharedllm.collection.sketch import Sketch, load_sketch, represented_by, scores
 from sharedllm.context import Context
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.model import SharedLLM
@@ -42,7 +42,7 @@ class Collection:
     """Documents read by `read_collection`, to be searched and asked with the model that read them.
 
     Raises:
-        UsageError: there is no collection at `where`, or it holds no document.
+        UsageError: there is no collection at `where`, it holds no document, or it was made with another model or adapter.
         WorkError: its manifest or a sketch is broken.
     """
 
@@ -51,6 +51,9 @@ class Collection:
         self.records: list[Record] = [r for r in read_records(self.place).values() if r.state == KEPT]
         if not self.records:
             raise UsageError(f"{where} holds no document to ask; read some with `sharedllm encode --separate`.")
+        by = represented_by(llm.config)
+        if not all(searchable(record.made_with, llm.fingerprint, by) for record in self.records):
+            raise self._foreign()
 
     @cached_property
     def sketches(self) -> list[Sketch]:
@@ -71,6 +74,8 @@ class Collection:
         prompt = Prompt(self.llm.tokenizer, question)
         ids = torch.tensor([prompt.alone()], device=self.llm.device)
         (asked,) = self.llm.query(ids, question_mask=prompt.question_mask().to(self.llm.device))
+        if any(len(sketch.mean) != asked.shape[1] for sketch in self.sketches):  # of a record that does not say
+            raise self._foreign()
         near = scores(self.sketches, asked)
         opened = OPENED * documents if opened is None else opened
         order = near.argsort(descending=True, stable=True)[: max(documents, opened)].tolist()
@@ -92,6 +97,11 @@ class Collection:
         """Answer a question from the documents nearest to it."""
         return self.llm.ask(self.context(self.search(question, documents)), question, max_new_tokens)
 
+    def _foreign(self) -> UsageError:
+        return UsageError(
+            f"{self.place.where} was made with another model or adapter; ask it with the one that read it."
+        )
+
     def _look_into(self, records: Sequence[Record], question_QR: torch.Tensor) -> torch.Tensor:
         """How near the nearest chunk of each document is to a question, from its store; [documents]."""
         contexts = [Context.load(self.folder(record.store), self.llm) for record in records]
@@ -107,6 +117,7 @@ def is_collection(source: str) -> bool:
     if source == "-" or source.startswith(("http://", "https://")):
         return False
     try:
-        return Place(source).exists(RECORDS)
+        place = Place(source)
+        return place.exists(RECORDS) and place.exists(STORES)
     except WorkError:  # no name that a file can have; reading it says so
         return False

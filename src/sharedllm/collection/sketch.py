@@ -10,6 +10,7 @@ Shapes: V vectors of a document, R size of a representation, Q tokens of a quest
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,6 +52,11 @@ def sketch_of(context: Context, config: SharedConfig) -> Sketch:
     return Sketch(pack_signs(torch.cat(vectors)), chunk, mean)
 
 
+def represented_by(config: SharedConfig) -> str:
+    """What of a token its representation is, which sketches and questions must agree in."""
+    return "last" if config.search_by == "last" else f"tokens of layer {config.representing_layer}"
+
+
 def by_token(reps_PR: Tensor, ids_P: Tensor) -> Tensor:
     """The mean of each token's occurrences, [distinct, R], in the order of token ids."""
     distinct, at = ids_P.unique(return_inverse=True)
@@ -84,8 +90,23 @@ def scores(sketches: Sequence[Sketch], question_QR: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def save_sketch(sketch: Sketch) -> bytes:
-    return save({name: tensor.contiguous() for name, tensor in vars(sketch).items()})
+def save_sketch(sketch: Sketch, made_of: str = "") -> bytes:
+    """The bytes of a sketch.
+
+    Args:
+        made_of: what it follows from, for `sketch_made_of`.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in vars(sketch).items()}
+    return save(tensors, {"made_of": made_of} if made_of else None)
+
+
+def sketch_made_of(data: bytes) -> str:
+    """What `save_sketch` was told; empty where it was told nothing, or the sketch is broken."""
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return str(header.get("__metadata__", {}).get("made_of", ""))
+    except (ValueError, AttributeError):
+        return ""
 
 
 def load_sketch(name: str, data: bytes) -> Sketch:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
 
 from sharedllm.collection.place import filesystem, is_address
+from sharedllm.collection.records import RECORDS, STORES
 from sharedllm.errors import UsageError
-from sharedllm.sources import STDIN, folder_files, read_file
+from sharedllm.manifest import MANIFEST, SEGMENT
+from sharedllm.sources import STDIN, folder_files, is_kept, read_file
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Source:
 def find_sources(names: Sequence[str]) -> list[Source]:
     """All documents that `names` mean, each once, in the order given; what a folder or pattern gives is sorted.
 
-    Hidden files and folders inside a folder are skipped.
+    Hidden files and folders inside a folder are skipped, and so are saved contexts and collections.
 
     Raises:
         UsageError: one of the names is nothing that can be read, or means no file at all.
@@ -63,10 +67,38 @@ def _local(name: str) -> Iterator[Source]:
         raise UsageError("'-' is no document that can be found again; with --separate name files or folders.")
     if not os.path.exists(name) and not has_magic(name):
         raise UsageError(f"'{name}' does not exist: check the path.")
-    for path in [name] if os.path.exists(name) else sorted(glob(name, recursive=True)):
+    for path in [name] if os.path.exists(name) else _matches(name):
         for file in folder_files(path) if os.path.isdir(path) else [path]:
             about = os.stat(file)
             yield Source(file, about.st_size, f"{about.st_size}-{about.st_mtime_ns}")
+
+
+def _matches(pattern: str) -> list[str]:
+    """The paths that a pattern means, sorted, without what this library keeps below its fixed part."""
+    fixed = len(list(takewhile(lambda part: not has_magic(part), Path(pattern).parts)))
+    kept: dict[Path, bool] = {}
+
+    def within(path: Path) -> bool:
+        if len(path.parts) <= fixed:
+            return False
+        if path not in kept:
+            kept[path] = is_kept(path) or within(path.parent)
+        return kept[path]
+
+    return [path for path in sorted(glob(pattern, recursive=True)) if not within(Path(path))]
+
+
+def _kept(files: Iterable[str]) -> set[str]:
+    """The folders among those of remote files that are saved contexts or collections, by what lies in them."""
+    files, found = set(files), set()
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        if SEGMENT.fullmatch(name) and f"{folder}/{MANIFEST}" in files:
+            found.add(folder)
+            outer, _, stores = folder.rpartition("/")[0].rpartition("/")
+            if stores == STORES and f"{outer}/{RECORDS}" in files:
+                found.add(outer)
+    return found
 
 
 def _remote(address: str) -> Iterator[Source]:
@@ -80,8 +112,9 @@ def _remote(address: str) -> Iterator[Source]:
         raise UsageError(f"'{address}' does not exist: check the address.") from error
     except Exception as error:  # a backend's own, of any class
         raise UsageError(f"'{address}' cannot be read: {error or type(error).__name__}.") from error
+    kept = _kept(listed)
     for file, about in sorted(listed.items()):
         hidden = any(part.startswith(".") for part in file.removeprefix(path).split("/"))
-        if about["type"] == "file" and not hidden:
+        if about["type"] == "file" and not hidden and kept.isdisjoint(map(str, PurePosixPath(file).parents)):
             version = hashlib.sha256(repr(sorted(about.items(), key=str)).encode()).hexdigest()[:16]
             yield Source(fs.unstrip_protocol(file), int(about["size"] or 0), version)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sharedllm.collection.place import Place
-from sharedllm.collection.records import FAILED, KEPT, SKETCHES, STORES, Record, store_name
-from sharedllm.collection.sketch import save_sketch, sketch_of
+from sharedllm.collection.records import FAILED, KEPT, SEARCHED_BY, SKETCHES, STORES, Record, store_name
+from sharedllm.collection.sketch import represented_by, save_sketch, sketch_made_of, sketch_of
 from sharedllm.collection.sources import Source, read_bytes
 from sharedllm.errors import SharedLLMError
 from sharedllm.library import Library
@@ -17,7 +17,7 @@ from sharedllm.model import SharedLLM
 from sharedllm.ray_pool import Setup
 from sharedllm.reader import Stored
 from sharedllm.sources import DEFAULT_MAX_BYTES, document_of
-from sharedllm.store import chunk_kind
+from sharedllm.store import chunk_kind, chunk_name
 
 
 class Worker:
@@ -34,10 +34,11 @@ class Worker:
         self.llm, self.place, self.most_bytes, self.compact = llm, Place(where), most_bytes, compact
 
     def made_with(self) -> str:
-        """What chunks depend on besides their tokens."""
+        """What chunks and sketches depend on besides their tokens."""
         reader, empty = self.llm.reader, self.llm.reader.new_context(self.compact)
         length = reader.config.chunk_length
-        return f"{chunk_kind(reader.layout(length, Stored(compact=empty.compact)), empty.fingerprint, empty.shape)} of {length}"
+        kind = chunk_kind(reader.layout(length, Stored(compact=empty.compact)), empty.fingerprint, empty.shape)
+        return f"{kind} of {length}{SEARCHED_BY}{represented_by(reader.config)}"
 
     def read(self, sources: Sequence[Source]) -> list[Record]:
         """Read documents, each into its store; whatever is wrong with one is said in its record."""
@@ -63,12 +64,12 @@ class Worker:
     def _keep(self, source: str, name: str, text: str) -> int:
         """Read a text into the store `name`, unless it is there; returns its tokens."""
         ids = self.llm.reader.token_ids(text)
-        sketch = f"{SKETCHES}/{name}.safetensors"
+        sketch, made_of = f"{SKETCHES}/{name}.safetensors", chunk_name(self.made_with(), ids)
         with self.place.store(f"{STORES}/{name}") as folder:
             library = Library(folder, self.llm, self.compact)
-            if not (library.holds(source, ids) and self.place.exists(sketch)):
+            if not (library.holds(source, ids) and sketch_made_of(self.place.read(sketch) or b"") == made_of):
                 library.update({source: ids}, only=True)
-                self.place.write(sketch, save_sketch(sketch_of(library.context(), self.llm.config)))
+                self.place.write(sketch, save_sketch(sketch_of(library.context(), self.llm.config), made_of))
         return len(ids)
 
 
