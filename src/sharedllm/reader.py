@@ -66,10 +66,13 @@ class Reader:
 
     def new_context(self, compact: bool = False) -> Context:
         """An empty context of this model; see `Context.compact`."""
-        config = self.config
-        compact = compact and config.fine_chunks > 0  # else no more than the candidates are stored anyway
-        about = {**config.to_dict(), "compared_layer": config.compared_layer(compact), "compact": int(compact)}
+        compact = compact and self.config.fine_chunks > 0  # else no more than the candidates are stored anyway
+        about = {**self._about(compact), "compact": int(compact)}
         return Context(self, self.fingerprint, {name: about[name] for name in STORED_UNDER})
+
+    def _about(self, compact: bool) -> dict[str, Any]:
+        """The settings, and which layer's values are kept apart to be compared."""
+        return {**self.config.to_dict(), "compared_layer": self.config.compared_layer(compact)}
 
     def append(
         self,
@@ -140,8 +143,8 @@ class Reader:
 
     def _narrow(self, context: Context) -> None:
         """Leave in a context only the layers that this adapter needs."""
-        config = {**self.config.to_dict(), "compared_layer": self.config.compared_layer(context.compact)}
-        needed = {name: config[name] for name in LAYERS}
+        about = self._about(context.compact)
+        needed = {name: about[name] for name in LAYERS}
         context.blocks = layers_of(context.blocks, context.shape, needed)
         context.shape = {**context.shape, **needed}
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from sharedllm.collection.records import RECORDS, STORES
 from sharedllm.errors import UsageError
+from sharedllm.manifest import FORMAT, MANIFEST
 from sharedllm.sources_html import html_text
 from sharedllm.sources_pdf import pdf_text
 
@@ -102,12 +104,12 @@ def read_sources(
 
 def is_kept(folder: str | Path) -> bool:
     """Whether a folder is a saved context or a collection: what was read of texts, and not texts."""
-    records, about = (os.path.join(folder, name) for name in ("documents.jsonl", "context.json"))
+    records, about = (os.path.join(folder, name) for name in (RECORDS, MANIFEST))
     with contextlib.suppress(OSError, ValueError):
         if os.path.isfile(about):  # its format is the first thing that it says
             with open(about, "rb") as file:
-                return b'"sharedllm-context"' in file.read(_SNIFF_BYTES)
-        if os.path.isfile(records) and os.path.isdir(os.path.join(folder, "stores")):
+                return f'"{FORMAT}"'.encode() in file.read(_SNIFF_BYTES)
+        if os.path.isfile(records) and os.path.isdir(os.path.join(folder, STORES)):
             with open(records, "rb") as file:
                 first = file.readline(_SNIFF_BYTES)
             return not first or first.startswith(b'{"source": ')

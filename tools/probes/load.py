@@ -175,9 +175,9 @@ def mixed(count: int, long_tokens: int, seed: int) -> list[str]:
 
 
 def load_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    if "load" in args.parts:
-        yield from clients_rows(args)
     options = shlex.split(args.serve)
+    if "load" in args.parts:
+        yield from clients_rows(args, options)
     if "upload" in args.parts:
         with served(options, args.rows) as (url, _pid):
             yield {"method": "upload", "clients": 1, **asyncio.run(gap(url, args.upload_tokens, args.seconds))}
@@ -189,9 +189,8 @@ def load_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {"method": "batched" if rows > 1 else "one at a time", "clients": args.together, "rows": rows, **row}
 
 
-def clients_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def clients_rows(args: argparse.Namespace, options: list[str]) -> Iterator[dict[str, Any]]:
     """One client, then more, and what the server holds before and after."""
-    options = shlex.split(args.serve)
     bounded = ["--memory-gb", str(args.memory_gb), *options]  # so little that warming up fills it
     with served(bounded, args.rows) as (url, pid):
         for count in args.clients:  # the first time through, caches of allocators and of prompts fill

@@ -108,11 +108,12 @@ class Shape:
     def _name(self, token: int) -> str:
         """What a token is called in the log-probabilities of a prompt: its text, or the bytes of a part of a character."""
         raw = token_bytes(self.tokenizer, token)
+        if raw is None:
+            return self._text(token)
         try:
-            text = None if raw is None else raw.decode()
+            return raw.decode()
         except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw or b"")
-        return self._text(token) if text is None else text
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     def _text(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))
