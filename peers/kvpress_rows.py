@@ -168,15 +168,17 @@ class Peer:
         return cache, {"compression_ratio": round(ratio, 6), "bytes_kept": size, "read_seconds": seconds}
 
     def nll(self, cache: Any, past: int, window: Sequence[int], targets: int) -> float:
-        """Mean nats of the last `targets` tokens of the window, which follows `past` tokens kept in the cache."""
+        """Mean nats of the last `targets` tokens of the window, which follows the `past` tokens that the cache is of; the cache is
+        left as it was."""
         import torch
 
-        ids = self.ids(window)
+        ids, kept = self.ids(window), cache.get_seq_length()
         positions = torch.arange(past, past + len(window), device=ids.device)[None]
         with torch.no_grad():
             logits = self.model(
                 input_ids=ids, past_key_values=cache, position_ids=positions, logits_to_keep=targets + 1
             ).logits
+        shorten(cache, kept)
         return torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, -targets:]).item()
 
     def answer(self, cache: Any, past: int, question: Sequence[int], new: int) -> str:
@@ -195,13 +197,19 @@ class Peer:
                 at += given.shape[1]
                 answered.append(int(logits[0, -1].argmax()))
                 given = self.ids(answered[-1:])
-        cache.crop(kept)
+        shorten(cache, kept)
         return self.tokenizer.decode(answered, skip_special_tokens=True).strip()
 
     def ids(self, tokens: Sequence[int]) -> Any:
         import torch
 
         return torch.tensor([list(tokens)], device=self.model.device)
+
+
+def shorten(cache: Any, kept: int) -> None:
+    """Take from a cache what came after its first `kept` tokens."""
+    if added := cache.get_seq_length() - kept:
+        cache.crop(-added)  # a negative number means the same to all versions of transformers
 
 
 def outcomes_of(peer: Peer, press: str, budget: str, samples: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

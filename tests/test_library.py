@@ -228,6 +228,12 @@ def test_one_process_writes_at_a_time(library):
         assert library.context().tokens == 199  # reading goes on
 
 
+def test_the_size_is_told_while_another_process_removes_a_segment(library, monkeypatch):
+    size, iterdir = library.nbytes, Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: [*iterdir(folder), folder / "segment-gone.safetensors"])
+    assert library.nbytes == size > 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of a mapped file")
 def test_a_question_loads_what_it_takes_in_and_no_more(make, tmp_path, monkeypatch):
     sizes = dict(injected_layers=4, chunk_length=1024, tree_depth=3, slots_per_leaf=8, search_layer=1)

@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import DynamicCache
 
 from sharedllm.evaluate.needle import is_found
 from sharedllm.evaluate.statistics import bootstrap, bounds, wilson
 from tests.cli.test_cli import ROW_FIELDS
+from tests.conftest import tiny_model
 
 ABOUT = {
     "method": "kvpress-snapkv", "budget": "stored_bytes", "device": "cpu", "dtype": "float32", "seed": 0, "threads": 1,
@@ -112,3 +115,14 @@ def test_an_unknown_metric_is_refused(peers, tmp_path):
     file.write_text(json.dumps({**sample([1]), "metric": "f1"}))
     with pytest.raises(SystemExit, match="no rule to score 'f1'"):
         peers.read_samples(file)
+
+
+def test_what_is_scored_is_seen_by_no_later_sample_on_the_same_past(peers):
+    peer, window = object.__new__(peers.Peer), [5, 6, 7, 8, 9]
+    peer.model = tiny_model()
+    for past in ([], [1, 2, 3]):
+        cache = DynamicCache()
+        if past:
+            peer.model.model(input_ids=torch.tensor([past]), past_key_values=cache)
+        first, second = (peer.nll(cache, len(past), window, 3) for _ in range(2))
+        assert second == pytest.approx(first) and cache.get_seq_length() == len(past)

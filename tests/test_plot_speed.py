@@ -71,3 +71,10 @@ def test_machines_are_never_mixed_and_the_last_of_repeated_rows_counts():
 def test_a_row_without_its_value_is_named():
     with pytest.raises(UsageError, match=r"rows.jsonl, line 2: kept_bytes is missing"):
         plan(rows(ROWS[0], row("shared", 2048, speed.MEMORY, 1.0)))
+
+
+def test_processors_are_never_mixed():
+    values = [time("full", 2048, 2.0, device="cuda", processor=name) for name in ("H100", "H200")]
+    found = speed.settings(rows(*values, time("full", 2048, 2.0, processor="AMD EPYC")))
+    assert [setting.where for setting in found] == ["cpu (AMD EPYC) with 2 threads", "cuda (H100)", "cuda (H200)"]
+    assert not any(setting.replaced for setting in found)

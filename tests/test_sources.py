@@ -72,7 +72,8 @@ def test_empty_pdf_file(tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "none.txt")
     assert "does not exist" in refusal(save(tmp_path, "a.txt", "x") / "below-a-file.txt")
-    assert "download" in refusal("https://example.org/page.html")
+    for address in ("https://example.org/page.html", "s3://bucket/notes.txt"):
+        assert "is an address" in refusal(address) and "download" in refusal(address)
 
 
 @pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "a\ud800b"])

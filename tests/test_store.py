@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import sharedllm.store
 from sharedllm import Context, SharedLLM, UsageError, WorkError
+from sharedllm.manifest import VERSION
 from sharedllm.saved import MERGED_CHUNKS
 from sharedllm.store import chunk_kind, writing
 from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model, tokens
@@ -192,6 +193,17 @@ def test_what_is_not_ours_is_never_swept(llm, tmp_path):
         before = {segment.name for segment in segments(tmp_path / "c")} - {left}
         store.sweep()
     assert set(files(tmp_path / "c")) == {".lock", "context.json", "segment-001.ts", "notes.txt", *before}
+
+
+def test_a_context_of_a_later_release_is_not_replaced(llm, tmp_path):
+    llm.read(tokens(87)).save(tmp_path / "c")
+    about = json.loads((tmp_path / "c" / "context.json").read_text())
+    (tmp_path / "c" / "context.json").write_text(json.dumps({**about, "version": VERSION + 1}))
+    before = files(tmp_path)
+    with pytest.raises(UsageError, match=f"format version {VERSION + 1}.*choose another folder") as error:
+        llm.read(tokens(70)).save(tmp_path / "c")
+    assert_one_sentence(error)
+    assert files(tmp_path) == before
 
 
 def test_saving_onto_a_file_is_refused(llm, tmp_path):

@@ -61,6 +61,15 @@ def replaced(write, listed=True):
     return change
 
 
+def led_outside(folder):
+    """Move the largest segment into the folder above, and say so."""
+    file = segments(folder)[0]
+    file.rename(folder.parent / file.name)
+    about = json.loads((folder / "context.json").read_text())
+    about["segments"][f"../{file.name}"] = about["segments"].pop(file.name)
+    (folder / "context.json").write_text(json.dumps(about))
+
+
 def tensors(**changes):
     """Change tensors of the largest segment; None takes one out."""
 
@@ -97,6 +106,7 @@ BROKEN = {
     "tokens do not agree": (WorkError, edit_part("documents", tokens=88)),
     "a chunk that is nowhere": (WorkError, edit_part("documents", chunks=["ab"])),
     "fewer chunks listed": (WorkError, edit_part("segments", chunks=["ab"])),
+    "a segment outside the folder": (WorkError, led_outside),
     "no segment": (WorkError, lambda f: segments(f)[0].unlink()),
     "a segment is half": (WorkError, replaced(first_half, listed=False)),
     "a segment is half, and listed so": (WorkError, replaced(first_half)),

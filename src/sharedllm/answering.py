@@ -32,6 +32,11 @@ def answer(
     """See `SharedLLM.answer`."""
     prompt, started = Prompt(llm.tokenizer, question), time.perf_counter()
     ids, compressed = window(llm, context, prompt, max_new_tokens)
+    if ids.shape[1] + max_new_tokens > llm.window:
+        raise UsageError(
+            f"the question has {ids.shape[1]} tokens and the answer may take {max_new_tokens:,}, the model's window is "
+            f"{llm.window:,}; ask for at most {llm.window - ids.shape[1]:,}, or chat, where answers may be of any length."
+        )
     memory = None
     if compressed:
         asks = prompt.question_mask().to(llm.device)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,11 @@ class Library:
     @property
     def nbytes(self) -> int:
         """Bytes on the disk."""
-        return sum(f.stat().st_size for f in self.folder.iterdir() if f.name != LOCK) if self.folder.exists() else 0
+        size = 0
+        for file in self.folder.iterdir() if self.folder.exists() else ():
+            with suppress(FileNotFoundError):  # another process, which writes, may have removed it
+                size += file.stat().st_size if file.name != LOCK else 0
+        return size
 
     def context(self, documents: Sequence[str] | None = None) -> Context:
         """Some documents as one context, in that order; None: all. Nothing is read or loaded."""

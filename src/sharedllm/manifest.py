@@ -88,8 +88,15 @@ class Manifest:
                 n: Document(int(d["tokens"]), list(d["chunks"]), merged(d.get("keep", ())))
                 for n, d in about["documents"].items()
             },
-            {n: Segment(int(s["bytes"]), list(s["chunks"])) for n, s in about["segments"].items()},
+            {_segment(n): Segment(int(s["bytes"]), list(s["chunks"])) for n, s in about["segments"].items()},
         )
+
+
+def _segment(name: str) -> str:
+    """The same name; `ValueError` for one that no segment has, which may lead out of the folder."""
+    if not SEGMENT.fullmatch(name):
+        raise ValueError(f"{name!r} is no segment")
+    return name
 
 
 def shape_of(about: dict[str, Any]) -> dict[str, int]:
@@ -158,14 +165,22 @@ def is_ours(name: str) -> bool:
 
 
 def check_target(folder: Path) -> None:
-    """Raise `UsageError` when writing to `folder` would overwrite something that is not a context."""
+    """Raise `UsageError` when writing to `folder` would overwrite something that is not a context this release reads."""
     file = folder / MANIFEST
     present = [f.name for f in folder.iterdir()] if folder.is_dir() else []
     ours = [n for n in present if is_ours(n) and (n != VERSION_2_SLOTS or MANIFEST in present)]
     replaceable(folder, ours, "a saved context")
+    if not file.exists():
+        return
     try:
-        known = not file.exists() or json.loads(file.read_text(encoding="utf-8"))["format"] == FORMAT
+        about = json.loads(file.read_text(encoding="utf-8"))
+        known = about["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):
         known = False
     if not known:
         raise UsageError(f"{folder} holds another program's {MANIFEST}; choose another folder.")
+    if about.get("version") not in READ:
+        raise UsageError(
+            f"{folder} holds a context of format version {about.get('version')}, which this release cannot add to or "
+            "replace; choose another folder."
+        )

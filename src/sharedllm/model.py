@@ -289,7 +289,8 @@ class SharedLLM(Published):
                 adapter was trained. A chunk of which they need more than the context stores is read again.
             kwargs: whatever the model's own `generate` takes.
         Raises:
-            UsageError: an empty question, no tokenizer, `max_new_tokens` below 1, or settings out of range.
+            UsageError: an empty question, no tokenizer, `max_new_tokens` below 1 or more than the window
+                holds beside the question, or settings out of range.
         """
         self._check_attached()
         resolution = Resolution(slots_per_leaf, fine_chunks, read_chunks, quoted_tokens)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -63,6 +65,14 @@ class Reader:
 
     def __init__(self, lower: LowerModel, config: SharedConfig, fingerprint: str, tokenizer: Any) -> None:
         self.lower, self.config, self.fingerprint, self.tokenizer = lower, config, fingerprint, tokenizer
+
+    @cached_property
+    def text_tokenizer(self) -> Any:
+        """The tokenizer for texts: `<|im_end|>` in one is the characters it is written with, so that no document speaks in
+        the words of the chat template. A copy, since threads tokenise prompts with the other beside it."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.split_special_tokens = True
+        return tokenizer
 
     def new_context(self, compact: bool = False) -> Context:
         """An empty context of this model; see `Context.compact`."""
@@ -282,7 +292,7 @@ class Reader:
         if not keep:
             return self.token_ids(text), []
         if isinstance(text, str) and self.tokenizer is not None:
-            coded, spans = keep_spans(self.tokenizer, text, keep)
+            coded, spans = keep_spans(self.text_tokenizer, text, keep)
             return self.token_ids(coded), spans
         ids = self.token_ids(text)
         if keep == "tags":
@@ -290,13 +300,13 @@ class Reader:
         return ids, checked(keep, len(ids), "tokens")
 
     def token_ids(self, text: str | Sequence[int] | Tensor) -> Tensor:
-        """Token ids of a text, [n] int32, without special tokens; ids given are checked."""
+        """Token ids of a text, [n] int32, without special tokens, even where it spells them; ids given are checked."""
         if isinstance(text, str):
             if self.tokenizer is None:
                 raise UsageError(
                     "there is no tokenizer to read text with; give from_pretrained a tokenizer, or pass token ids."
                 )
-            text = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            text = self.text_tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         ids = torch.as_tensor(text, dtype=torch.int64).cpu().flatten()  # as int32 a large id would wrap
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.lower.parts.vocab_size:
             raise UsageError(f"token ids must lie between 0 and {self.lower.parts.vocab_size - 1}.")

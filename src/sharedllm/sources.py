@@ -144,8 +144,9 @@ def read_file(name: str, max_bytes: int) -> bytes:
                 raise _Skippable(f"'{name}' is a binary file: {_ACCEPTED}.")
             return _read_bounded(name, file, head, max_bytes)
     except (FileNotFoundError, NotADirectoryError) as error:
-        hint = "download the page first" if re.match(r"https?://", name) else "check the path"
-        raise UsageError(f"'{name}' does not exist: {hint}.") from error
+        if "://" in name:
+            raise UsageError(f"'{name}' is an address, and a file is expected here: download it first.") from error
+        raise UsageError(f"'{name}' does not exist: check the path.") from error
     except IsADirectoryError as error:
         raise UsageError(f"'{name}' is a folder, and one file is expected here.") from error
     except UsageError:

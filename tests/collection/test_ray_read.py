@@ -156,3 +156,14 @@ def test_nothing_else_imports_ray():
         "import sys, sharedllm.cli, sharedllm.collection.engines, sharedllm.ray_pool; assert 'ray' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_system_that_tells_no_affinity_starts_a_cluster_too(monkeypatch):
+    from types import SimpleNamespace
+
+    asked: dict = {}
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(pools, "_ray", lambda: SimpleNamespace(init=lambda *_, **options: asked.update(options)))
+    pools.connect(None)
+    assert asked["num_cpus"] == os.cpu_count()

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sharedllm import UsageError
+from sharedllm import UsageError, WorkError
 from sharedllm.cli import main
 from sharedllm.collection import place
 from sharedllm.collection.engines import LocalEngine
@@ -206,3 +206,23 @@ def test_two_processes_fetch_one_remote_store_at_once(tmp_path, monkeypatch):
     assert one == other and len(set(unfinished)) == 2
     assert sorted(f.name for f in one.iterdir()) == ["context.json", "segment-x.safetensors"]
     memory.rm("/", recursive=True)
+
+
+def test_an_address_that_does_not_answer_is_told(monkeypatch):
+    import fsspec
+
+    def refused(self, path, **_options):
+        raise PermissionError("no key was given")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "exists", refused)
+    with pytest.raises(WorkError, match="cannot read memory://bucket/kept: no key was given") as error:
+        is_collection("memory://bucket/kept")
+    assert_one_sentence(error)
+    assert not is_collection("x" * 5000), "reading it says what is wrong"
+
+
+def test_a_record_that_leads_out_of_its_collection_is_refused(home, many, tmp_path):
+    told = (many / "documents.jsonl").read_text()
+    (tmp_path / "documents.jsonl").write_text(told.replace('"store": "', '"store": "../../kept/stores/', 1))
+    with pytest.raises(WorkError, match="line 1 is not a record"):
+        Collection(tmp_path, home.llm)

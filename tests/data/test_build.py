@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -167,17 +168,51 @@ def test_an_earlier_data_folder_is_replaced_and_another_folder_is_not(
         build(make_recipe(), texts, tokenizer)
 
 
+@pytest.mark.parametrize("foreign", ["manifest.json", "passages.jsonl", "study/manifest.json"])
+def test_nothing_is_replaced_but_what_a_build_wrote(
+    tmp_path: Path, make_recipe: Make, tokenizer: Any, foreign: str
+) -> None:
+    """Other programs have a manifest.json as well, and so has a study."""
+    out = tmp_path / "out"
+    if foreign != "manifest.json":
+        build(make_recipe(), out, tokenizer)
+    (out / foreign).parent.mkdir(parents=True, exist_ok=True)
+    (out / foreign).write_text("mine")
+    with pytest.raises(UsageError, match="is not a data folder"):
+        build(make_recipe(), out, tokenizer)
+    assert (out / foreign).read_text() == "mine"
+
+
+def test_an_interrupt_while_the_folder_is_replaced_keeps_the_old_one(
+    tmp_path: Path, make_recipe: Make, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename = tmp_path / "out", os.rename
+    build(make_recipe(), out, tokenizer)
+
+    def stopped(old: Path, new: Path) -> None:
+        if new == out and old.name != "out":
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build(make_recipe(), out, tokenizer)
+    TokenFolder.open(out, tokenizer, verify_hashes=True)
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         ({"paths": ["gone.txt"]}, "does not exist"),
-        ({"paths": ["rivers.txt"], "include": ["*.md"]}, "gave no text"),
+        ({"paths": ["rivers.txt"], "include": ["*.md"]}, "gave no text; check its paths for files ending in .txt"),
+        ({"paths": ["short.jsonl"]}, r"gave no text \(left out: 2 short\); a text needs 200 characters"),
         ({"type": "installed", "package": "no-such-package-here", "paths": []}, "pip install"),
     ],
 )
 def test_a_source_that_is_not_there(
-    tmp_path: Path, make_recipe: Make, tokenizer: Any, source: dict[str, Any], words: str
+    tmp_path: Path, make_recipe: Make, tokenizer: Any, texts: Path, source: dict[str, Any], words: str
 ) -> None:
+    (texts / "short.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     with pytest.raises(UsageError, match=words):
         build(make_recipe({"s": {**BASE, **source}}), tmp_path / "out", tokenizer)
 

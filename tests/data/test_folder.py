@@ -85,6 +85,14 @@ def test_a_folder_of_another_sort_is_refused(built: Path, tmp_path: Path) -> Non
         TokenFolder.open(built)
 
 
+def test_a_split_whose_sources_have_no_weight_is_refused(tmp_path: Path, make_recipe: Any, tokenizer: Any) -> None:
+    source = {"type": "files", "kind": "prose", "licence": "CC0-1.0", "paths": ["rivers.txt"], "weight": 0}
+    build(make_recipe({"water": source}), tmp_path / "out", tokenizer)
+    folder = TokenFolder.open(tmp_path / "out")
+    with pytest.raises(UsageError, match=r"\(water\) have weight 0"):
+        folder.shares(folder.documents())
+
+
 def test_asking_for_what_is_not_there_is_an_error(built: Path) -> None:
     folder = TokenFolder.open(built)
     assert folder.documents(kind="code") == []

@@ -34,6 +34,8 @@ FUNCTION = ("pkg.run", "C")
         ("correct_prefix", "[1, 4, 8, 9]", [1, 4, 8, 7], 0.75),
         ("correct_prefix", "2, 4, 8, 7", [1, 4, 8, 7], 0),
         ("correct_prefix", "1 4", [1, 4, 8, 7], 0.5),
+        ("correct_prefix", "01 4", [1, 4, 8, 7], 0.5),
+        ("correct_prefix", "1 " + "7" * 9000, [1, 4, 8, 7], 0.25),  # a model that loops; `int` takes no so long number
         ("correct_prefix", "1 4 8 7 9", [1, 4, 8, 7], 1),
         ("f1", "the red car", ["bus", "red car"], 1),
         ("f1_zh", "红色的车。", ["红车", "蓝"], 2 * 2 / 6),  # 2 characters shared of 4 and 2

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sharedllm.errors import WorkError
+from sharedllm.errors import UsageError, WorkError
 from sharedllm.evaluate.results import Results, read_rows
 
 
@@ -71,3 +71,30 @@ def test_a_file_that_is_something_else(tmp_path):
     (tmp_path / "rows.jsonl").write_text("hello\n")
     with pytest.raises(WorkError, match="line 1"):
         Results(tmp_path / "rows.jsonl")
+
+
+def test_a_row_is_appended_to_a_last_line_that_has_no_end(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"value": 1}')
+    Results(file).keep({"length": 5}, lambda: {"value": 2})
+    assert [row["value"] for row in read_rows(file)] == [1, 2]
+
+
+def test_a_folder_is_refused_before_anything_is_computed(tmp_path):
+    with pytest.raises(UsageError, match="is a folder; give a file name for the results"):
+        Results(tmp_path)
+
+
+def test_rows_of_another_machine_are_not_known_where_it_matters(tmp_path):
+    file, unit = tmp_path / "rows.jsonl", {"length": 5}
+    for name, value in (("A", 1), ("B", 2)):
+        kept = Results(file, same={"processor": name}).keep(unit, lambda v=value, n=name: {"value": v, "processor": n})
+        assert kept["value"] == value
+    assert [Results(file, same={"processor": name}).find(unit)["value"] for name in "AB"] == [1, 2]
+    assert Results(file).find(unit)["value"] == 2
+
+
+def test_a_row_without_a_value_says_nothing_of_the_workers(tmp_path):
+    results = Results(besides=lambda: {"peak_memory_bytes": 7})
+    assert results.keep({"n": 1}, lambda: {"reason": "no", "peak_memory_bytes": None})["peak_memory_bytes"] is None
+    assert results.keep({"n": 2}, lambda: {"value": 1})["peak_memory_bytes"] == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from sharedllm.evaluate.needle import is_found
 from sharedllm.evaluate.perplexity import cut_passages
 from sharedllm.evaluate.samples import passage_samples, question_samples, write_samples
 from sharedllm.methods import create
+from sharedllm.methods.estimate import cache_bytes
 from sharedllm.prompts import Prompt
-from tests.conftest import tokens
+from tests.conftest import CONFIG, tokens
 
 
 def asked_of(llm, *questions):
@@ -66,3 +68,39 @@ def test_a_task_without_samples_says_which_have_some(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["eval", "ruler", "-o", str(tmp_path / "r"), "--write-samples", str(tmp_path / "s")])
     assert "--write-samples is for perplexity, needle" in capsys.readouterr().err
+
+
+def test_a_question_attends_to_what_is_quoted_too(make):
+    llm, quoting = make(), make(config=replace(CONFIG, quoted_tokens=20))
+    plain, more = (next(question_samples(m, "needle", "found", 9, [asked_of(m, "Which?")])) for m in (llm, quoting))
+    assert more["attended_bytes"] - plain["attended_bytes"] == cache_bytes(llm, 20)
+    assert more["stored_bytes"] == plain["stored_bytes"]
+
+
+def test_samples_are_not_written_over_the_results(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("{}\n")
+    with pytest.raises(SystemExit):
+        main(["eval", "needle", "--text", str(file), "-o", str(file), "--write-samples", str(file)])
+    assert "would write over the results" in capsys.readouterr().err and file.read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["needle", "--text", "a.txt", "--stride", "9"], "--stride is for perplexity, and does nothing for needle"),
+        (["perplexity", "--text", "a.txt", "--ceiling"], "--ceiling is for needle, questions, real, ruler, and"),
+        (
+            ["ruler", "--max-new-tokens", "9"],
+            "--max-new-tokens is for needle, questions, real, longbench, infinitebench",
+        ),
+        (["ruler", "--variant", "e"], "--variant is for longbench"),
+        (["real", "--text", "a.txt"], "--text is for perplexity, needle, questions, ruler"),
+        (["questions", "--text", "a.txt", "--data", "."], "--data is for ruler, longbench, infinitebench"),
+        (["real", "--cross", "weights"], "--cross is for encoder-decoder, which is not among the methods"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(tmp_path, capsys, arguments, said):
+    with pytest.raises(SystemExit):
+        main(["eval", *arguments, "-o", str(tmp_path / "rows.jsonl")])
+    assert said in capsys.readouterr().err

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from sharedllm.cli import main
 from sharedllm.errors import WorkError
 from sharedllm.evaluate.results import Results, read_rows
 from sharedllm.evaluate.speed.limits import estimate
@@ -200,3 +201,27 @@ def test_memory_that_cannot_be_measured_leaves_the_times(llm, monkeypatch):
         ("working_peak_bytes", "it was killed")
     ]
     assert rows[0]["metric"] == "seconds_to_first_token" and rows[0]["value"] is not None
+
+
+def test_methods_that_were_measured_in_separate_runs_are_compared_too(llm, monkeypatch, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    for name in ("full", "truncate"):
+        benched(llm, [name], monkeypatch, against=[], results=Results(file))
+    rows, order = benched(llm, ["shared", "truncate", "full"], monkeypatch, results=Results(file))
+    assert {name for name, _ in order} == {"shared"}
+    found = {(r["method"], r["length"]): r for r in rows if r["metric"] == "first_token_speed_over_full"}
+    assert found.keys() == {(name, n) for name in ("shared", "truncate") for n in (96, 192)}
+    assert [found[name, 192]["value"] for name in ("shared", "truncate")] == [pytest.approx(10)] * 2
+    assert all(row["separate_runs"] for row in found.values())
+    together, _ = benched(llm, ["shared", "full"], monkeypatch)
+    assert not any("separate_runs" in row for row in together)
+
+
+def test_the_longest_text_is_read_by_what_compresses_it(llm, monkeypatch, tmp_path, capsys):
+    rows, _ = benched(
+        llm, ["retrieval", "shared"], monkeypatch, lengths=(96,), against=[], longest=(500, lambda *_: LONGEST)
+    )
+    assert (rows[-1]["metric"], rows[-1]["method"]) == ("longest_context_tokens", "shared")
+    with pytest.raises(SystemExit):
+        main(["bench", "-o", str(tmp_path / "rows.jsonl"), "--methods", "retrieval", "--longest", "500"])
+    assert "--longest is for shared" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from sharedllm import UsageError
 from sharedllm.evaluate.examples import Dataset, Example, Task
 from sharedllm.evaluate.middle import answer_lost, cut_middle
 from sharedllm.evaluate.results import Results
-from sharedllm.evaluate.statistics import bootstrap_nested
+from sharedllm.evaluate.statistics import wilson
 from sharedllm.evaluate.suite import run
 from sharedllm.methods import create
 
@@ -163,8 +163,12 @@ def test_samples_are_spread_over_the_file():
     assert many.spread(99).examples == many.examples
 
 
-def test_an_interval_of_a_mean_of_means_weighs_data_sets_not_samples():
-    low, high = bootstrap_nested([[[1.0], [0.0] * 50], [[0.5]]], 0)
-    assert low == high == 0.5
-    low, high = bootstrap_nested([[[0.0, 1.0]], [[0.0]]], 0)
-    assert (low, high) == (0.0, 0.5)
+def test_an_average_of_few_right_answers_is_not_certain_and_weighs_data_sets_not_samples(make):
+    def of(name, *scores):
+        return dataset(*(example(name=str(i), score=lambda _, s=s: s) for i, s in enumerate(scores)), name=name)
+
+    sets, averages = [of("a", 1, 1, 1), of("b", 1)], {"average": {"a": ["a"], "b": ["b"]}}
+    *_, average = rows_of(make(max_position_embeddings=512), ["truncate"], sets, averages)
+    below = [100 - 100 * wilson(n, n)[0] for n in (3, 1)]
+    assert (average["value"], average["high"]) == (100, pytest.approx(100))
+    assert average["low"] == pytest.approx(100 - (below[0] ** 2 + below[1] ** 2) ** 0.5 / 2)

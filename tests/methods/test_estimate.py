@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sharedllm import SharedConfig
+from sharedllm import SharedConfig, SharedLLM
 from sharedllm.evaluate import needle, perplexity
 from sharedllm.methods import METHODS, Method, create
-from tests.conftest import byte_tokenizer, tokens
+from sharedllm.methods.estimate import mlp_width
+from tests.conftest import CONFIG, byte_tokenizer, tokens
+from tests.test_families import family_model
 
 
 class Peak(TorchDispatchMode):
@@ -108,3 +111,30 @@ def test_an_untrained_encoder_decoder_is_measured_for_no_quality(make):
 
 def encode(text):
     return torch.tensor(byte_tokenizer()(text, add_special_tokens=False)["input_ids"])
+
+
+def test_a_family_that_names_the_width_of_its_mlp_otherwise_has_its_memory_counted():
+    model = family_model("falcon")
+    model.config.__dict__.pop("intermediate_size", None)  # which the small model was made with, and real ones have not
+    method = create("full", SharedLLM.from_pretrained(model, adapter="none", config=CONFIG), 16)
+    assert method.peak_bytes(1000, 10) > method.peak_bytes(100, 10) > 0
+
+
+def test_the_width_of_an_mlp_is_what_the_configuration_says():
+    assert mlp_width(SimpleNamespace(hidden_size=8, intermediate_size=20)) == 20
+    assert mlp_width(SimpleNamespace(hidden_size=8, ffn_hidden_size=30)) == 30
+    assert mlp_width(SimpleNamespace(hidden_size=8, n_inner=None)) == 32
+
+
+def test_a_model_that_takes_images_is_counted_by_its_text_model(make):
+    llm = make()
+    method, text = create("full", llm, 16), create("yarn", llm, 16)
+    expected = method.peak_bytes(100, 10)
+    llm.model.config = SimpleNamespace(
+        get_text_config=lambda: llm.parts.config
+    )  # as such a model's: no sizes of its own
+    assert method.peak_bytes(100, 10) == expected
+    assert create("yarn", llm, 16).settings() == text.settings()
+    with text.scaled(100):
+        assert llm.parts.base.rotary_emb is not llm.parts.rotary
+    assert llm.parts.base.rotary_emb is llm.parts.rotary

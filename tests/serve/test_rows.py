@@ -81,6 +81,20 @@ def test_logits_of_a_batch_are_those_of_a_forward_pass(make):
         torch.testing.assert_close(logits[row], whole, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+def test_tokens_are_drawn_as_often_as_they_are_likely(top_p):
+    """Against a plain sort, with a vocabulary whose first tokens have less than `top_p` of the probability."""
+    logits = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 0.5
+    shares, order = logits.softmax(0).sort(descending=True)
+    kept = shares.cumsum(0) - shares < top_p
+    wanted = torch.zeros(1000).index_put((order[kept],), shares[kept] / shares[kept].sum())
+    sampler = Sampler(Sampling(1.0, top_p, 0))
+    drawn = torch.bincount(torch.tensor([sampler.choose(logits).token for _ in range(8000)]), minlength=1000)
+    assert not drawn[wanted == 0].any()
+    spread = (8000 * wanted * (1 - wanted)).sqrt()
+    assert ((drawn - 8000 * wanted).abs() <= 5 * spread + 1).all()
+
+
 def test_sampling_keeps_to_top_p_and_repeats_with_a_seed():
     logits = torch.tensor([3.0, 2.0, 1.0, -4.0]).log_softmax(0)
     kept = {Sampler(Sampling(1.0, 0.8, seed)).choose(logits).token for seed in range(60)}

@@ -210,6 +210,12 @@ def test_sigterm_ends_the_command_as_ctrl_c_does(data, tmp_path, monkeypatch):
     assert [c.name for c in checkpoints(t.run)] == ["step-000003"]
 
 
+def test_training_until_a_step_that_is_done_does_nothing(data, tmp_path):
+    t = trainer(data, tmp_path / "run")
+    t.train(until=0)
+    assert t.step == 0 and not checkpoints(t.run)
+
+
 def test_three_checkpoints_are_kept(data, tmp_path):
     trainer(data, tmp_path / "run", checkpoint_every=1).train()
     assert [c.name for c in checkpoints(tmp_path / "run")] == ["step-000004", "step-000005", "step-000006"]
@@ -365,7 +371,7 @@ def test_training_starts_from_another_runs_adapter(data, tmp_path):
     again = trainer(data, tmp_path / "again", start=str(tmp_path / "first/adapter"))
     for name, weight in weights(first).items():
         assert torch.equal(weights(again)[name], weight.bfloat16().float()), name
-    with pytest.raises(WorkError, match="cannot be read"):
+    with pytest.raises(UsageError, match="nowhere is not an adapter"):
         trainer(data, tmp_path / "other", start=str(tmp_path / "nowhere"))
 
 

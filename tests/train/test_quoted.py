@@ -77,6 +77,6 @@ def test_training_starts_from_the_adapter_that_ships(data, tmp_path, monkeypatch
     first.train()
     with pytest.raises(UsageError, match="no adapter ships for this model"):
         trainer(data, tmp_path / "none", start="default")
-    monkeypatch.setattr("sharedllm.train.loop.shipped_adapter", lambda fingerprint: tmp_path / "first" / "adapter")
+    monkeypatch.setattr("sharedllm.train.start.shipped_adapter", lambda fingerprint: tmp_path / "first" / "adapter")
     again = trainer(data, tmp_path / "again", start="default")
     assert all(torch.equal(weights(again)[n], w.bfloat16().float()) for n, w in weights(first).items())

@@ -47,6 +47,7 @@ def test_an_own_adapter_is_trained_under_the_shipped_settings():
         ("output: a\n", ["steps.x=1"], ["steps"]),
         ("output: a\n", ["steps=0"], ["steps", "at least 1"]),
         ("output: a\n", ["steps=[1"], ["'steps=[1'", "no YAML"]),
+        ("output: a\n", ["window_tokens=1"], ["window_tokens is 1", "at least 2"]),
         ("output: a\n", ["seed=-1"], ["seed is -1", "at least 0"]),
         ("output: a\n", ["warmup_steps=-2"], ["warmup_steps is -2"]),
         ("output: a\n", ["validate_samples=-1"], ["validate_samples is -1"]),

@@ -97,6 +97,21 @@ def test_too_little_context_for_the_needles(folder, tmp_path):
         sampler(folder, tmp_path, needles=1.0, needle_windows=8, context_chunks=[1, 1]).draw(0)
 
 
+def test_of_too_many_needles_those_are_hidden_that_fit(folder, tmp_path):
+    """A run would else end at the first sample that drew long ones, and again at every start."""
+    crowded = sampler(folder, tmp_path, needles=1.0, needle_windows=64, hops=1.0, context_chunks=[40, 40])
+    for step in range(3):
+        sample = crowded.draw(step)
+        assert sample.kind == "needles" and 0 < len(sample.windows) < 64
+        assert len(sample.context) == 40 * CONFIG.chunk_length
+
+
+@pytest.mark.parametrize(("split", "words"), [("train", "join_below"), ("heldout", "validate_samples=0")])
+def test_a_split_without_long_documents_says_what_can_be_done(folder, tmp_path, split, words):
+    with pytest.raises(UsageError, match=f"no {split} document of .*{words}"):
+        Sampler(folder, recipe(tmp_path, tmp_path, context_chunks=[5000, 6000]), split, byte_tokenizer())
+
+
 def test_questions_are_asked_of_the_text_that_answers_them(tmp_path):
     entries = (f"term {i}x\n    The meaning of this entry number {i} is a kind of thing.\n" for i in range(300))
     (tmp_path / "train.txt").write_text("\n".join(entries))

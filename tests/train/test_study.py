@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -104,6 +106,18 @@ def test_other_samples_are_mixed_in_and_validation_has_none(places, tmp_path):
     t = study_trainer(places, tmp_path / "run", study=0.5, validate_samples=4)
     assert {t.sampler.draw(step).kind for step in range(20)} == {"study", "prose"}
     assert list(t.validate()["held_out_gain"]) == ["prose"]
+
+
+def test_a_run_goes_on_with_the_study_it_began_with(places, tmp_path):
+    data, study = places
+    own = tmp_path / "study"
+    shutil.copytree(study, own)
+    study_trainer((data, own), tmp_path / "run").train(until=2)
+    model = trainer(data, tmp_path / "other").llm.fingerprint
+    longer = dataclasses.replace(PLAN, passages=2 * PLAN.passages)
+    write_study(own, TokenFolder.open(data), MadeUp(byte_tokenizer()), model, longer)
+    with pytest.raises(UsageError, match="holds a run with another study"):
+        study_trainer((data, own), tmp_path / "run")
 
 
 def test_mistakes_are_one_sentence(places, tmp_path):

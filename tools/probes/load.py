@@ -28,6 +28,7 @@ import httpx
 import numpy as np
 import psutil
 
+PARTS = ("load", "upload", "batches")
 START_SECONDS, END_SECONDS = 600, 60
 REST_SECONDS = 10  # before memory is looked at; a server at rest gives back what it had kept for the next tensors
 WORDS = "river letter winter captain garden number window paper stone market answer evening harbour clock".split()
@@ -207,9 +208,7 @@ def clients_rows(args: argparse.Namespace, options: list[str]) -> Iterator[dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True, help="results file; rows are appended")
-    parser.add_argument(
-        "--parts", type=lambda s: s.split(","), default=["load", "upload", "batches"], help="which are measured"
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="which are measured")
     parser.add_argument("--clients", type=lambda s: [int(n) for n in s.split(",")], default=[1, 8, 64])
     parser.add_argument("--requests", type=int, default=4, help="of each client")
     parser.add_argument("--tokens", type=int, default=32, help="of an answer")

@@ -113,9 +113,9 @@ def _check_sources(sources: Sequence[str], keep_tags: bool, documents: int | Non
 
 
 def _show(llm: SharedLLM, context: Context, answer: Answer, read: list[Passage], encode_seconds: float) -> None:
-    print(answer.text)
+    common.tell(answer.text)
     for passage in read:
-        print(f"\n{_line(passage)}")
+        common.tell(f"\n{_line(passage)}")
     how = f"{answer.slots:,} slots" if answer.compressed else "all in the window, nothing compressed"
     typer.echo(
         f"\n{context.tokens:,} tokens read in {encode_seconds:.1f} s ({how}); "

@@ -81,11 +81,12 @@ def bench(
     from sharedllm.evaluate.speed.apart import Loading
     from sharedllm.evaluate.speed.phases import clock
     from sharedllm.evaluate.speed.run import Bench
-    from sharedllm.hardware import free_memory_bytes
+    from sharedllm.hardware import free_memory_bytes, processor_name
     from sharedllm.methods import create
     from sharedllm.prompts import Prompt
 
     prompt = Prompt(llm.tokenizer, QUESTION)
+    here = {"processor": processor_name(llm.device)}
     peak, read_longest = _apart(Loading(model, adapter, device, dtype), prompt, new_tokens)
     asked = Bench(
         llm=llm,
@@ -102,7 +103,7 @@ def bench(
         rates=cache(lambda: floor.rates(llm.device, llm.dtype, clock(llm.device))),
         longest=(longest, read_longest) if longest else None,
         say=common.say,
-        results=Results(output, common.depends_on("bench", llm, seed), fresh, common.say),
+        results=Results(output, common.depends_on("bench", llm, seed), fresh, common.say, same=here),
     )
     row: dict[str, Any] = {}
     for row in asked.rows(wanted):
@@ -123,11 +124,10 @@ def _check(new_tokens: int, budget: float, longest: int | None, names: Sequence[
     if not budget > 0:
         raise UsageError(f"--budget is {budget:g}; it must be above 0 seconds.")
     if longest is not None:
-        from sharedllm.methods import METHODS
-        from sharedllm.methods.shared import Shared
+        from sharedllm.evaluate.speed.limits import COMPRESSING
 
         common.positive("--longest", longest)
-        if not any(issubclass(METHODS[name], Shared) for name in names):
+        if not set(COMPRESSING) & set(names):
             raise UsageError(f"--longest is for shared, which is not among the methods {', '.join(names)}.")
 
 

@@ -38,15 +38,23 @@ def chat(
     llm = common.load(model, adapter, device, dtype, seed)
     from sharedllm.session import Session
 
-    session = Session(llm, common.read(llm, sources)[0] if sources else None, window)
+    session = Session(llm, window=window)  # a window that cannot be is refused before anything is read
+    if sources:
+        session.context = common.read(llm, sources)[0]
     while question := _next_question():
-        with common.status("answering"):
-            answer = session.ask(question, max_new_tokens)
+        try:
+            with common.status("answering"):
+                answer = session.ask(question, max_new_tokens)
+        except UsageError as error:  # such as a question that is too long
+            if not sys.stdin.isatty():
+                raise
+            common.say(f"sharedllm: {error}")
+            continue
         if as_json:
             folded = {"slots": answer.slots, "folded_tokens": session.said.tokens}
             common.print_json({"answer": answer.text, "generated_tokens": answer.generated_tokens, **folded})
         else:
-            print(answer.text, flush=True)
+            common.tell(answer.text)
 
 
 def _replace_undecodable() -> None:

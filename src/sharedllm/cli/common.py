@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -129,8 +130,8 @@ def found(
 
 
 def is_saved(source: str) -> bool:
-    """Whether a source is a saved context."""
-    return (Path(source) / "context.json").is_file()
+    """Whether a source is a saved context; not asked of pathlib, which fails where a name is too long for a file."""
+    return os.path.isfile(os.path.join(source, "context.json"))
 
 
 def refuse_collections(sources: Sequence[str]) -> None:
@@ -216,12 +217,16 @@ def say(line: str) -> None:
 
 
 def tell(line: str) -> None:
-    """A line on stdout; what of a file's name is no text is escaped, in JSON as JSON escapes it."""
-    print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
+    """A line on stdout; what its encoding lacks is escaped, and so is what of a file's name is no text."""
+    print(line.encode(_encoding(), "backslashreplace").decode(_encoding()), flush=True)
 
 
 def print_json(values: dict[str, Any]) -> None:
-    tell(json.dumps(values, ensure_ascii=False))
+    tell(json.dumps(values, ensure_ascii=codecs.lookup(_encoding()).name != "utf-8"))  # else escaped as JSON does not
+
+
+def _encoding() -> str:
+    return sys.stdout.encoding or "utf-8"
 
 
 def positive(option: str, value: int) -> int:

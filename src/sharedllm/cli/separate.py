@@ -30,9 +30,12 @@ def read_separately(
     Args:
         loading: arguments of `SharedLLM.from_pretrained`.
         keeping: `most_bytes` and `compact` of `Worker`.
+    Raises:
+        WorkError: not one of them could be read.
     """
     from sharedllm.collection.read import read_collection
-    from sharedllm.collection.records import FAILED, KEPT
+    from sharedllm.collection.records import FAILED, KEPT, RECORDS
+    from sharedllm.errors import WorkError
 
     started = time.perf_counter()
     with _engine(engine, loading, keeping, where, ray_address, workers) as reading, _progress() as told:
@@ -40,6 +43,8 @@ def read_separately(
     kept, failed = ([r for r in records.values() if r.state == state] for state in (KEPT, FAILED))
     for record in failed[:NAMED]:
         common.say(f"not read: {record.reason}")
+    if len(failed) > NAMED:
+        common.say(f"not read: {len(failed) - NAMED:,} more, each with its reason in {where}/{RECORDS}")
     figures = {
         "collection": where,
         "documents": len(kept),
@@ -48,11 +53,13 @@ def read_separately(
         "encode_seconds": round(time.perf_counter() - started, 3),
         "engine": engine,
     }
+    line = "{documents:,} documents with {context_tokens:,} tokens in {collection}, {failed:,} not read, {encode_seconds:,.1f} s"
     if as_json:
         common.print_json(figures)
-        return
-    line = "{documents:,} documents with {context_tokens:,} tokens in {collection}, {failed:,} not read, {encode_seconds:,.1f} s"
-    common.tell(line.format(**figures))
+    else:
+        common.tell(line.format(**figures))
+    if not kept:
+        raise WorkError(f"none of the documents could be read; {where}/{RECORDS} says why.")
 
 
 @contextmanager

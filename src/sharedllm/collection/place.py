@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import uuid4
 
@@ -53,12 +54,13 @@ class Place:
     """Files and stores below one folder or address; a name is a path in it, such as `stores/book`."""
 
     def __init__(self, where: str | Path) -> None:
-        self.where = str(where).removeprefix("file://").rstrip("/")
+        self.where = str(where).removeprefix("file://")
         self.remote = is_address(self.where)
         self.fs: Any = None
-        self.root = self.where
         if self.remote:
             self.fs, self.root = filesystem(self.where)
+        else:
+            self.where = self.root = str(Path(self.where))
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a file; None where there is none."""
@@ -76,6 +78,21 @@ class Place:
         with self._told("read"):
             found = self.fs.cat(list(paths), on_error="omit") if paths else {}
         return {name: found[path] for path, name in paths.items() if path in found}
+
+    def names(self, folder: str) -> set[str]:
+        """The names of what lies in a folder; none where there is no such folder."""
+        with self._told("read"):
+            try:
+                if not self.remote:
+                    return set(os.listdir(self._path(folder)))
+                self.fs.invalidate_cache(self._path(folder))
+                return {PurePosixPath(path).name for path in self.fs.ls(self._path(folder), detail=False)}
+            except (FileNotFoundError, NotADirectoryError):
+                return set()
+
+    def address(self, name: str) -> str:
+        """The name by which any process finds a file of a remote place."""
+        return str(self.fs.unstrip_protocol(self._path(name)))
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file in one step: whoever reads sees the one before or this one."""
@@ -123,21 +140,30 @@ class Place:
         """
         if not self.remote:
             return Path(self._path(name))
-        folder = CACHE / hashlib.sha256(self._path(name).encode()).hexdigest()[:32]
+        folder = CACHE / hashlib.sha256(self.address(name).encode()).hexdigest()[:32]
         manifest = self.read(f"{name}/{MANIFEST}")
+        before: bytes | None = None
+        while manifest is not None and manifest != before:  # else a writer removed what this state needs
+            before = manifest
+            self._download(name, folder)
+            manifest = self.read(f"{name}/{MANIFEST}")
         if manifest is None:
             raise UsageError(f"{self.where} holds no {name}.")
-        folder.mkdir(parents=True, exist_ok=True)
-        with self._told("read"):
+        with self._told("read"), _replacing(folder / MANIFEST) as unfinished:
+            unfinished.write_bytes(manifest)
+        return folder
+
+    def _download(self, name: str, folder: Path) -> None:
+        """Bring those segments of a remote store that are not in a folder yet; one that is gone by then is left out."""
+        with self._told("read"), suppress(FileNotFoundError):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.fs.invalidate_cache(self._path(name))
             for info in self.fs.ls(self._path(name), detail=True):
                 file = folder / Path(info["name"]).name
                 if file.name == MANIFEST or (file.exists() and file.stat().st_size == info["size"]):
                     continue  # a segment of this name has this content
-                with _replacing(file) as unfinished:
+                with suppress(FileNotFoundError), _replacing(file) as unfinished:
                     self.fs.get_file(info["name"], str(unfinished))
-        with self._told("read"), _replacing(folder / MANIFEST) as unfinished:
-            unfinished.write_bytes(manifest)
-        return folder
 
     def _upload(self, folder: Path, name: str) -> None:
         files = sorted((f for f in folder.iterdir() if f.name != LOCK), key=lambda f: f.name == MANIFEST)
@@ -165,7 +191,7 @@ class Place:
         """Errors of a backend, which can be of any class, as one sentence."""
         try:
             yield
-        except (SharedLLMError, FileNotFoundError):
+        except SharedLLMError:
             raise
         except Exception as error:
             raise WorkError(f"cannot {what} {self.where}: {str(error) or type(error).__name__}.") from error

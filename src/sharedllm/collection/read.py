@@ -74,13 +74,15 @@ def read_collection(
         UsageError: a source does not exist, another process writes there, or it was made with another model.
         WorkError: the place cannot be written.
     """
-    found, place = find_sources(sources), Place(where)
+    place = Place(where)
+    found = [source for source in find_sources(sources) if not _own(place, source)]
     with _alone(place):
         records = read_records(place)
         made_with = engine.made_with()
         if any(r.state == KEPT and not alike(r.made_with, made_with) for r in records.values()):
             raise UsageError(f"{place.where} was made with another model, adapter or --compact; choose another folder.")
-        missing = [s for s in found if not _known(s, records.get(s.name))]
+        there = _stored(place)
+        missing = [s for s in found if not _known(s, records.get(s.name), there)]
         progress, saved = Progress(len(missing), sum(s.bytes for s in missing)), time.monotonic()
         try:
             for record in _read(engine, batches(missing)):
@@ -123,8 +125,26 @@ def _read(engine: Engine, waiting: list[list[Source]]) -> Iterator[Record]:
         waiting = again
 
 
-def _known(source: Source, record: Record | None) -> bool:
-    return record is not None and record.state == KEPT and record.version == source.version
+def _own(place: Place, source: Source) -> bool:
+    """Whether a source is a part of the collection at this address, which may lack its manifest yet.
+
+    That of a folder is known by what lies there, see `is_kept`.
+    """
+    if not place.remote:
+        return False
+    parts = tuple(place.address(f"{folder}/") for folder in (STORES, SKETCHES))
+    return source.name == place.address(RECORDS) or source.name.startswith(parts)
+
+
+def _stored(place: Place) -> set[str]:
+    """Names of the stores that are there, each with its sketch."""
+    sketches = place.names(SKETCHES)
+    return {name for name in place.names(STORES) if f"{name}.safetensors" in sketches}
+
+
+def _known(source: Source, record: Record | None, there: set[str]) -> bool:
+    """Whether a document needs not be opened: it is as it was when it was read, and what was read is there."""
+    return record is not None and record.state == KEPT and record.version == source.version and record.store in there
 
 
 def _count(progress: Progress, record: Record) -> None:

@@ -67,6 +67,8 @@ def read_records(place: Place) -> dict[str, Record]:
     for number, line in enumerate(raw.decode("utf-8", "replace").removesuffix("\n").split("\n") if raw else [], 1):
         try:
             record = Record(**json.loads(line))
+            if PurePosixPath(record.store).name != record.store:
+                raise ValueError(f"{record.store} lies outside the collection")
         except (ValueError, TypeError) as error:
             raise WorkError(f"{place.where}/{RECORDS}, line {number} is not a record; remove that line.") from error
         records[record.source] = record

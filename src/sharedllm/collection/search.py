@@ -113,11 +113,18 @@ class Collection:
 
 
 def is_collection(source: str) -> bool:
-    """Whether a source on the command line is a collection."""
+    """Whether a source on the command line is a collection.
+
+    Raises:
+        UsageError: an address of no kind that is known.
+        WorkError: an address that does not answer.
+    """
     if source == "-" or source.startswith(("http://", "https://")):
         return False
+    place = Place(source)
     try:
-        place = Place(source)
         return place.exists(RECORDS) and place.exists(STORES)
-    except WorkError:  # no name that a file can have; reading it says so
-        return False
+    except WorkError:
+        if place.remote:
+            raise
+        return False  # no name that a file can have; reading it says so

@@ -41,7 +41,8 @@ def find_sources(names: Sequence[str]) -> list[Source]:
         meant = list(_remote(name) if is_address(name) else _local(name))
         if not meant:
             raise UsageError(f"'{name}' has no file to read; check the path or the pattern.")
-        found |= {source.name: source for source in meant}
+        for source in meant:
+            found.setdefault(_same(source.name), source)
     return list(found.values())
 
 
@@ -51,15 +52,25 @@ def read_bytes(source: Source, most: int) -> bytes:
     Raises:
         UsageError: it is gone, larger than `most` bytes, binary, or cannot be read.
     """
+    too_large = f"'{source.name}' is larger than the limit of {most:,} bytes: split it or raise the limit."
     if source.bytes > most:
-        raise UsageError(f"'{source.name}' is larger than the limit of {most:,} bytes: split it or raise the limit.")
+        raise UsageError(too_large)
     if not is_address(source.name):
         return read_file(source.name, most)
     fs, path = filesystem(source.name)
     try:
-        return bytes(fs.cat_file(path))
+        raw = bytes(fs.cat_file(path))
     except FileNotFoundError as error:
         raise UsageError(f"'{source.name}' does not exist: check the address.") from error
+    if len(raw) > most:  # the backend did not say how large it is, or it has grown
+        raise UsageError(too_large)
+    return raw
+
+
+def _same(name: str) -> str:
+    """A name that a document has however it was named: from the working folder or the root, with `./` or without."""
+    name = name.removeprefix("file://")
+    return name if is_address(name) else str(Path(name).absolute())
 
 
 def _local(name: str) -> Iterator[Source]:
@@ -69,23 +80,31 @@ def _local(name: str) -> Iterator[Source]:
         raise UsageError(f"'{name}' does not exist: check the path.")
     for path in [name] if os.path.exists(name) else _matches(name):
         for file in folder_files(path) if os.path.isdir(path) else [path]:
-            about = os.stat(file)
+            try:
+                about = os.stat(file)
+            except FileNotFoundError:  # removed since it was listed
+                continue
             yield Source(file, about.st_size, f"{about.st_size}-{about.st_mtime_ns}")
 
 
 def _matches(pattern: str) -> list[str]:
-    """The paths that a pattern means, sorted, without what this library keeps below its fixed part."""
+    """The files and folders that a pattern means, sorted, without what this library keeps below its fixed part.
+
+    As a folder does, `**` leaves out linked folders, which may lead back to where they are.
+    """
     fixed = len(list(takewhile(lambda part: not has_magic(part), Path(pattern).parts)))
-    kept: dict[Path, bool] = {}
+    left_out: dict[Path, bool] = {}
 
     def within(path: Path) -> bool:
         if len(path.parts) <= fixed:
             return False
-        if path not in kept:
-            kept[path] = is_kept(path) or within(path.parent)
-        return kept[path]
+        if path not in left_out:
+            linked = "**" in pattern and path.is_symlink() and path.is_dir()
+            left_out[path] = linked or is_kept(path) or within(path.parent)
+        return left_out[path]
 
-    return [path for path in sorted(glob(pattern, recursive=True)) if not within(Path(path))]
+    found = (path for path in sorted(glob(pattern, recursive=True)) if not within(Path(path)))
+    return [path for path in found if os.path.isdir(path) or os.path.isfile(path)]  # no pipes or dangling links
 
 
 def _kept(files: Iterable[str]) -> set[str]:
@@ -103,7 +122,9 @@ def _kept(files: Iterable[str]) -> set[str]:
 
 def _remote(address: str) -> Iterator[Source]:
     fs, path = filesystem(address)
+    fixed = "/".join(takewhile(lambda part: not has_magic(part), path.split("/")))
     try:
+        fs.invalidate_cache()  # else a backend tells what it listed for an earlier call
         if has_magic(path):
             listed = fs.glob(path, detail=True)
         else:
@@ -114,7 +135,7 @@ def _remote(address: str) -> Iterator[Source]:
         raise UsageError(f"'{address}' cannot be read: {error or type(error).__name__}.") from error
     kept = _kept(listed)
     for file, about in sorted(listed.items()):
-        hidden = any(part.startswith(".") for part in file.removeprefix(path).split("/"))
+        hidden = any(part.startswith(".") for part in file.removeprefix(fixed).split("/"))
         if about["type"] == "file" and not hidden and kept.isdisjoint(map(str, PurePosixPath(file).parents)):
             version = hashlib.sha256(repr(sorted(about.items(), key=str)).encode()).hexdigest()[:16]
             yield Source(fs.unstrip_protocol(file), int(about["size"] or 0), version)

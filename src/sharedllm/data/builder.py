@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -19,12 +20,14 @@ from typing import Any
 from sharedllm.data.dedup import Deduper
 from sharedllm.data.documents import Draft, drafts
 from sharedllm.data.encode import Encoder
-from sharedllm.data.fetch import default_cache, fetch
+from sharedllm.data.fetch import OWN_FILES, Fetched, default_cache, fetch
+from sharedllm.data.filters import MIN_CHARS
 from sharedllm.data.folder import DOCUMENTS, FORMAT, MANIFEST, Document
 from sharedllm.data.recipe import SPLITS, DataRecipe, SourceSpec
 from sharedllm.data.shards import ShardWriter
 from sharedllm.errors import UsageError, WorkError
 
+WRITTEN = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(DOCUMENTS)}|({'|'.join(SPLITS)})-\d+\.bin")
 SHORTEST_CUT = 4096  # tokens: a document is cut to fit a source's budget only where this much of it remains
 
 
@@ -42,8 +45,7 @@ def build(
     Raises UsageError for a recipe that cannot be met here, WorkError for a failed download or write.
     """
     out, say = Path(out), progress or (lambda line: None)
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not a data folder; name another folder or remove it.")
+    _check_replaceable(out)
     encoder = Encoder(tokenizer)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +117,7 @@ class _Build:
         dropped = ", ".join(f"{number} {reason}" for reason, number in sorted(found.dropped.items())) or "none"
         self.say(f"{spec.name}: {total:,} tokens in {count:,} documents (files left out: {dropped})")
         if not total:
-            raise UsageError(f"Source '{spec.name}' gave no text; check its include and exclude globs.")
+            raise UsageError(f"Source '{spec.name}' gave no text{_why_nothing(spec, fetched, dropped)}.")
         kept = {key: getattr(spec, key) for key in ("type", "package", "kind", "weight", "split", "licence")}
         return {
             **kept,
@@ -136,6 +138,26 @@ class _Build:
         return len(tokens)
 
 
+def _check_replaceable(out: Path) -> None:
+    """Raise UsageError where replacing `out` would delete anything but what a build writes."""
+    if not out.exists():
+        return
+    held = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name]
+    foreign = [name for name in held if not WRITTEN.fullmatch(name)]
+    if foreign:
+        raise UsageError(f"{out} is not a data folder alone (there is {foreign[0]}); name another folder or remove it.")
+    if held and not {MANIFEST, DOCUMENTS} <= set(held):
+        raise UsageError(f"{out} exists and is not a data folder; name another folder or remove it.")
+
+
+def _why_nothing(spec: SourceSpec, fetched: Fetched, dropped: str) -> str:
+    """What follows `gave no text`: the likeliest mistake."""
+    if fetched.members:
+        return f" (left out: {dropped}); a text needs {MIN_CHARS} characters other than blanks and must be no repeat"
+    wanted = f" its paths for files ending in {', '.join(OWN_FILES)}, and" if spec.type == "files" else ""
+    return f"; check{wanted} its include and exclude globs"
+
+
 def _in_budget_order(documents: list[Draft], spec: SourceSpec) -> list[Draft]:
     """Reading order; under a ceiling a shuffled one, the same in every build, so that every part has a chance."""
     if spec.max_tokens is None:
@@ -153,8 +175,9 @@ def _put_in_place(partial: Path, out: Path) -> None:
     os.rename(out, old / out.name)
     try:
         os.rename(partial, out)
-    except OSError:
-        os.rename(old / out.name, out)
+    except BaseException:  # an interrupt too must not cost the old folder
+        if not out.exists():
+            os.rename(old / out.name, out)
         raise
     finally:
         if out.exists():

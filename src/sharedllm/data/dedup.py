@@ -1,4 +1,7 @@
-"""Exact deduplication: whole files across the build, long paragraphs within a source and against what is held out."""
+"""Exact deduplication: whole files across the build, long paragraphs within a source and against what is held out.
+
+Of source code whole files are compared, of chats whole rows: a function that held-out code holds too may be trained on.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ MIN_PARAGRAPH = 120  # characters; a shorter paragraph may repeat
 class Deduper:
     """Remembers what a build has kept.
 
-    Held-out sources must be read first: a file or long paragraph that they hold is then kept out of training.
+    Held-out sources must be read first: a file that they hold, or a long paragraph of text, is then kept out of training.
     """
 
     def __init__(self) -> None:

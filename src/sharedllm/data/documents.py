@@ -5,6 +5,7 @@ Long documents matter here, because a training sample is thousands of tokens of 
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import posixpath
 import re
@@ -32,6 +33,7 @@ CLEANERS: dict[str, Callable[[str], str]] = {
     **dict.fromkeys(CODE, clean_code),
 }  # fmt: skip
 SEPARATOR = "\n\n\n"
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,19 @@ def _texts(members: dict[str, bytes], chat: Callable[[list[dict[str, str]]], str
         else:
             raw[path] = decode(data)
     for path in reading_order(raw):
-        if path.endswith(".jsonl"):
+        if path.lower().endswith(".jsonl"):
             yield from (Draft(name, text, special) for name, text, special in jsonl_rows(path, raw[path], chat))
         else:
             yield Draft(path, CLEANERS.get(posixpath.splitext(path)[1].lower(), _plain)(raw[path]))
 
 
 def decode(data: bytes) -> str:
-    """Bytes as text: UTF-8, or Latin-1 where that fails; without a byte order mark, NUL bytes and carriage returns."""
+    """Bytes as text: UTF-16 after its byte order mark, else UTF-8, or Latin-1 where that fails.
+
+    Without a byte order mark, NUL bytes and carriage returns.
+    """
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16", "replace") if data.startswith(UTF16) else data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
     return text.replace("\x00", "").replace("\r\n", "\n").replace("\r", "\n")

@@ -88,11 +88,12 @@ def _own_files(spec: SourceSpec, folder: Path) -> Fetched:
         if not root.is_dir() and root.suffix.lower() not in OWN_FILES:
             raise UsageError(f"Source '{spec.name}' names {root}; expected a file ending in {', '.join(OWN_FILES)}.")
         for path in found:
-            name = path.relative_to(root.parent).as_posix()
+            # A name that is no text, as older systems wrote them, could not be listed.
+            name = path.relative_to(root.parent).as_posix().encode("utf-8", "backslashreplace").decode()
             if path.suffix.lower() in OWN_FILES and selected(name, spec):
-                if name in members and members[name] != path.read_bytes():
+                data = path.read_bytes()
+                if members.setdefault(name, data) != data:
                     raise UsageError(f"Source '{spec.name}' has two files called {name}; put them in two sources.")
-                members[name] = path.read_bytes()
                 hashes[name] = hashlib.sha256(members[name]).hexdigest()
     return Fetched(spec.version, hashes, members)
 

@@ -84,11 +84,19 @@ class TokenFolder:
         return self._shards[document.shard][document.start : document.start + document.tokens]
 
     def shares(self, documents: Sequence[Document]) -> np.ndarray:
-        """How often each document is drawn, shape (documents,), summing to 1: sources by weight, theirs by length."""
+        """How often each document is drawn, shape (documents,), summing to 1: sources by weight, theirs by length.
+
+        Raises UsageError where the weights of all their sources are 0.
+        """
         total: dict[str, int] = {}
         for d in documents:
             total[d.source] = total.get(d.source, 0) + d.tokens
         weights = np.array([self.sources[d.source]["weight"] * d.tokens / total[d.source] for d in documents])
+        if not weights.sum() > 0:
+            raise UsageError(
+                f"in {self.path} all sources with documents long enough ({', '.join(total)}) have weight 0; give one of "
+                "them a weight above 0 in the data recipe and build again."
+            )
         return weights / weights.sum()
 
 
@@ -140,5 +148,5 @@ def _documents(path: Path, manifest: dict[str, Any]) -> list[Document]:
     if hashlib.sha256(data).hexdigest() != manifest["documents"]["sha256"]:
         raise WorkError(f"{listing} is not the one this folder was built with; build the data folder again.")
     keys = [field.name for field in fields(Document)]
-    rows = [json.loads(line) for line in data.decode("utf-8").splitlines()]
+    rows = [json.loads(line) for line in data.splitlines()]  # of bytes: text would split at other line ends too
     return [Document(**{key: row[key] for key in keys}) for row in rows]

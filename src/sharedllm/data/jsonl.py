@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jinja2 import TemplateError
+
 from sharedllm.errors import UsageError
+
+HALF = re.compile("[\ud800-\udfff]")  # of a character that JSON escapes as two, cut apart; it cannot be encoded
 
 
 def jsonl_rows(path: str, text: str, chat: Callable[[list[dict[str, str]]], str]) -> Iterator[tuple[str, str, bool]]:
@@ -24,11 +29,18 @@ def jsonl_rows(path: str, text: str, chat: Callable[[list[dict[str, str]]], str]
             raise UsageError(f"{where} is not valid JSON ({error.msg} at column {error.colno}).") from error
         name = f"{path}:{number}"
         if isinstance(row, dict) and isinstance(row.get("text"), str):
-            yield name, row["text"], False
+            yield name, HALF.sub("\ufffd", row["text"]), False
         elif isinstance(row, dict) and _is_chat(row.get("messages")):
-            yield name, chat(row["messages"]), True
+            yield name, HALF.sub("\ufffd", _rendered(row["messages"], chat, where)), True
         else:
             raise UsageError(f"{where} has neither a 'text' nor 'messages', a list of 'role' and 'content' texts.")
+
+
+def _rendered(messages: list[dict[str, str]], chat: Callable[[list[dict[str, str]]], str], where: str) -> str:
+    try:
+        return chat(messages)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise UsageError(f"{where} is a chat that the model's chat template refuses ({error}).") from error
 
 
 def _is_chat(messages: Any) -> bool:

@@ -7,6 +7,7 @@ of it to take. The split is by source, never by passage, so nothing held out has
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ class SourceSpec:
         _one_of(self.kind, KINDS, f"'kind' of {where}")
         _one_of(self.split, SPLITS, f"'split' of {where}")
         _one_of(self.group, GROUPS, f"'group' of {where}")
-        if self.weight < 0:
-            raise UsageError(f"'weight' of {where} is {self.weight}; expected zero or more.")
+        if not 0 <= self.weight < math.inf:
+            raise UsageError(f"'weight' of {where} is {self.weight}; expected a number of zero or more.")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UsageError(f"'max_tokens' of {where} is {self.max_tokens}; expected at least 1, or leave it out.")
         if self.join_below < 0:

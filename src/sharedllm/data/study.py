@@ -51,6 +51,8 @@ class Study:
     path: Path
     passage_tokens: int
     passages: list[Passage]
+    sha256: str
+    """Of its passages, in hexadecimal."""
 
     @classmethod
     def open(cls, path: str | Path, folder: TokenFolder, model: str) -> Study:
@@ -68,9 +70,10 @@ class Study:
                 f"the study in {path} is not finished; run the `sharedllm data study` that wrote it again."
             )
         data = read_passages(path)
-        if hashlib.sha256(data).hexdigest() != about["counts"]["sha256"]:
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != about["counts"]["sha256"]:
             raise WorkError(f"{path / PASSAGES} is not the one this study was finished with; write the study again.")
-        return cls(path, int(about["settings"]["passage_tokens"]), parse_passages(path, data, folder))
+        return cls(path, int(about["settings"]["passage_tokens"]), parse_passages(path, data, folder), digest)
 
 
 def origin(folder: TokenFolder, model: str) -> dict[str, str]:

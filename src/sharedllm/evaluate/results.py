@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sharedllm.errors import WorkError
+from sharedllm.errors import UsageError, WorkError
 
 
 def append_row(file: Path, row: dict[str, Any]) -> None:
@@ -19,17 +20,27 @@ def append_row(file: Path, row: dict[str, Any]) -> None:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        start = "" if _ends_a_line(file) else "\n"
         with file.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+            handle.write(start + json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:
         raise WorkError(f"cannot write to {file}: {error.strerror or error}.") from error
+
+
+def _ends_a_line(file: Path) -> bool:
+    """Whether what is appended to a file begins a line: some editors leave the last one without its end."""
+    if not file.is_file() or file.stat().st_size == 0:
+        return True
+    with file.open("rb") as handle:
+        handle.seek(-1, os.SEEK_END)
+        return handle.read() == b"\n"
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """All rows of a results file, [] where there is none.
 
     Raises:
-        WorkError: not UTF-8, or a line is not a JSON object; the sentence gives its number.
+        WorkError: it cannot be read, is not UTF-8, or a line is not a JSON object; the sentence gives its number.
     """
     if not file.is_file():
         return []
@@ -37,6 +48,8 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise WorkError(f"{file} is not a results file: it is not text in UTF-8.") from error
+    except OSError as error:
+        raise WorkError(f"{file} cannot be read: {error.strerror or error}.") from error
     rows = []
     lines = text.removesuffix("\n").split("\n") if text else []  # splitlines would also cut inside strings
     for number, line in enumerate(lines, 1):
@@ -60,8 +73,11 @@ class Results:
         about: what all rows of this run depend on, as JSON can say it.
         fresh: compute everything, whatever the file has.
         say: takes a line for each row that is not computed again.
-        besides: what each new row says besides what is computed, asked when it is.
+        besides: what each new row with a value says besides what is computed, asked when it is.
+        same: fields that a row must have with these values, or not at all, to be known: those of timings, which are of one
+            machine.
     Raises:
+        UsageError: the file is a folder.
         WorkError: the file is not a results file.
     """
 
@@ -72,10 +88,16 @@ class Results:
         fresh: bool = False,
         say: Callable[[str], None] = lambda line: None,
         besides: Callable[[], Mapping[str, Any]] = dict,
+        same: Mapping[str, Any] | None = None,
     ) -> None:
+        if file and file.is_dir():
+            raise UsageError(f"{file} is a folder; give a file name for the results.")
         self.file, self.about, self.say, self.besides = file, dict(about or {}), say, besides
         rows = read_rows(file) if file and not fresh else []
-        self._known = {row["run"]: row for row in rows if "run" in row}
+        here = (same or {}).items()
+        self._known = {
+            row["run"]: row for row in rows if "run" in row and all(row.get(name, own) == own for name, own in here)
+        }
         self._told = {(row["refused"], row["reason"]) for row in rows if "refused" in row}
 
     def find(self, unit: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -97,14 +119,13 @@ class Results:
             what = f"{found.get('method')} at {found.get('length')}, {found.get('metric')}"
             self.say(f"{what}: found in {self.file}, not computed again (--fresh does)")
             return found
-        row = {**compute(), **self.besides()}
-        run = self._run(unit)
+        row, run = compute(), self._run(unit)
         told = (run, row.get("reason")) in self._told
         if "reason" in row:
             row = {**row, "refused": run}
             self._told.add((run, row["reason"]))
         else:
-            row = {**row, "run": run}
+            row = {**row, **self.besides(), "run": run}
             self._known[run] = row
         if self.file and not told:
             append_row(self.file, row)

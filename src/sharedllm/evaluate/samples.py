@@ -3,7 +3,7 @@
 A line is one question in kvpress's common row (context, question, answer_prefix, answer, max_new_tokens), or one
 passage whose last tokens are scored. Both have the token ids, so that no other tokenizer or template comes between,
 and the bytes that another method may keep of the same past: `stored_bytes` of the context that answers any question,
-`attended_bytes` of the slots that one question selects. `peers/kvpress_rows.py` reads them.
+`attended_bytes` of the slots that one question selects and of what is quoted for it. `peers/kvpress_rows.py` reads them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from sharedllm.evaluate.asking import Text
 from sharedllm.evaluate.perplexity import Passage
 from sharedllm.evaluate.results import append_row
-from sharedllm.methods.estimate import slot_bytes
+from sharedllm.methods.estimate import cache_bytes, slot_bytes
 from sharedllm.methods.shared import Shared
 from sharedllm.model import SharedLLM
 
@@ -46,6 +46,7 @@ def question_samples(
     """
     for text in texts:
         about = {**_about(llm, task, metric, length, text.source), **bytes_kept(llm, text.ids)}
+        about["attended_bytes"] += cache_bytes(llm, min(llm.config.quoted_tokens, len(text.ids)))
         context = llm.tokenizer.decode(text.ids.tolist())
         for question in text.questions:
             before, after = question.prompt.around_text()
@@ -86,8 +87,7 @@ def bytes_kept(llm: SharedLLM, past: Tensor) -> dict[str, int]:
     context = Shared(llm, 1).prepare(past)
     if context is None:
         return {"stored_bytes": 0, "attended_bytes": 0}
-    attended = slot_bytes(llm, context.slots)
-    return {"stored_bytes": context.nbytes, "attended_bytes": attended}
+    return {"stored_bytes": context.nbytes, "attended_bytes": slot_bytes(llm, context.slots)}
 
 
 def _about(llm: SharedLLM, task: str, metric: str, length: int, source: str) -> dict[str, Any]:

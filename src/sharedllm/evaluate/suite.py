@@ -20,7 +20,7 @@ from sharedllm.evaluate.examples import Dataset, Example, Task
 from sharedllm.evaluate.middle import answer_lost, cut_middle
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import refused, together
-from sharedllm.evaluate.statistics import bootstrap_nested
+from sharedllm.evaluate.statistics import bounds_of_mean
 from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
@@ -203,8 +203,11 @@ def _average(
         return {**about, **refused(method.llm, benchmark, metric, method.name, length, reason, seed)}
     parts = {c: [r for r in rows if r["dataset"] in sets] for c, sets in categories.items()}
     parts = {category: inside for category, inside in parts.items() if inside}
-    low, high = bootstrap_nested([[r["scores"] for r in inside] for inside in parts.values()], seed)
     means = {category: _mean([r["value"] for r in inside]) for category, inside in parts.items()}
+    bounded = [[(r["value"], r["low"], r["high"]) for r in inside] for inside in parts.values()]
+    low, high = bounds_of_mean(
+        [(mean, *bounds_of_mean(inside)) for mean, inside in zip(means.values(), bounded, strict=True)]
+    )
     return {
         **about,
         "task": benchmark,
@@ -212,8 +215,8 @@ def _average(
         "length": length,
         "metric": metric,
         "value": _mean(list(means.values())),
-        "low": low,
-        "high": high,
+        "low": max(0.0, low),
+        "high": min(100.0, high),
         **together(method.llm, rows, seed),
         "cut": sum(r["cut"] for r in rows),
         "answer_lost": sum(r["answer_lost"] for r in rows),

@@ -6,6 +6,7 @@ The counts follow a decoder of the Llama kind under fused attention, which never
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sharedllm.model import SharedLLM
 
@@ -61,6 +62,13 @@ def forward_bytes(llm: SharedLLM, tokens: int, scored: int = 0, keys: int | None
     norm = residual + 3 * tokens * E * 4  # in fp32
     turned = tokens * (5 * H + 5 * K + 2 * parts.head_dim)  # queries, keys and values, and what rotates them
     attention = residual + (turned + keys * (2 * H + 4 * K)) * size  # grouped keys are repeated
-    mlp = residual + 3 * tokens * llm.model.config.intermediate_size * size
+    mlp = residual + 3 * tokens * mlp_width(parts.config) * size
     logits = residual + scored * parts.vocab_size * (size + 4 + (4 if size < 4 else 0))  # and fp32, and softmax
     return max(norm, attention, mlp, logits)
+
+
+def mlp_width(config: Any) -> int:
+    """Numbers a token has inside an MLP; a configuration that does not say has four times the hidden size."""
+    names = ("intermediate_size", "ffn_hidden_size", "n_inner")
+    widths = (getattr(config, name, None) for name in names)
+    return next((int(width) for width in widths if isinstance(width, int)), 4 * int(config.hidden_size))

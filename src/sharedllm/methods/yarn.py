@@ -35,7 +35,7 @@ class Yarn(Full):
 
     def __init__(self, llm: SharedLLM, window: int) -> None:
         super().__init__(llm, window)
-        rotary = llm.model.config.rope_parameters
+        rotary = llm.parts.config.rope_parameters
         own = rotary.get("rope_type", "default")
         if any(isinstance(value, dict) for value in rotary.values()):
             raise UsageError(
@@ -60,7 +60,7 @@ class Yarn(Full):
         if tokens <= self.llm.window:
             yield
             return
-        config = copy.deepcopy(self.llm.model.config)
+        config = copy.deepcopy(parts.config)
         config.rope_parameters = {**config.rope_parameters, **self.scaling(tokens)}
         setattr(parts.base, parts.family.rotary, type(parts.rotary)(config).to(self.llm.device))
         try:

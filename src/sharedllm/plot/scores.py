@@ -89,7 +89,7 @@ def name_of(metric: str) -> str:
 def title(board: Board) -> tuple[str, str]:
     """The headline and what stands below it."""
     counts = [p.samples for by_line in board.panels.values() for at in by_line.values() for p in at.values()]
-    said = f"{lines.counted(counts, 'answers a point')}; bars: 95 % bootstrap over them."
+    said = f"{lines.counted(counts, 'answers a point')}; bars: 95 % bounds of the mean."
     return f"{TASKS[board.task]}: scores by length", lines.described(board.model, board.dtype, said)
 
 

@@ -37,7 +37,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Setting:
-    """What may be compared: measured with one model, dtype, device and number of threads."""
+    """What may be compared: measured with one model, dtype, device, processor and number of threads."""
 
     model: str
     dtype: str
@@ -66,9 +66,10 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
     for row in rows:
         if row.text("metric") in SCALES:
             model, dtype, device = (str(row.values.get(name, "")) for name in ("model", "dtype", "device"))
+            processor = f" ({row.text('processor')})" if row.values.get("processor") else ""
             if device == "cpu" and "threads" in row.values:
-                device += f" with {(threads := row.whole('threads'))} thread{'s' * (threads > 1)}"
-            groups.setdefault((model, dtype, device), []).append(row)
+                processor += f" with {(threads := row.whole('threads'))} thread{'s' * (threads > 1)}"
+            groups.setdefault((model, dtype, device + processor), []).append(row)
     return [_setting(*key, members) for key, members in sorted(groups.items())]
 
 

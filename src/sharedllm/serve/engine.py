@@ -7,6 +7,7 @@ prompt, searching): a generator that is advanced once. While rows decode, such w
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import threading
 import time
@@ -134,6 +135,7 @@ class Engine:
         self._measure()
         while True:
             if not self._awake(REST_SECONDS):
+                gc.collect()  # what waits for it may hold a whole context
                 trim()
                 self._awake(None)
             if self._stopped:

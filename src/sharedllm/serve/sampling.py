@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 COLDEST = 1e-3  # below it the likeliest token is taken: it has all the probability but for ties
+FIRST = 256  # of the likeliest tokens, which mostly have the probability that `top_p` asks for
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,23 @@ class Sampler:
         return Chosen(token, float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
 
     def _draw(self, logits_V: Tensor) -> int:
-        probabilities, tokens = self._shares(logits_V.cpu()).sort(descending=True)
-        before = probabilities.cumsum(0) - probabilities
-        probabilities = probabilities.masked_fill(before >= self.sampling.top_p, 0.0)
-        probabilities[0] = probabilities[0].clamp(min=1e-30)  # one is always left
-        return int(tokens[torch.multinomial(probabilities, 1, generator=self._generator)])
+        probabilities, tokens = self._kept(self._shares(logits_V.cpu()))
+        upto = probabilities.cumsum(0, dtype=torch.float64)
+        drawn = torch.rand(1, generator=self._generator, dtype=torch.float64) * upto[-1]
+        return int(tokens[torch.searchsorted(upto, drawn, right=True).clamp(max=len(upto) - 1)])
+
+    def _kept(self, shares_V: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities of the tokens that `top_p` keeps, and these; sorted no further than that takes, since sorting the
+        whole vocabulary takes a tenth of a token's time."""
+        if self.sampling.top_p >= 1:
+            return shares_V, torch.arange(len(shares_V))
+        for most in (FIRST, len(shares_V)):
+            shares, tokens = shares_V.topk(min(most, len(shares_V)))
+            if shares.sum() >= self.sampling.top_p:
+                break
+        kept = shares.cumsum(0) - shares < self.sampling.top_p
+        kept[0] = True  # one is always left
+        return shares[kept], tokens[kept]
 
     def _shares(self, logits_V: Tensor) -> Tensor:
         return ((logits_V - logits_V.max()) / self.sampling.temperature).softmax(0)

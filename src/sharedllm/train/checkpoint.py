@@ -6,6 +6,7 @@ A run folder holds `checkpoints/step-000050/` and so on; the last three are kept
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sharedllm.errors import WorkError
 from sharedllm.files import replaced_folder
 
 KEPT = 3
+NAME = re.compile(r"step-(\d+)")
 WEIGHTS, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
 
 
@@ -36,7 +38,9 @@ def save_checkpoint(run: Path, module: nn.Module, optimizer: torch.optim.Optimiz
 
 def checkpoints(run: Path) -> list[Path]:
     """Whole checkpoints of a run, oldest first."""
-    return sorted(p for p in (run / "checkpoints").glob("step-*") if (p / STATE).is_file())
+    found = {p: NAME.fullmatch(p.name) for p in (run / "checkpoints").glob("step-*") if (p / STATE).is_file()}
+    steps = {p: int(name[1]) for p, name in found.items() if name is not None}
+    return sorted(steps, key=lambda p: steps[p])  # as numbers: a name of seven digits is sorted before one of six
 
 
 def load_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -66,7 +66,8 @@ class DistributedTrainer(Trainer):
         with self.processes.first():
             super().__init__(recipe, llm, main=self.processes.main)
         self.processes.agree("step to go on from", self.step)
-        self.processes.agree("data", self.sampler.folder.manifest["documents"]["sha256"])
+        for name, value in self.origin.items():
+            self.processes.agree(name, value)
         if self.main and not self.chunks and recipe.accumulate % self.processes.count:
             logger.warning(
                 "the %d samples of a step leave some of %d processes idle; make accumulate a multiple, or set parallel=chunks.",

@@ -18,22 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sharedllm.adapter import load_weights, shipped_adapter
+from sharedllm.adapter import load_weights
 from sharedllm.data.folder import TokenFolder
 from sharedllm.data.study import Study
-from sharedllm.errors import UsageError, WorkError
+from sharedllm.errors import WorkError
 from sharedllm.hardware import return_freed_memory
 from sharedllm.model import SharedLLM
 from sharedllm.train.batch import Batch
 from sharedllm.train.learner import learner
 from sharedllm.train.limits import check_lengths
 from sharedllm.train.loss import divergence, next_token_loss
+from sharedllm.train.origin import origin
 from sharedllm.train.recipe import Recipe
 from sharedllm.train.recompute import recomputed
-from sharedllm.train.run_folder import METRICS, RunFolder
+from sharedllm.train.run_folder import ADAPTER, METRICS, RunFolder
 from sharedllm.train.samples import ASKED, STUDY, Sample, Sampler
+from sharedllm.train.start import start_folder
 
-DEFAULT = "default"  # as a start: the adapter that ships for the model
 FAST = ("gate", "null_logit", "null_growth")  # learn at the gates' rate
 Row = TypeVar("Row")
 Report = Callable[[dict[str, Any]], None]
@@ -69,12 +70,13 @@ class Trainer:
             parameter.requires_grad_(False)
         self.learner = learner(self.llm, recipe)
         self.module = self.learner.module
-        if recipe.start is not None:
-            load_weights(self._start(), self.module, partly=True)
+        self.start = start_folder(recipe, self.llm)
+        if self.start is not None:
+            load_weights(self.start, self.module, partly=True)
         self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
         self._contexts: dict[bytes, Any] = {}
         self.records.open(recipe)
-        self.origin = {"model": self.llm.fingerprint, "data": folder.manifest["documents"]["sha256"]}
+        self.origin = origin(recipe, self.llm.fingerprint, folder, study, self.start)
         state = self.records.resume(self.module, self.optimizer, self.origin)
         self.step, self.tokens, self.whole = int(state["step"]), int(state["tokens"]), True
 
@@ -93,48 +95,37 @@ class Trainer:
             WorkError: the loss is not a number; the last checkpoint before is kept.
         """
         try:
-            while self.step < min(self.recipe.steps, until or self.recipe.steps):
+            while self.step < min(self.recipe.steps, self.recipe.steps if until is None else until):
                 self._log(self._one_step(), report)
                 if self.held_out and self.recipe.validate_every and self.step % self.recipe.validate_every == 0:
                     self._log(self.validate(), report)
                 if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
                     self.checkpoint()
         except KeyboardInterrupt:
-            if self.whole:
+            if self.whole and self.step:  # after none there is nothing to keep, and another recipe may take the folder
                 self.checkpoint()
             raise
         if self.main and self.step == self.recipe.steps:
             about = {"recipe": self.recipe.to_dict(), "steps": self.step, "target_tokens": self.tokens}
             self._keep_start()
-            self.learner.save(self.run / "adapter", about)
+            self.learner.save(self.run / ADAPTER, about)
 
     @torch.no_grad()
     def _keep_start(self) -> None:
         """Mix the start's weights into the trained ones, as the recipe says; checkpoints keep the trained ones."""
-        if not self.recipe.keep_start:
+        if self.start is None or not self.recipe.keep_start:
             return
         trained = {name: weight.clone() for name, weight in self.module.named_parameters()}
-        load_weights(self._start(), self.module, partly=True)
+        load_weights(self.start, self.module, partly=True)
         for name, weight in self.module.named_parameters():
             weight.lerp_(trained[name], 1 - self.recipe.keep_start)
-
-    def _start(self) -> Path:
-        """Folder of the adapter that training starts from."""
-        if self.recipe.start != DEFAULT:
-            return Path(str(self.recipe.start))
-        folder = shipped_adapter(self.llm.fingerprint)
-        if folder is None:
-            raise UsageError(
-                "start is default, but no adapter ships for this model; name a folder, or leave start out."
-            )
-        return folder
 
     def checkpoint(self) -> None:
         self.records.save(self.module, self.optimizer, {"step": self.step, "tokens": self.tokens, **self.origin})
 
     def figures(self) -> dict[str, Any]:
         """What came of the run, for whoever started it."""
-        files = {"adapter": str(self.run / "adapter"), "metrics": str(self.run / METRICS)}
+        files = {"adapter": str(self.run / ADAPTER), "metrics": str(self.run / METRICS)}
         return {**files, "steps": self.step, "target_tokens": self.tokens}
 
     def _one_step(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Recipe:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     accumulate: int = 1
-    """Samples whose gradients are summed before a step."""
+    """Samples of a step, whose gradients are averaged: each counts the same, whatever it predicts."""
     context_chunks: list[int] = field(default_factory=lambda: [4, 7])
     """Fewest and most chunks of context of a sample."""
     reuse: int = 1
@@ -71,7 +71,7 @@ class Recipe:
     needles: float = 0.0
     """Share of samples that hide facts in the text and ask for them."""
     needle_windows: int = 8
-    """Facts hidden and asked for in such a sample."""
+    """Facts hidden and asked for in such a sample, or as many of them as its context has room for."""
     pairs: float = 0.0
     """Share of those that are values of keys, beside other keys."""
     hops: float = 0.0
@@ -106,9 +106,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, TRAINABLE)
-        for name in ("accumulate", "reuse", "windows", "window_tokens", "checkpoint_every"):
+        for name in ("accumulate", "reuse", "windows", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.window_tokens < 2:
+            raise UsageError(f"window_tokens is {self.window_tokens}; it must be at least 2, one to predict the other.")
         if self.steps < (0 if self.start else 1):
             raise UsageError(f"steps is {self.steps}; it must be at least 1, or 0 with an adapter to start from.")
         for name in ("seed", "warmup_steps", "recompute_from", "validate_every", "validate_samples", "weight_decay"):

@@ -14,7 +14,7 @@ from sharedllm.manifest import UNFINISHED
 from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sharedllm.train.recipe import Recipe, recipe_from_dict
 
-RECIPE, METRICS = "recipe.json", "metrics.jsonl"
+RECIPE, METRICS, ADAPTER = "recipe.json", "metrics.jsonl", "adapter"
 FREE = {"device", "validate_every", "validate_samples", "checkpoint_every", "parallel"}
 """Settings that may differ when a run goes on: none of them changes what is learned."""
 
@@ -30,16 +30,16 @@ class RunFolder:
         self.path, self.writes = path, writes
 
     def open(self, recipe: Recipe) -> None:
-        """Note the recipe, or check that it is the one noted before.
+        """Note the recipe, or check that it is the one noted before; one under which no step was done is replaced.
 
         Raises:
             UsageError: the folder holds a run of another recipe.
+            WorkError: the recipe noted there cannot be read.
         """
         file = self.path / RECIPE
         same = json.loads(json.dumps(recipe.to_dict()))
-        if file.is_file():
-            before = recipe_from_dict(json.loads(file.read_text(encoding="utf-8")), str(file)).to_dict()
-            before = json.loads(json.dumps(before))
+        if self._begun():
+            before = self._noted(file)
             changed = [k for k in same if k not in FREE and before.get(k) != same[k]]
             if changed:
                 raise UsageError(
@@ -49,6 +49,21 @@ class RunFolder:
         elif self.writes:
             self.path.mkdir(parents=True, exist_ok=True)
             _replace(file, json.dumps(same, indent=2) + "\n")
+
+    def _begun(self) -> bool:
+        """Whether there is anything of the run that the noted recipe began: metrics, a checkpoint or an adapter."""
+        done = any((self.path / name).exists() for name in (METRICS, ADAPTER)) or bool(checkpoints(self.path))
+        return done and (self.path / RECIPE).is_file()
+
+    @staticmethod
+    def _noted(file: Path) -> dict[str, Any]:
+        """The settings of the recipe in a file, as JSON has them."""
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise WorkError(f"{file} cannot be read ({error}); remove that folder to start afresh.") from error
+        before: dict[str, Any] = json.loads(json.dumps(recipe_from_dict(values, str(file)).to_dict()))
+        return before
 
     def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer, origin: dict[str, str]) -> dict[str, Any]:
         """Put the last checkpoint back and drop metrics past it; gives its state, that of step 0 where there is none.

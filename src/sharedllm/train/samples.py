@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sharedllm.data.folder import Document, TokenFolder
+from sharedllm.data.needles import Needle
 from sharedllm.data.questions import find_questions
 from sharedllm.data.retrieval import draw_facts
 from sharedllm.data.study import Passage, Study
@@ -74,9 +75,9 @@ class Sampler:
         least = (recipe.context_chunks[0] + 1) * recipe.config.chunk_length
         self.documents: Sequence[Document] = [d for d in folder.documents(split=split) if d.tokens >= least]
         if not self.documents:
-            raise UsageError(
-                f"the data in {recipe.data} has no {split} document of {least} tokens; lower context_chunks."
-            )
+            others = " lower context_chunks, join more of a source's texts (join_below)"
+            others += ", hold out a longer source, or set validate_samples=0" if split == "heldout" else ""
+            raise UsageError(f"the data in {recipe.data} has no {split} document of {least} tokens;{others}.")
         self.shares = folder.shares(self.documents)
         self.studied = study
         self.passages = [] if study is None else self._passages(study)
@@ -140,16 +141,10 @@ class Sampler:
         """Needles hidden in the text, and a question window for each; the answer is predicted."""
         chunks, ids = self._cut(document, random)
         recipe = self.recipe
-        needles = draw_facts(random, recipe.needle_windows * times, recipe.pairs, recipe.hops, recipe.counts)
-        # Keys of one table share its text.
-        said = list(dict.fromkeys(text for needle in needles for text in (*needle.statements, *needle.distractors)))
-        hidden = [self._ids(f"\n{said[i]}\n") for i in random.permutation(len(said)).tolist()]
+        drawn = draw_facts(random, recipe.needle_windows * times, recipe.pairs, recipe.hops, recipe.counts)
+        needles, said = self._fitting(drawn, chunks)
+        hidden = [said[i] for i in random.permutation(len(said)).tolist()]
         room = chunks * self.recipe.config.chunk_length - sum(map(len, hidden))
-        if room < 0:
-            raise UsageError(
-                f"{len(needles)} needles do not fit {chunks} chunks of {self.recipe.config.chunk_length} tokens; "
-                "lower needle_windows or raise context_chunks."
-            )
         cuts = np.sort(random.integers(0, room + 1, size=len(hidden)))
         pieces, at = [], 0
         for cut, statement in zip(cuts.tolist(), hidden, strict=True):
@@ -163,6 +158,29 @@ class Sampler:
             given = 0 if random.random() < self.recipe.whole_answers else len(opening)
             windows.append(self._asking(chunks, needle.question, np.concatenate([opening, value]), random, given))
         return Sample("needles", context, windows, "query")
+
+    def _fitting(self, drawn: list[Needle], chunks: int) -> tuple[list[Needle], list[np.ndarray]]:
+        """Those of some needles that fit the context together, and the token ids of what hides them.
+
+        What is drawn varies in length: too much of it must not end a run, which would draw the same at every start.
+        """
+        needles: list[Needle] = []
+        room = chunks * self.recipe.config.chunk_length
+        said: dict[str, np.ndarray] = {}  # keys of one table share its text
+        for needle in drawn:
+            texts = dict.fromkeys(text for text in (*needle.statements, *needle.distractors) if text not in said)
+            more = {text: self._ids(f"\n{text}\n") for text in texts}
+            size = sum(map(len, more.values()))
+            if size <= room:
+                room -= size
+                said |= more
+                needles.append(needle)
+        if not needles:
+            raise UsageError(
+                f"no needle fits {chunks} chunks of {self.recipe.config.chunk_length} tokens; raise context_chunks, or "
+                "lower pairs, needle_windows and reuse."
+            )
+        return needles, list(said.values())
 
     def questions(self, document: Document, random: np.random.Generator, times: int = 1) -> Sample:
         """What functions do and terms mean, asked of a text that says so; no windows where it says nothing."""

@@ -51,7 +51,10 @@ def test_where_files_are_looked_for(tmp_path, place):
     assert find_file(tmp_path, "vt", 8192) is None
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"input": "x"}', json.dumps({**NIAH, "input": "no question"})])
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", '{"input": "x"}', json.dumps({**NIAH, "input": "no question"}), json.dumps({**NIAH, "outputs": []})],
+)
 def test_lines_that_are_no_samples(tmp_path, line):
     file = tmp_path / "niah_single_1.jsonl"
     file.write_text(f"{json.dumps(NIAH)}\n{line}\n")
@@ -79,3 +82,10 @@ def test_scores(answer, outputs, every, some):
 def test_effective_length():
     assert effective_length({4096: 90.0, 8192: 85.7, 16384: 85.6}) == 8192
     assert effective_length({4096: 80.0, 8192: 20.0}) == 0
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    file = tmp_path / "vt.jsonl"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"vt.jsonl cannot be read as text in UTF-8"):
+        read_samples(file, "vt", 1)

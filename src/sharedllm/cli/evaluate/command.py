@@ -53,8 +53,15 @@ def evaluate(
     if cross is not None and engine != "local":
         raise UsageError("--cross is a folder of this machine; use it with --engine local.")
     names = _checked(task, methods, text or [], data)
+    given = {
+        "--text": bool(text), "--data": data is not None, "--variant": variant != "v1", "--stride": stride is not None,
+        "--max-new-tokens": max_new_tokens is not None, "--ceiling": ceiling,
+    }  # fmt: skip
+    _refuse_idle(task, [option for option, there in given.items() if there])
+    if cross is not None and "encoder-decoder" not in names:
+        raise UsageError(f"--cross is for encoder-decoder, which is not among the methods {', '.join(names)}.")
     chosen = _subtasks(task, subtasks)
-    samples_of = _samples_of(task, write_samples)
+    samples_of = _samples_of(task, write_samples, output)
     windows, longest = common.windows(window, names), common.numbers_by_method("--at-most", at_most, names)
     wanted = common.positive_numbers("--lengths", lengths)
     counts = {"--samples": samples, "--targets": targets, "--needles-per-text": needles}
@@ -165,9 +172,18 @@ def _checked(task: str, methods: str, texts: Sequence[str], data: Path | None) -
     return names
 
 
-def _samples_of(task: str, file: Path | None) -> Callable[[Request], Samples] | None:
-    """What makes the task's samples; `UsageError` where a file for them is given to a task without."""
+def _refuse_idle(task: str, given: Sequence[str]) -> None:
+    """Raise `UsageError` for an option that would change nothing of this task."""
+    for option in given:
+        if option not in TASKS[task].takes:
+            able = ", ".join(name for name, known in TASKS.items() if option in known.takes)
+            raise UsageError(f"{option} is for {able}, and does nothing for {task}; leave it out.")
 
+
+def _samples_of(task: str, file: Path | None, output: Path) -> Callable[[Request], Samples] | None:
+    """What makes the task's samples; `UsageError` where a task without is given a file for them, or one has the results."""
+    if file is not None and file.resolve() == output.resolve():
+        raise UsageError(f"--write-samples would write over the results in {output}; name another file.")
     if file is not None and TASKS[task].samples is None:
         able = ", ".join(name for name, known in TASKS.items() if known.samples)
         raise UsageError(f"the samples of {task} cannot be written; --write-samples is for {able}.")

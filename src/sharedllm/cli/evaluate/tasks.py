@@ -82,9 +82,12 @@ class Request:
 @dataclass(frozen=True)
 class Task:
     """A benchmark: its rows for a request, whether it needs `--text` or `--data`, the names that `--tasks` may have, its
-    samples for other systems, where `--write-samples` can write them, and what is to be done, where that is known before."""
+    samples for other systems, where `--write-samples` can write them, and what is to be done, where that is known before.
+
+    `takes` names the options that change something, of those that not every task has."""
 
     rows: Callable[[Request], Rows]
+    takes: tuple[str, ...]
     needs_text: bool = False
     needs_data: bool = False
     subtasks: Callable[[], list[str]] = list
@@ -260,12 +263,17 @@ def _infinitebench_tasks() -> list[str]:
     return infinitebench.names()
 
 
+ANSWERS = ("--max-new-tokens", "--ceiling")
 TASKS = {
-    "perplexity": Task(_perplexity, needs_text=True, samples=_passages, jobs=_perplexity_jobs),
-    "needle": Task(_needle, needs_text=True, samples=_needle_samples, jobs=_question_jobs),
-    "questions": Task(_questions, needs_text=True, jobs=_question_jobs),
-    "real": Task(_real),
-    "ruler": Task(_ruler, subtasks=_ruler_tasks, jobs=_ruler_jobs),
-    "longbench": Task(_longbench, needs_data=True, subtasks=_longbench_tasks),
-    "infinitebench": Task(_infinitebench, needs_data=True, subtasks=_infinitebench_tasks),
+    "perplexity": Task(_perplexity, ("--text", "--stride"), needs_text=True, samples=_passages, jobs=_perplexity_jobs),
+    "needle": Task(_needle, ("--text", *ANSWERS), needs_text=True, samples=_needle_samples, jobs=_question_jobs),
+    "questions": Task(_questions, ("--text", *ANSWERS), needs_text=True, jobs=_question_jobs),
+    "real": Task(_real, ANSWERS),
+    "ruler": Task(_ruler, ("--text", "--data", "--ceiling"), subtasks=_ruler_tasks, jobs=_ruler_jobs),
+    "longbench": Task(
+        _longbench, ("--data", "--variant", "--max-new-tokens"), needs_data=True, subtasks=_longbench_tasks
+    ),
+    "infinitebench": Task(
+        _infinitebench, ("--data", "--max-new-tokens"), needs_data=True, subtasks=_infinitebench_tasks
+    ),
 }

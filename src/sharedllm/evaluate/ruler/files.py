@@ -29,9 +29,12 @@ def read_samples(file: Path, task: str, samples: int) -> list[Sample]:
     """The first `samples` samples of a file.
 
     Raises:
-        UsageError: the file has fewer, or a line is no sample of the task; the sentence gives its number.
+        UsageError: the file cannot be read or has fewer, or a line is no sample of the task; the sentence gives its number.
     """
-    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read as text in UTF-8 ({error}); give RULER's own file.") from error
     if len(lines) < samples:
         raise UsageError(f"{file} has {len(lines)} samples; lower --samples from {samples}.")
     made = []
@@ -39,6 +42,8 @@ def read_samples(file: Path, task: str, samples: int) -> list[Sample]:
         try:
             row = json.loads(line)
             outputs = [str(output) for output in row["outputs"]]
+            if not outputs:
+                raise ValueError("outputs is empty")
             made.append(TASKS[task].maker.wording.parted(row["input"], outputs, row.get("answer_prefix", "")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{file}, line {number} is no sample of {task} as RULER writes and words it.") from error

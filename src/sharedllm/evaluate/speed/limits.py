@@ -87,6 +87,8 @@ GROWTH, GROWTH_GOAL = "reading_memory_growth", Goal(1.25, False)
 """The same at the longest length, divided by that at the shortest: flat, but for what an allocator leaves over."""
 LONGEST, LONGEST_GOAL, LONGEST_BYTES = "longest_context_tokens", Goal(1_000_000, True, "tokens"), 24 * 2**30
 """The tokens that are read and asked in a process of so many bytes."""
+COMPRESSING = ("shared", "shared-compact")
+"""The methods that this can be measured of."""
 
 
 def limits(rounds: Sequence[Phases]) -> list[Compared]:

@@ -6,9 +6,9 @@ A phase ends where the model's own forward pass starts or ends, so a method need
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 from typing import Any
 
@@ -59,6 +59,16 @@ class Phases:
     def to_first_token(self) -> float:
         """Of the first question: from token ids to its first token."""
         return self.read + self.second
+
+
+def rounds_of(row: Mapping[str, Any]) -> list[Phases]:
+    """The rounds that a results row of a time says."""
+    said: Mapping[str, Any] = row["rounds"]
+    names = {f.name: f"{f.name}_seconds" for f in fields(Phases)}
+    every: list[dict[str, Any]] = [
+        {name: said[key][k] if key in said else None for name, key in names.items()} for k in range(row["samples"])
+    ]
+    return [Phases(**round_) for round_ in every]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from sharedllm.evaluate.speed.floor import Floor, Rates, reading
 from sharedllm.evaluate.speed.limits import Compared, break_even, estimate
 from sharedllm.evaluate.speed.longest import Longest
 from sharedllm.evaluate.speed.memory import Memory
-from sharedllm.evaluate.speed.phases import Phases, Sample, clock, measure
+from sharedllm.evaluate.speed.phases import Phases, Sample, clock, measure, rounds_of
 from sharedllm.methods import Method
 from sharedllm.methods.estimate import cache_bytes
 from sharedllm.methods.shared import Shared
@@ -125,16 +125,21 @@ class Bench:
         }
 
     def _at(self, sample: Sample, known: Mapping[str, dict[str, Any]], warm: bool) -> Iterator[dict[str, Any]]:
-        """The rows of a length; of a method that is known its row of time alone."""
+        """The rows of a length; of a method that is known its row of time, and how it compares."""
         length = len(sample.ids)
         reasons = {m.name: self._refusal(m, length) for m in self.methods if m.name not in known}
         todo = [m for m in self.methods if reasons.get(m.name, "known") is None]
         rounds, seconds = self._alternate(todo, sample, warm)
+        fresh = set(rounds)
+        rounds |= {name: rounds_of(row) for name, row in known.items()}
         rates = self.rates() if self.rates and todo else None
         for method in self.methods:
             name = method.name
             if name in known:
-                yield known[name]
+                row = known[name]
+                yield row
+                peak = {"peak_memory_bytes": row["peak_memory_bytes"]}
+                yield from self._compared(method, length, rounds, fresh, {}, row["seconds"], peak)
                 continue
             reason = reasons[name]
             if reason is not None:
@@ -153,15 +158,28 @@ class Bench:
                 yield from self._memory_rows(method, length, memory, memory_seconds)
             elif memory is not None:
                 yield self._without(method, length, PEAK, memory)
-            for other in self.against:
-                if other in rounds and other != name:
-                    goal = limits.faster(name, other, length)
-                    for found in limits.compared(rounds[name], rounds[other], other, goal):
-                        yield self._ratio(method, length, found, seconds[name], against=other) | peak
-                elif (why := reasons.get(other)) is not None:
-                    yield self._without(
-                        method, length, f"first_token_speed_over_{other}", f"{other}: {why}", against=other
-                    )
+            yield from self._compared(method, length, rounds, fresh, reasons, seconds[name], peak)
+
+    def _compared(
+        self,
+        method: Method,
+        length: int,
+        rounds: Mapping[str, Sequence[Phases]],
+        fresh: set[str],
+        reasons: Mapping[str, str | None],
+        seconds: float,
+        peak: Mapping[str, int],
+    ) -> Iterator[dict[str, Any]]:
+        """A method beside each of `against`, or why not; `fresh` took turns now, and a row of others says `separate_runs`."""
+        name = method.name
+        for other in self.against:
+            if other in rounds and other != name:
+                apart = {} if {name, other} <= fresh else {"separate_runs": True}
+                goal = limits.faster(name, other, length)
+                for found in limits.compared(rounds[name], rounds[other], other, goal):
+                    yield {**self._ratio(method, length, found, seconds, against=other, **apart), **peak}
+            elif (why := reasons.get(other)) is not None:
+                yield self._without(method, length, f"first_token_speed_over_{other}", f"{other}: {why}", against=other)
 
     def _refusal(self, method: Method, length: int) -> str | None:
         """Why a method is not measured at a length, or None."""
@@ -267,7 +285,7 @@ class Bench:
 
     def _longest(self, length: int, measure: Callable[[Method, Sample], Longest]) -> Iterator[dict[str, Any]]:
         """The row of the longest text; a goal is met where it was read to its end and answered in the bytes allowed."""
-        method = next(m for m in self.methods if isinstance(m, Shared))
+        method = next(m for m in self.methods if m.name in limits.COMPRESSING)
         sample, metric = self.sample(length), limits.LONGEST
 
         def row() -> dict[str, Any]:

@@ -4,9 +4,10 @@ import { Broken, call, events } from "./server.js";
 import { $, attempt, count, duration, element, size } from "./show.js";
 
 const AGAIN = 2000; // ms until a reading is looked for whose connection was lost
-const following = new Set(), lines = new Map();
+const LOST = "The server does not answer. It is asked again until it does.";
+const following = new Set(), awaited = new Set(), lines = new Map();
 export const chosen = new Set();
-let contexts = [];
+let contexts = [], listed = 0;
 
 export function nameOf(id) {
   const context = contexts.find((one) => one.id === id);
@@ -25,10 +26,13 @@ function state(context) {
 
 async function remove(context) {
   if (!confirm(`Delete ${context.documents.join(", ")}? It must be read again to be asked.`)) return;
-  await call(`/v1/contexts/${context.id}`, { method: "DELETE" });
-  chosen.delete(context.id);
-  await list();
-  $("files").focus();
+  try {
+    await call(`/v1/contexts/${context.id}`, { method: "DELETE" });
+    chosen.delete(context.id);
+  } finally {
+    await list(); // where it was deleted elsewhere, its line goes too
+    $("files").focus();
+  }
 }
 
 function line(id) {
@@ -60,6 +64,13 @@ function update(context) {
   row.button.setAttribute("aria-label", `delete ${name}`);
 }
 
+// Says how a reading ended that was waited for, and chooses what can be asked now.
+function end(context) {
+  if (context.status === "reading" || !awaited.delete(context.id)) return;
+  $("read").textContent = `${context.documents.join(", ")}: ${context.status}.`;
+  if (context.status === "ready") chosen.add(context.id);
+}
+
 // Ticks what is chosen, and says so where nothing is.
 function mark() {
   for (const [id, row] of lines) row.box.checked = chosen.has(id);
@@ -82,29 +93,47 @@ function show() {
     chosen.delete(id);
   }
   contexts.forEach(update);
+  contexts.forEach(end);
   mark();
   if (!contexts.length) $("read").textContent = "Nothing was read yet.";
 }
 
 export async function list() {
-  contexts = (await (await call("/v1/contexts")).json()).data;
+  const mine = ++listed, told = await (await call("/v1/contexts")).json();
+  if (mine !== listed) return; // a later list is on its way, or there
+  contexts = told.data;
   show();
   for (const context of contexts) if (context.status === "reading") attempt(() => follow(context.id));
+}
+
+// The list, as soon as the server gives it.
+async function listAgain() {
+  for (;;) {
+    await new Promise((done) => setTimeout(done, AGAIN));
+    try {
+      await list();
+      if ($("read").textContent === LOST) $("read").textContent = "";
+      return;
+    } catch (error) {
+      if (!(error instanceof Broken)) throw error;
+      $("read").textContent = LOST;
+    }
+  }
 }
 
 async function follow(id) {
   if (following.has(id)) return;
   following.add(id);
+  awaited.add(id);
   let status = "reading";
   try {
     for await (const data of events(await call(`/v1/contexts/${id}/events`))) {
       const now = JSON.parse(data);
       status = now.status;
-      if (now.status !== "reading") $("read").textContent = `${now.documents.join(", ")}: ${now.status}.`;
       if (!lines.has(id)) return; // deleted meanwhile
       contexts = contexts.map((context) => (context.id === id ? now : context));
-      if (now.status === "ready") chosen.add(id);
       update(now);
+      end(now);
       mark();
     }
   } catch (error) {
@@ -112,20 +141,27 @@ async function follow(id) {
   } finally {
     following.delete(id);
   }
-  if (status !== "reading") return;
-  await new Promise((done) => setTimeout(done, AGAIN));
-  await list();
+  if (status === "reading") await listAgain();
+}
+
+async function send(file) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Error(`${file.name}: it cannot be read. Choose a file, not a folder, that is still there.`);
+  }
+  const form = new FormData();
+  form.append("file", file);
+  awaited.add((await (await call("/v1/contexts", { method: "POST", body: form })).json()).id);
 }
 
 // Sends files one after another; those that are refused do not keep the others back.
 async function upload(files) {
   const wrong = [];
   for (const file of files) {
-    const form = new FormData();
-    form.append("file", file);
     $("read").textContent = `${file.name}: sent to the server.`;
     try {
-      await call("/v1/contexts", { method: "POST", body: form });
+      await send(file);
       await list();
     } catch (error) {
       $("read").textContent = `${file.name}: not taken.`;

@@ -6,7 +6,7 @@ import { call, post } from "./server.js";
 import { $, attempt, count, duration, element, size } from "./show.js";
 
 const MOST = 5, NONE = "none";
-let talk = { messages: [] }, asked = 0, searching = new AbortController();
+let talk = { messages: [] }, asked = 0, opened = 0, searching = new AbortController();
 
 const questions = () => talk.messages.flatMap((message, i) => (message.role === "user" ? [i] : []));
 
@@ -27,6 +27,7 @@ export function offer(conversation) {
 
 function clear(sentence) {
   asked += 1;
+  opened += 1;
   searching.abort();
   searching = new AbortController();
   $("maps").replaceChildren(element("p", sentence, { className: "quiet" }));
@@ -102,6 +103,7 @@ function attended(map, open) {
 }
 
 async function passage(map, leaf, at) {
+  const mine = ++opened;
   let before = 0, part;
   for (part of map.parts) {
     if (leaf.start < before + part.tokens) break;
@@ -113,6 +115,7 @@ async function passage(map, leaf, at) {
   if (part.context) {
     const place = `start=${leaf.start - before}&end=${leaf.end - before}`;
     text = (await (await call(`/v1/contexts/${part.context}/text?${place}`)).json()).text;
+    if (mine !== opened) return; // another passage or question was chosen meanwhile
   }
   $("passage-title").textContent = part.context ? `Passage of ${nameOf(part.context)}` : "Passage";
   $("passage").textContent = text;

@@ -2,10 +2,11 @@
 
 import { choose, chosen, list } from "./documents.js";
 import { offer } from "./maps.js";
-import { call, events, key, post } from "./server.js";
+import { BROKE_OFF, Broken, call, events, key, post } from "./server.js";
 import { $, attempt, count, element, fail } from "./show.js";
 
 const KEEP = "sharedllm.conversations", MOST_KEPT = 50;
+const deleted = new Set();
 let talk = null, running = null;
 
 function line(message) {
@@ -38,8 +39,9 @@ function kept() {
 function keep(conversations) {
   try {
     localStorage.setItem(KEEP, JSON.stringify(conversations.slice(0, MOST_KEPT)));
-  } catch {
-    fail("This browser's storage is full, so the conversation is not kept. Delete old ones.");
+  } catch (error) {
+    const why = error.name === "QuotaExceededError" ? "storage is full. Delete old conversations." : "settings forbid it.";
+    fail(`The conversation is not kept: this browser's ${why}`);
   }
   past();
 }
@@ -51,7 +53,9 @@ function past() {
     remove.setAttribute("aria-label", `delete the conversation ${title}`);
     go.addEventListener("click", () => open(conversation));
     remove.addEventListener("click", () => {
+      deleted.add(conversation.id);
       keep(kept().filter((other) => other.id !== conversation.id));
+      if (conversation.id === talk.id) open();
       $("new").focus();
     });
     row.append(go, " ", remove);
@@ -74,11 +78,12 @@ async function ask(question) {
   const messages = [...conversation.messages, asked].map(({ role, content }) => ({ role, content }));
   const body = { messages, stream: true, temperature: 0, stream_options: { include_usage: true }, context: asked.contexts };
   running = new AbortController();
-  let ended = null;
+  let ended = null, whole = false;
   busy(true);
   try {
     for await (const data of events(await post("/v1/chat/completions", body, { signal: running.signal }))) {
-      if (data === "[DONE]") break;
+      whole = data === "[DONE]";
+      if (whole) break;
       const piece = JSON.parse(data);
       if (piece.error) throw new Error(piece.error.message);
       for (const choice of piece.choices) {
@@ -88,6 +93,7 @@ async function ask(question) {
       lines[1].textContent = said.content;
       if (piece.usage) tell(piece.usage, (performance.now() - started) / 1000, ended);
     }
+    if (!whole) throw new Broken(BROKE_OFF);
     if (!said.content) throw new Error("The model gave an empty answer. Ask in other words.");
   } catch (error) {
     if (error.name !== "AbortError") throw error;
@@ -105,6 +111,7 @@ function finish(conversation, asked, said, lines) {
     if (conversation.id === talk.id) $("question").value ||= asked.content;
     return;
   }
+  if (deleted.has(conversation.id)) return;
   conversation.messages.push(asked, said);
   keep([conversation, ...kept().filter((other) => other.id !== conversation.id)]);
   if (conversation === talk) offer(talk);

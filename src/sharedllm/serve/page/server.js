@@ -1,7 +1,11 @@
 // Calls to the server that sent this page.
 
 const KEY = "sharedllm.key";
-const ADVICE = { 401: " Enter the key below “API key”.", 413: " Choose a smaller file.", 429: " Wait a moment, then try again." };
+const ADVICE = {
+  401: " Enter the key below “API key”.", 404: " It was deleted: choose other documents.", 413: " Choose a smaller file.",
+  429: " Wait a moment, then try again.",
+};
+const HEADER = /^[\x20-\x7e]*$/; // what a key can hold, for it to be sent
 
 // The key, for as long as this tab is open; only for this page where the browser keeps no data of it.
 let held = "";
@@ -14,9 +18,9 @@ export const key = {
     }
   },
   set(value) {
-    held = value;
+    held = value.trim();
     try {
-      sessionStorage.setItem(KEY, value);
+      sessionStorage.setItem(KEY, held);
     } catch {
       // held is enough
     }
@@ -24,16 +28,18 @@ export const key = {
 };
 
 export class Broken extends Error {}
+export const BROKE_OFF = "The connection to the server broke off. Ask again.";
 
 // The answer to a request; an error becomes a sentence that says what to do.
 export async function call(path, options = {}) {
+  if (!HEADER.test(key.get())) throw new Error("The API key holds a character that no key has. Enter it again below “API key”.");
   const secret = key.get() ? { Authorization: `Bearer ${key.get()}` } : {};
   let answer;
   try {
     answer = await fetch(path, { ...options, headers: { ...secret, ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer. See whether it runs, then try again.");
+    throw new Broken("The server does not answer. See whether it runs, then try again.");
   }
   if (answer.ok) return answer;
   const told = await answer.json().catch(() => null);
@@ -49,7 +55,7 @@ async function piece(reader) {
     return await reader.read();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Broken("The connection to the server broke off. Ask again.");
+    throw new Broken(BROKE_OFF);
   }
 }
 

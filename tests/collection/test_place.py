@@ -1,0 +1,87 @@
+"""Where a collection lies: folders, addresses, and stores that are fetched while others write."""
+
+from __future__ import annotations
+
+import fsspec
+import pytest
+
+from sharedllm import UsageError
+from sharedllm.collection import place
+from sharedllm.collection.place import Place
+
+STORE, OLD, NEW = "/fetched/stores/a", "segment-old.safetensors", "segment-new.safetensors"
+
+
+@pytest.fixture
+def memory(tmp_path, monkeypatch):
+    """fsspec's file system in memory, empty again afterwards, and a cache of its own."""
+    monkeypatch.setattr(place, "CACHE", tmp_path / "cache")
+    system = fsspec.filesystem("memory")
+    yield system
+    system.rm("/", recursive=True)
+
+
+def write(memory, segment: str) -> None:
+    """Write a store of one segment, and remove that of before, as an upload does."""
+    memory.pipe_file(f"{STORE}/{segment}", segment.encode())
+    memory.pipe_file(f"{STORE}/context.json", f'{{"segments": "{segment}"}}'.encode())
+    for path in memory.ls(STORE, detail=False):
+        if not path.endswith((segment, "context.json")):
+            memory.rm_file(path)
+
+
+def test_a_store_that_is_written_anew_while_it_is_fetched_comes_whole(memory, monkeypatch):
+    write(memory, OLD)
+    real, fetched = type(memory).get_file, []
+
+    def replaced(self, remote, file, **options):
+        fetched.append(remote)
+        if len(fetched) == 1:
+            write(memory, NEW)
+        real(self, remote, file, **options)
+
+    monkeypatch.setattr(type(memory), "get_file", replaced)
+    folder = Place("memory://fetched").fetch("stores/a")
+    assert NEW in (folder / "context.json").read_text() and (folder / NEW).read_text() == NEW
+    assert len(fetched) == 2
+
+
+def test_a_store_that_was_written_since_it_was_listed_comes_whole(memory, monkeypatch):
+    told: dict = {}
+    ls = type(memory).ls
+    monkeypatch.setattr(type(memory), "ls", lambda self, path, **o: told.setdefault(path, ls(self, path, **o)))
+    monkeypatch.setattr(type(memory), "invalidate_cache", lambda self, path=None: told.clear())
+    for segment in (OLD, NEW):
+        memory.pipe_file(f"{STORE}/{segment}", b"it")
+        memory.pipe_file(f"{STORE}/context.json", segment.encode())
+        assert (Place("memory://fetched").fetch("stores/a") / segment).exists()
+
+
+def test_a_store_that_is_not_there_is_told(memory):
+    with pytest.raises(UsageError, match="holds no stores/a"):
+        Place("memory://fetched").fetch("stores/a")
+
+
+def test_stores_of_two_backends_are_fetched_to_two_folders(memory, tmp_path):
+    (tmp_path / "kept" / "stores" / "a").mkdir(parents=True)
+    (tmp_path / "kept" / "stores" / "a" / "context.json").write_text("{}")
+    memory.pipe_file(f"{tmp_path}/kept/stores/a/context.json", b"{}")
+    one, other = (Place(f"{kind}://{tmp_path}/kept") for kind in ("local", "memory"))
+    assert one.root == other.root and one.fetch("stores/a") != other.fetch("stores/a")
+
+
+def test_the_names_in_a_folder(memory, tmp_path):
+    for kept in (Place("memory://named"), Place(tmp_path / "named")):
+        assert kept.names("stores") == set()
+        for name in ("a", "b"):
+            kept.write(f"stores/{name}/context.json", b"{}")
+        assert kept.names("stores") == {"a", "b"}
+
+
+def test_the_working_folder_and_the_root_are_places(memory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Place("").write("documents.jsonl", b"it")
+    assert (tmp_path / "documents.jsonl").read_bytes() == b"it"
+    assert Place("/").root == "/" and Place("kept/").root == "kept"
+    Place("memory://").write("documents.jsonl", b"it")
+    assert memory.cat_file("/documents.jsonl") == b"it"

@@ -1,0 +1,82 @@
+"""Which documents a list of names means: each once, and nothing but files."""
+
+from __future__ import annotations
+
+import os
+
+import fsspec
+import pytest
+
+from sharedllm import UsageError
+from sharedllm.collection.sources import Source, find_sources, read_bytes
+
+
+@pytest.fixture
+def memory():
+    """fsspec's file system in memory, empty again afterwards."""
+    system = fsspec.filesystem("memory")
+    yield system
+    system.rm("/", recursive=True)
+
+
+def names(*sources: str) -> list[str]:
+    return [source.name for source in find_sources(sources)]
+
+
+def test_a_document_that_is_named_twice_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a")
+    again = ("./texts/a.txt", "texts//a.txt", f"{tmp_path}/texts/*.txt", f"file://{tmp_path}/texts/a.txt")
+    assert names("texts", *again) == ["texts/a.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pattern_means_files_alone_as_a_folder_does(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "dangling.txt").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert names(f"{tmp_path}/*.txt") == names(str(tmp_path)) == [f"{tmp_path}/a.txt"]
+
+
+@pytest.mark.parametrize("pattern", ["**", "**/*.txt"])
+def test_two_stars_do_not_go_round_in_linked_folders(tmp_path, pattern):
+    folder = tmp_path / "docs"
+    (folder / "b").mkdir(parents=True)
+    for name in ("a.txt", "b/z.txt"):
+        (folder / name).write_text(name)
+    (folder / "b" / "loop").symlink_to(folder, target_is_directory=True)
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    assert sorted(names(f"{folder}/{pattern}")) == [f"{folder}/a.txt", f"{folder}/b/z.txt"]
+    assert names(f"{tmp_path}/link/*.txt") == [f"{tmp_path}/link/a.txt"], "one that is named is followed"
+
+
+def test_a_file_that_is_removed_while_files_are_listed_is_left_out(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+    listed = [f"{tmp_path}/a.txt", f"{tmp_path}/gone.txt"]
+    monkeypatch.setattr("sharedllm.collection.sources.folder_files", lambda _folder: listed)
+    assert names(str(tmp_path)) == listed[:1]
+
+
+def test_a_hidden_folder_that_a_pattern_names_is_looked_into(memory):
+    for name in ("a.txt", ".b.txt", ".c/d.txt"):
+        memory.pipe_file(f"/.hidden/{name}", b"text")
+    for pattern in ("*", "**"):
+        assert names(f"memory://.hidden/{pattern}") == ["memory:///.hidden/a.txt"]
+
+
+def test_what_a_backend_listed_before_is_asked_for_again(memory, monkeypatch):
+    told: dict = {}
+    find = type(memory).find
+    monkeypatch.setattr(type(memory), "find", lambda self, path, **o: told.setdefault(path, find(self, path, **o)))
+    monkeypatch.setattr(type(memory), "invalidate_cache", lambda self, path=None: told.clear())
+    for i in range(2):
+        memory.pipe_file(f"/listed/{i}.txt", b"text")
+        assert len(names("memory://listed")) == i + 1
+
+
+def test_a_document_that_is_larger_than_was_listed_is_refused(memory):
+    memory.pipe_file("/grown.txt", b"x" * 100)
+    assert len(read_bytes(Source("memory:///grown.txt", 0, ""), 100)) == 100
+    with pytest.raises(UsageError, match="larger than the limit of 99 bytes"):
+        read_bytes(Source("memory:///grown.txt", 0, ""), 99)

@@ -1,0 +1,87 @@
+"""A user's own files as they come: in other encodings, with odd names, rows cut apart, chats that a template refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sharedllm.data import DataRecipe, TokenFolder, build
+from sharedllm.data.documents import decode
+from sharedllm.errors import UsageError
+
+from .helpers import sentences
+
+Make = Callable[..., DataRecipe]
+BASE = {"type": "files", "kind": "prose", "licence": "CC0-1.0"}
+
+
+def built(tmp_path: Path, make_recipe: Make, tokenizer: Any, *paths: str) -> tuple[list[str], list[str]]:
+    """Texts and names of the documents that some files become."""
+    build(make_recipe({"mine": {**BASE, "paths": list(paths)}}), tmp_path / "out", tokenizer)
+    folder = TokenFolder.open(tmp_path / "out", tokenizer)
+    documents = folder.documents()
+    return [tokenizer.decode(folder.tokens(doc)) for doc in documents], [doc.name for doc in documents]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-le", "utf-16-be"])
+def test_text_is_read_in_the_encoding_that_its_mark_says(encoding: str) -> None:
+    text = "Несколько слов, and a few more.\n"
+    mark = "\ufeff" if encoding.startswith("utf-16") else ""
+    assert decode((mark + text).replace("\n", "\r\n").encode(encoding)) == text
+
+
+def test_text_that_is_neither_is_read_as_latin_1() -> None:
+    assert decode("Größe\n".encode("latin-1")) == "Größe\n"
+    assert decode(b"\xff\xfea") == "\ufffd", "half a character at the end"
+
+
+def test_rows_are_rows_however_the_files_ending_is_written(
+    tmp_path: Path, make_recipe: Make, tokenizer: Any, texts: Path
+) -> None:
+    (texts / "ROWS.JSONL").write_text(json.dumps({"text": sentences("forests")}) + "\n")
+    assert built(tmp_path, make_recipe, tokenizer, "ROWS.JSONL")[0] == [sentences("forests")]
+
+
+def test_half_a_character_in_a_row_is_replaced(tmp_path: Path, make_recipe: Make, tokenizer: Any, texts: Path) -> None:
+    message = {"role": "user", "content": "cut \ud83d"}
+    rows = [{"text": sentences("forests") + "cut \ud83d"}, {"messages": [message]}]
+    (texts / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    text, chat = built(tmp_path, make_recipe, tokenizer, "rows.jsonl")[0]
+    assert text == sentences("forests") + "cut \ufffd"
+    assert chat == "user: cut \ufffd\n"
+
+
+def test_a_chat_that_the_template_refuses_is_named(
+    tmp_path: Path, make_recipe: Make, tokenizer: Any, texts: Path
+) -> None:
+    rows = [{"messages": [{"role": role, "content": "Hello."}]} for role in ("user", "system")]
+    (texts / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ messages[0].content }}"
+    )
+    try:
+        with pytest.raises(UsageError, match=r"Line 2 of rows\.jsonl .*System role not supported"):
+            built(tmp_path, make_recipe, tokenizer, "rows.jsonl")
+    finally:
+        tokenizer.chat_template = None
+
+
+def test_names_that_are_no_text_or_hold_other_line_ends(
+    tmp_path: Path, make_recipe: Make, tokenizer: Any, texts: Path
+) -> None:
+    folder = texts / "odd"
+    folder.mkdir()
+    (folder / "one\u2028two\x85three.txt").write_text(sentences("forests"))
+    try:
+        Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.txt")).write_text(sentences("winds"))
+    except OSError:
+        pytest.skip("names are always UTF-8 here")
+    found, names = built(tmp_path, make_recipe, tokenizer, "odd")
+    assert sorted(found) == [sentences("forests"), sentences("winds")]
+    assert sorted(names) == ["odd/caf\\udce9.txt", "odd/one\u2028two\x85three.txt"]

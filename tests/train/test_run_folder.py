@@ -1,0 +1,115 @@
+"""What a run's folder lets a run go on with: the newest checkpoint, the same data and start; and what may still be changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from sharedllm import UsageError, WorkError
+from sharedllm.data import build, recipe_from_dict
+from sharedllm.train.checkpoint import STATE, checkpoints
+from tests.conftest import byte_tokenizer
+from tests.contexts import assert_one_sentence
+from tests.train.test_loop import assert_same, trainer, weights, write_data
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(texts):
+    return texts / "data"
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    for name in ("step-999950", "step-1000000", "step-1000050", "step-1000000.bak"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / STATE).write_text("{}")
+    assert [c.name for c in checkpoints(tmp_path)] == ["step-999950", "step-1000000", "step-1000050"]
+
+
+def test_a_recipe_under_which_no_step_was_done_can_be_mended(data, tmp_path):
+    """Needles that fit no context are found out at the first step, after the recipe was noted."""
+    crowded = trainer(data, tmp_path / "run", needles=1.0, context_chunks=[1, 1])
+    with pytest.raises(UsageError, match="no needle fits"):
+        crowded.train()
+    mended = trainer(data, tmp_path / "run", needles=0.0, context_chunks=[1, 1])
+    noted = json.loads((tmp_path / "run/recipe.json").read_text())
+    assert noted == json.loads(json.dumps(mended.recipe.to_dict()))
+    mended.train(until=1)  # before the first checkpoint
+    with pytest.raises(UsageError, match="holds a run of another recipe"):
+        trainer(data, tmp_path / "run", windows=3, context_chunks=[1, 1])
+
+
+def test_an_interrupt_in_the_first_step_leaves_the_recipe_open(data, tmp_path, monkeypatch):
+    t = trainer(data, tmp_path / "run")
+
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(t, "_sum_gradients", stop)
+    with pytest.raises(KeyboardInterrupt):
+        t.train()
+    assert trainer(data, tmp_path / "run", windows=3).step == 0
+
+
+def test_an_adapter_that_was_only_written_keeps_its_recipe(data, tmp_path):
+    trainer(data, tmp_path / "first", steps=1).train()
+    start = str(tmp_path / "first/adapter")
+    trainer(data, tmp_path / "run", steps=0, start=start).train()
+    with pytest.raises(UsageError, match="holds a run of another recipe"):
+        trainer(data, tmp_path / "run", start=start)
+
+
+def test_a_recipe_that_cannot_be_read_is_named(data, tmp_path):
+    trainer(data, tmp_path / "run").train(until=2)
+    (tmp_path / "run/recipe.json").write_text("")
+    with pytest.raises(WorkError, match=r"recipe\.json cannot be read") as error:
+        trainer(data, tmp_path / "run")
+    assert_one_sentence(error)
+
+
+@pytest.mark.parametrize("change", ["text", "weight"])
+def test_data_built_again_from_something_else_is_refused(tmp_path, change):
+    """Another text of as many tokens, or another weight, leaves the listing of documents as it was."""
+    data = write_data(tmp_path)
+    listing = (data / "documents.jsonl").read_bytes()
+    trainer(data, tmp_path / "run").train(until=2)
+    again(tmp_path)
+    assert trainer(data, tmp_path / "run").step == 2  # the same once more
+    if change == "text":
+        file = tmp_path / "train.txt"
+        file.write_text(file.read_text().replace("blue", "pink"))
+    again(tmp_path, weight=2.0 if change == "weight" else 1.0)
+    assert (data / "documents.jsonl").read_bytes() == listing
+    with pytest.raises(UsageError, match="another build of the data") as error:
+        trainer(data, tmp_path / "run")
+    assert_one_sentence(error)
+
+
+def again(folder, weight=1.0):
+    """Build the data of `write_data` from the texts that lie there."""
+    base = {"type": "files", "kind": "prose", "licence": "CC0-1.0"}
+    held = {**base, "paths": ["held.txt"], "split": "heldout"}
+    sources = {"a": {**base, "paths": ["train.txt"], "weight": weight}, "b": held}
+    build(recipe_from_dict({"name": "t", "sources": sources}, folder), folder / "data", byte_tokenizer())
+
+
+def test_the_start_must_stay_the_same_where_it_is_mixed_in_at_the_end(data, tmp_path):
+    for name, steps in (("first", 1), ("other", 2)):
+        trainer(data, tmp_path / name, steps=steps).train()
+    start = tmp_path / "first/adapter"
+    for name, share in (("mixed", 0.5), ("whole", 0.0)):
+        trainer(data, tmp_path / name, start=str(start), keep_start=share).train(until=2)
+    before = weights(trainer(data, tmp_path / "whole", start=str(start)))
+    shutil.rmtree(start)
+    shutil.copytree(tmp_path / "other/adapter", start)
+    with pytest.raises(UsageError, match="holds a run with another start"):
+        trainer(data, tmp_path / "mixed", start=str(start), keep_start=0.5)
+    assert_same(before, weights(trainer(data, tmp_path / "whole", start=str(start))))

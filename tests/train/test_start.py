@@ -1,0 +1,51 @@
+"""The adapter that training starts from has to be one of what is trained: its weights are taken over by name."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from sharedllm import SharedLLM, UsageError
+from sharedllm.train.loop import Trainer
+from tests.conftest import CONFIG, byte_tokenizer, tiny_model
+from tests.contexts import assert_one_sentence
+from tests.train.test_loop import recipe, trainer, write_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("texts"))
+
+
+def written(data, folder, **changes) -> str:
+    trainer(data, folder, steps=1, **changes).train()
+    return str(folder / "adapter")
+
+
+@pytest.mark.parametrize("method", ["shared", "encoder-decoder"])
+def test_an_adapter_of_another_method_is_refused(data, tmp_path, method):
+    other = {"shared": "encoder-decoder", "encoder-decoder": "shared"}[method]
+    start = written(data, tmp_path / "first", method=other)
+    with pytest.raises(UsageError, match="adapter of another kind") as error:
+        trainer(data, tmp_path / "run", start=start, method=method)
+    assert_one_sentence(error)
+    assert trainer(data, tmp_path / "same", start=start, method=other).step == 0
+
+
+def test_an_adapter_of_another_rank_is_refused(data, tmp_path):
+    """Its projections have other names, and would be left out without a word."""
+    start = written(data, tmp_path / "first")
+    low = dataclasses.replace(CONFIG, rank=2)
+    llm = SharedLLM.from_pretrained(tiny_model(), adapter="none", config=low, tokenizer=byte_tokenizer())
+    with pytest.raises(UsageError, match=r"config\.rank 0 and the recipe 2; set config\.rank=0") as error:
+        Trainer(recipe(data, tmp_path / "run", config=low, start=start), llm)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_for_a_model_of_other_sizes_is_refused(data, tmp_path):
+    start = written(data, tmp_path / "first")
+    longer = tiny_model(num_hidden_layers=5)
+    llm = SharedLLM.from_pretrained(longer, adapter="none", config=CONFIG, tokenizer=byte_tokenizer())
+    with pytest.raises(UsageError, match="trained for a model with layers 4, this one has 5"):
+        Trainer(recipe(data, tmp_path / "run", start=start), llm)
