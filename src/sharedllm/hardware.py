@@ -94,9 +94,13 @@ def choose_threads() -> Choice:
     named = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list has one a nesting level
     if named.isdigit() and int(named):
         return Choice(named, "OMP_NUM_THREADS says so")
-    if hasattr(os, "sched_getaffinity"):
-        return Choice(str(len(os.sched_getaffinity(0))), "processors this process may use")
-    return Choice(str(os.cpu_count() or 1), "processors of this machine")
+    where = "this process may use" if hasattr(os, "sched_getaffinity") else "of this machine"
+    return Choice(str(processors()), f"processors {where}")
+
+
+def processors() -> int:
+    """Processors that this process may use; those of the machine, on systems that do not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def chunk_batch(device: torch.device, bytes_a_chunk: int) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
+from sharedllm.hardware import processors
 
 T = TypeVar("T")
 TRIES_AGAIN = 2
@@ -194,16 +195,11 @@ def connect(address: str | None, workers: int | None = None) -> None:
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        cpus = max(workers or 1, _processors())
+        cpus = max(workers or 1, processors())
         ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     except Exception as error:  # Ray's own are of many classes, plain `Exception` among them
         where = f"no Ray cluster answers at {address}" if address else "no local Ray cluster could be started"
         raise WorkError(f"{where} ({str(error).splitlines()[0] if str(error) else type(error).__name__}).") from error
-
-
-def _processors() -> int:
-    """That this process may use; of the machine, on systems that do not tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ray() -> Any:

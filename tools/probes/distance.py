@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sharedllm import SharedLLM
-from sharedllm.evaluate.perplexity import Passage, cut_passages
+from sharedllm.evaluate.perplexity import GAIN, Passage, cut_passages
 from sharedllm.evaluate.statistics import bootstrap
 from sharedllm.methods import create
 
@@ -30,9 +31,8 @@ EDGES = (0, 128, 256, 512, TARGETS)
 
 def nll(llm: SharedLLM, method: str, passage: Passage, window: int) -> Tensor:
     """Nats of each target, [TARGETS]."""
-    ids = passage.ids[-LENGTH if method == "full" else -window :]
-    scorer = create(method, llm, len(ids))
-    return scorer.score(scorer.prepare(passage.ids[: LENGTH - len(ids)]), ids, TARGETS)
+    scorer = create(method, llm, window)
+    return scorer.score(scorer.prepare(passage.ids[:-window]), passage.ids[-window:], TARGETS)
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def gains(llm: SharedLLM, passage: Passage) -> dict[tuple[str, int, int], float]
     for window in WINDOWS:
         alone, first = nll(llm, "truncate", passage, window), window - TARGETS
         for method, seen in (("shared", nll(llm, "shared", passage, window)), ("full", full)):
-            for start, end in zip(EDGES, EDGES[1:], strict=False):
+            for start, end in pairwise(EDGES):
                 gain = (alone - seen)[start:end].mean()
                 found[method, first + start, first + end - 1] = float(gain)
     return found
@@ -65,11 +65,8 @@ def main() -> None:
         for method, fewest, most in found[0]:
             values = [gain[method, fewest, most] for gain in found]
             row = {"method": method, "adapter": args.adapter, "before_fewest": fewest, "before_most": most}
-            row |= {
-                "metric": "nll_gain_over_truncate",
-                "value": sum(values) / len(values),
-                "interval": bootstrap(values),
-            }
+            low, high = bootstrap(values)
+            row |= {"metric": GAIN, "value": sum(values) / len(values), "low": low, "high": high}
             out.write(json.dumps({**row, "samples": len(values), "values": values}) + "\n")
 
 

@@ -131,7 +131,9 @@ def found(
 
 def is_saved(source: str) -> bool:
     """Whether a source is a saved context; not asked of pathlib, which fails where a name is too long for a file."""
-    return os.path.isfile(os.path.join(source, "context.json"))
+    from sharedllm.manifest import MANIFEST
+
+    return os.path.isfile(os.path.join(source, MANIFEST))
 
 
 def refuse_collections(sources: Sequence[str]) -> None:

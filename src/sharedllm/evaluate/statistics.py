@@ -32,8 +32,10 @@ def wilson(hits: int, tries: int, level: float = LEVEL) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def bounds_of_mean(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """Bounds of the mean of independent figures, from (value, low, high) of each.
+def bounds_of_mean(
+    parts: Sequence[tuple[float, float, float]], least: float = -math.inf, most: float = math.inf
+) -> tuple[float, float]:
+    """Bounds of the mean of independent figures between `least` and `most`, from (value, low, high) of each.
 
     The distances to their bounds add up as squares (MOVER: Zou and Donner, "Construction of confidence limits about effect
     measures", 2008).
@@ -41,7 +43,7 @@ def bounds_of_mean(parts: Sequence[tuple[float, float, float]]) -> tuple[float, 
     mean = sum(value for value, _, _ in parts) / len(parts)
     below = math.hypot(*(value - low for value, low, _ in parts)) / len(parts)
     above = math.hypot(*(high - value for value, _, high in parts)) / len(parts)
-    return mean - below, mean + above
+    return max(least, mean - below), min(most, mean + above)
 
 
 def bootstrap(values: Sequence[float], seed: int = 0, draws: int = DRAWS, level: float = LEVEL) -> tuple[float, float]:

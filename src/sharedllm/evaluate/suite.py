@@ -206,7 +206,7 @@ def _average(
     means = {category: _mean([r["value"] for r in inside]) for category, inside in parts.items()}
     bounded = [[(r["value"], r["low"], r["high"]) for r in inside] for inside in parts.values()]
     low, high = bounds_of_mean(
-        [(mean, *bounds_of_mean(inside)) for mean, inside in zip(means.values(), bounded, strict=True)]
+        [(mean, *bounds_of_mean(inside)) for mean, inside in zip(means.values(), bounded, strict=True)], 0.0, 100.0
     )
     return {
         **about,
@@ -215,8 +215,8 @@ def _average(
         "length": length,
         "metric": metric,
         "value": _mean(list(means.values())),
-        "low": max(0.0, low),
-        "high": min(100.0, high),
+        "low": low,
+        "high": high,
         **together(method.llm, rows, seed),
         "cut": sum(r["cut"] for r in rows),
         "answer_lost": sum(r["answer_lost"] for r in rows),

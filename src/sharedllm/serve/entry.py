@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sharedllm.context import Context
+from sharedllm.manifest import MANIFEST
 from sharedllm.model import SharedLLM
 
 ID = re.compile(r"ctx_[0-9a-f]{32}")
@@ -149,7 +150,7 @@ class Entry:
         entry = cls(folder.name, folder, [str(d) for d in about["documents"]], int(about["created"]))
         entry.seconds = entry.began_seconds = float(about["seconds"])
         entry.states = "", str(about.get("state", ""))
-        context = Context.load(folder / SLOTS, llm) if (folder / SLOTS / "context.json").exists() else None
+        context = Context.load(folder / SLOTS, llm) if (folder / SLOTS / MANIFEST).exists() else None
         if (folder / TEXT).exists():
             with safe_open(folder / TEXT, framework="pt") as stored:
                 entry.ids = stored.get_tensor("ids")

@@ -61,8 +61,8 @@ class Sampler:
         return int(tokens[torch.searchsorted(upto, drawn, right=True).clamp(max=len(upto) - 1)])
 
     def _kept(self, shares_V: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities of the tokens that `top_p` keeps, and these; sorted no further than that takes, since sorting the
-        whole vocabulary takes a tenth of a token's time."""
+        """Probabilities of the tokens that `top_p` keeps, and these; sorted no further than that takes, since sorting a whole
+        vocabulary takes milliseconds for every token of every row (docs/LOG.md)."""
         if self.sampling.top_p >= 1:
             return shares_V, torch.arange(len(shares_V))
         for most in (FIRST, len(shares_V)):

@@ -37,7 +37,7 @@ class RunFolder:
             WorkError: the recipe noted there cannot be read.
         """
         file = self.path / RECIPE
-        same = json.loads(json.dumps(recipe.to_dict()))
+        same = _as_json(recipe)
         if self._begun():
             before = self._noted(file)
             changed = [k for k in same if k not in FREE and before.get(k) != same[k]]
@@ -62,8 +62,7 @@ class RunFolder:
             values = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise WorkError(f"{file} cannot be read ({error}); remove that folder to start afresh.") from error
-        before: dict[str, Any] = json.loads(json.dumps(recipe_from_dict(values, str(file)).to_dict()))
-        return before
+        return _as_json(recipe_from_dict(values, str(file)))
 
     def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer, origin: dict[str, str]) -> dict[str, Any]:
         """Put the last checkpoint back and drop metrics past it; gives its state, that of step 0 where there is none.
@@ -108,6 +107,12 @@ class RunFolder:
             raise WorkError(
                 f"cannot write to {file}: {error.strerror or error}; the last checkpoint is kept, make room and train on."
             ) from error
+
+
+def _as_json(recipe: Recipe) -> dict[str, Any]:
+    """The settings of a recipe as JSON has them: lists for tuples."""
+    settings: dict[str, Any] = json.loads(json.dumps(recipe.to_dict()))
+    return settings
 
 
 def _replace(file: Path, text: str) -> None:

@@ -180,13 +180,13 @@ def _keep_mean(
         if lacking:
             reason = f"{lacking['metric']}: {lacking['reason']}"
             return {**method.settings(), **refused(llm, "ruler", "ruler_mean", method.name, length, reason, seed)}
-        low, high = bounds_of_mean([(row["value"], row["low"], row["high"]) for row in rows])
+        low, high = bounds_of_mean([(row["value"], row["low"], row["high"]) for row in rows], 0.0, 100.0)
         return {
             **method.settings(),
             "task": "ruler",
             "value": sum(row["value"] for row in rows) / len(rows),
-            "low": max(0.0, low),
-            "high": min(100.0, high),
+            "low": low,
+            "high": high,
             **together(llm, rows, seed),
             "threads": torch.get_num_threads(),
             "method": method.name,
