@@ -66,3 +66,11 @@ def test_the_pace_is_measured_and_no_pass_changes_anything(make):
 @pytest.mark.parametrize(("seconds", "said"), [(0.2, "1 s"), (95, "95 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_times_are_said_in_what_they_are_counted_in(seconds, said):
     assert spoken(seconds) == said
+
+
+def test_no_pace_is_below_zero_where_a_short_pass_is_not_longer_than_a_single_token(make, monkeypatch):
+    passes = [1.0, 1.0, 1.0, 1.0, 3.0, 3.0]  # two each of one token, a few and many
+    times = iter([at for i, took in enumerate(passes) for at in (10.0 * i, 10.0 * i + took)])
+    monkeypatch.setattr("sharedllm.evaluate.forecast.time.perf_counter", lambda: next(times))
+    pace = pace_of(make())
+    assert pace.generated == 1.0 and pace.token == 0 and pace.pair > 0

@@ -81,7 +81,8 @@ def pace_of(llm: SharedLLM) -> Pace:
     few, many = (max(0.0, timed(tokens) - generated) for tokens in (short, long))  # a pass has to begin and to end too
     by_token = few / less.tokens  # two equations, few = token * tokens + pair * pairs, and neither below 0
     pair = max(0.0, (many - by_token * more.tokens) / (more.pairs - less.pairs * more.tokens / less.tokens))
-    return Pace((many - pair * more.pairs) / more.tokens, pair, generated)
+    pair = min(pair, many / more.pairs)  # a short pass may have been disturbed less than that of one token
+    return Pace(max(0.0, many - pair * more.pairs) / more.tokens, pair, generated)
 
 
 def expected(methods: Sequence[Method], jobs: Sequence[Job], pace: Pace, free: float) -> Iterator[Expected]:
