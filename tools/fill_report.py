@@ -31,7 +31,7 @@ def page(name: str, rows: Sequence[Row], machine: Row, reading: str, peers: Sequ
     parts = [
         f"# Report, profile `{name}`",
         f"Every method on the same tokens of texts that no adapter was trained on. `make report PROFILE={name}` makes this page, and "
-        "goes on where it was stopped. Brackets: 95 % bootstrap interval.",
+        "goes on where it was stopped. Brackets: 95 % interval, by bootstrap for means, Wilson's for shares.",
         about(rows, machine),
         f"![The same as figures.](../figures/report-{name}.png)",
         *section(

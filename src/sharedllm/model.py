@@ -27,7 +27,7 @@ from sharedllm.hardware import DTYPES, choose_device, choose_dtype
 from sharedllm.inject import Injection
 from sharedllm.keep import Keep
 from sharedllm.loading import fingerprint, load_model, moved
-from sharedllm.prompts import Answer, end_tokens
+from sharedllm.prompts import Answer, not_padding
 from sharedllm.publish import Published
 from sharedllm.reader import Reader
 from sharedllm.recall import Contexts, recalled
@@ -257,7 +257,7 @@ class SharedLLM(Published):
         """
         input_ids = input_ids.to(self.device)
         if attention_mask is None:
-            attention_mask = _not_padding(self.model, input_ids, kwargs)
+            attention_mask = not_padding(self.model, input_ids, kwargs)
         attention_mask = attention_mask.to(self.device)
         memory = self.recall(context, input_ids, attention_mask, search, question_mask=question_mask)
         with self.injection.reading(memory):
@@ -319,11 +319,3 @@ class SharedLLM(Published):
     def _check_attached(self) -> None:
         if not self._attached:
             raise UsageError("this model was detached; call SharedLLM.from_pretrained again to attach it.")
-
-
-def _not_padding(model: Any, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
-    """Mask [B, T] of what is text, by the rule of Hugging Face's `generate`: a padding token that ends answers may be text."""
-    settings = kwargs.get("generation_config") or model.generation_config
-    pad = kwargs.get("pad_token_id", settings.pad_token_id)
-    known = isinstance(pad, int) and pad not in end_tokens(model)
-    return (input_ids != pad).long() if known else torch.ones_like(input_ids)

@@ -35,6 +35,14 @@ def end_tokens(model: Any, tokenizer: Any = None) -> set[int]:
     return {end for end in (*(ends if isinstance(ends, list) else [ends]), own) if end is not None}
 
 
+def not_padding(model: Any, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """Mask [B, T] of what is text, by the rule of Hugging Face's `generate`: a padding token that ends answers may be text."""
+    settings = kwargs.get("generation_config") or model.generation_config
+    pad = kwargs.get("pad_token_id", settings.pad_token_id)
+    known = isinstance(pad, int) and pad not in end_tokens(model)
+    return (input_ids != pad).long() if known else torch.ones_like(input_ids)
+
+
 def check_question(question: str) -> None:
     """Raise `UsageError` for a question that is empty, or holds what no tokenizer can take."""
     if not question.strip():

@@ -86,16 +86,20 @@ async def ask(http: httpx.AsyncClient, prompt: str, tokens: int) -> list[float] 
     return None
 
 
-def generated(url: str) -> float:
-    """Tokens that the server has generated so far, by its own count."""
+def counted(url: str) -> tuple[float, float, float]:
+    """Tokens that the server has generated so far, steps in which it did, and seconds of these, by its own count."""
     lines = httpx.get(f"{url}/metrics", timeout=60).text.splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith("sharedllm_generated_tokens_total")))
+    tokens, steps, seconds = (
+        float(next(line.split()[1] for line in lines if line.startswith(f"sharedllm_{name}")))
+        for name in ("generated_tokens_total", "step_seconds_count", "step_seconds_sum")
+    )
+    return tokens, steps, seconds
 
 
 async def clients(url: str, count: int, prompts: list[str], tokens: int, seconds: float) -> dict[str, Any]:
     """`count` clients share the prompts, each sending its next one when it has its answer."""
     left, answers, until = list(prompts), [], time.perf_counter() + seconds
-    before, started = generated(url), time.perf_counter()
+    before, started = counted(url), time.perf_counter()
     limits = httpx.Limits(max_connections=count)
     async with httpx.AsyncClient(base_url=url, timeout=seconds, limits=limits) as http:
 
@@ -104,7 +108,8 @@ async def clients(url: str, count: int, prompts: list[str], tokens: int, seconds
                 answers.append(await ask(http, left.pop(0), tokens))
 
         await asyncio.gather(*(client() for _ in range(count)))
-    took, new = time.perf_counter() - started, generated(url) - before
+    took = time.perf_counter() - started
+    new, steps, step_seconds = (now - then for now, then in zip(counted(url), before, strict=True))
     first = [times[1] - times[0] for times in answers if times and len(times) > 1]
     quantiles = np.quantile(first, [0.5, 0.95, 0.99]).tolist() if first else [None] * 3
     return {
@@ -113,6 +118,8 @@ async def clients(url: str, count: int, prompts: list[str], tokens: int, seconds
         "samples": len(answers),
         "seconds": took,
         "errors": sum(times is None for times in answers),
+        "step_seconds": step_seconds / steps if steps else None,
+        "tokens_a_step": new / steps if steps else None,
         **dict(zip(("first_token_p50", "first_token_p95", "first_token_p99"), quantiles, strict=True)),
     }
 

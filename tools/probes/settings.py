@@ -1,9 +1,9 @@
-"""What does each setting of the tree and the depth of the injection give, with the shipped adapter as it is?
+"""What does each choice of the mechanism give (depth, tree, positions, which tokens are kept), with the shipped adapter as it is?
 
 The last 1,024 of 8,192 tokens, a window of as many, the same passages and the same reading for every setting; share of
 the gap between the window alone and the model that reads everything itself. Nothing is trained, so settings far
 from those the adapter was trained with are at a disadvantage. Run after `make texts`:
-`python tools/probes/settings.py 2 > docs/results/probe-settings.jsonl` (passages of each text; 20 minutes on two cores).
+`python tools/probes/settings.py 2 > docs/results/probe-settings.jsonl` (passages of each text; 25 minutes on two cores).
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from layers import silent
 from torch import Tensor
 
 from sharedllm import SharedLLM
+from sharedllm.config import SharedConfig
+from sharedllm.encoded import Encoded
 from sharedllm.evaluate.perplexity import Passage, cut_passages
-from sharedllm.memory import build_memory, select_slots
+from sharedllm.memory import Slots, build_memory, find, select_slots
 from sharedllm.methods.base import plain_nll, target_nll
 
 TEXTS = ("python-library", "python-reference", "debian-manuals", "anarchist-faq")
@@ -30,7 +32,45 @@ SETTINGS = [
     *({"tree_depth": d} for d in (1, 2, 4, 5)),
     *({"fine_chunks": f} for f in (0, 2, 7)),
     *({"read_chunks": r} for r in (1, 2, 4)),
+    *({"positions": p} for p in ("chunk+inner", "sequence", "none")),
+    *({"kept": k, "fine_chunks": f} for k in ("means", "weakest keys") for f in (0, 1)),
 ]
+OF_THE_PROBE = ("injected_layers", "kept")  # what `SharedConfig` does not say, or not after the reading
+
+
+def parts_kept(block: Encoded, config: SharedConfig, kept: str) -> tuple[Tensor, Tensor]:
+    """Keys and values [M, K, S, D] of a block's slots, kept otherwise than at an even stride.
+
+    A slot stands for the tokens from the one before it to its own. `means`: the mean of their keys and of their values.
+    `weakest keys`: the token of theirs whose keys are smallest, mean over layers and heads, since those draw attention
+    (arXiv 2406.11430).
+    """
+    (found,) = find([block], config)
+    taken = found.taken()
+    real = torch.arange(taken.shape[1])[None] < block.lengths[:, None]
+    chunk, token = real.nonzero(as_tuple=True)
+    before = taken.long().cumsum(1) - taken.long() + (taken.sum(1).cumsum(0) - taken.sum(1))[:, None]
+    part = before[chunk, token]  # of each token, the slot that stands for it
+    keys, values = (x.float() for x in block.at(chunk, token))
+    S = int(taken.sum())
+    if kept == "means":
+        count = torch.zeros(S).index_add_(0, part, torch.ones(len(part)))[:, None]
+        sums = (x.new_zeros(*x.shape[:2], S, x.shape[3]).index_add_(2, part, x) / count for x in (keys, values))
+        return tuple(sums)
+    size = keys.norm(dim=3).mean((0, 1))
+    least = torch.full((S,), torch.inf).scatter_reduce(0, part, size, "amin")
+    chosen = (size == least[part]).nonzero().flatten()
+    first = torch.full((S,), len(part)).scatter_reduce(0, part[chosen], chosen, "amin")
+    return keys[:, :, first], values[:, :, first]
+
+
+def slots_of(blocks: list[Encoded], config: SharedConfig, kept: str | None) -> Slots:
+    """The slots of a context without a question."""
+    slots = select_slots(blocks, config, None)
+    if kept is not None:
+        (block,) = blocks
+        slots.keys, slots.values = parts_kept(block, config, kept)
+    return slots
 
 
 @torch.no_grad()
@@ -45,8 +85,8 @@ def scores(llm: SharedLLM, passage: Passage) -> dict[str, float]:
     like, ids = llm.model.get_input_embeddings().weight, passage.ids[-TARGETS - 1 :][None]
     M = llm.config.injected_layers
     for setting in ({}, *SETTINGS):
-        config = replace(llm.config, **{k: v for k, v in setting.items() if k != "injected_layers"})
-        memory = build_memory([select_slots(context.blocks, config, None)], llm.parts, llm.config, like)
+        config = replace(llm.config, **{k: v for k, v in setting.items() if k not in OF_THE_PROBE})
+        memory = build_memory([slots_of(context.blocks, config, setting.get("kept"))], llm.parts, config, like)
         with silent(llm, range(setting.get("injected_layers", M), M)), llm.injection.reading(memory):
             logits = llm.model(input_ids=ids, use_cache=False, logits_to_keep=len(window) + 1).logits
         name = ", ".join(f"{k} {v}" for k, v in setting.items()) or "as shipped"
