@@ -15,7 +15,7 @@ import torch
 import sharedllm.saved
 from sharedllm import Context, Library, UsageError
 from tests.conftest import tokens
-from tests.contexts import assert_same_chunks, encoded, files
+from tests.contexts import assert_same_chunks, encoded, files, segments
 from tests.test_generate import counted
 
 OLD, TEXT = tokens(16 * 5 + 3, 1), tokens(16 * 40 + 7, 2)
@@ -77,6 +77,30 @@ def test_a_folder_that_was_never_read_to_its_end_says_so(make, tmp_path, monkeyp
         Library(tmp_path / "c", llm).add("text", TEXT, stopped)
     with pytest.raises(UsageError, match="run `sharedllm encode` again to go on"):
         Context.load(tmp_path / "c", llm)
+
+
+def test_what_a_stopped_call_read_outlives_other_calls_until_the_folder_is_made_anew(make, tmp_path, monkeypatch):
+    llm = make()
+    monkeypatch.setattr(sharedllm.saved, "SEGMENT_BYTES", 1)
+    library = Library(tmp_path / "c", llm)
+    library.add("old", OLD)
+
+    def stopped(done, total):
+        if done == 16 * 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        library.add("text", TEXT, stopped)
+    library.add("other", tokens(16 * 3, 3))
+    library.remove("old")
+    calls = counted(monkeypatch, llm.lower, "encode")
+    library.add("text", TEXT)
+    assert len(calls) == 41 - 19, "the nineteen chunks that were written before are not read again"
+    library.remove("text")
+    with pytest.raises(KeyboardInterrupt):
+        library.add("text", TEXT, stopped)
+    library.update({"other": tokens(16 * 3, 3)}, only=True)
+    assert segments_listed(library.folder) == len(segments(library.folder)) == 3
 
 
 def test_who_asks_while_another_writes_sees_whole_states(make, tmp_path):

@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from sharedllm import Context, UsageError
 from sharedllm.prompts import Prompt
@@ -80,6 +81,53 @@ def test_an_answer_may_be_longer_than_the_window(llm, make):
             window, context=context, max_new_tokens=end - start, do_sample=False, pad_token_id=258, **ENDLESS
         )
         assert out[0].tolist() == said[start - 32 : end]
+
+
+def test_generate_goes_past_the_window_by_folding(llm, make):
+    fresh, prompt, about = make(), tokens(50, 1), tokens(16 * 4 + 3, 2)
+    settings = dict(do_sample=False, pad_token_id=258, suppress_tokens=[257, 258])
+    out = llm.generate(prompt[None], context=llm.read(about), max_new_tokens=90, **settings)
+    whole = out[0].tolist()
+    assert len(whole) == 140 and whole[:50] == prompt.tolist()
+    # Folded at 64, 96 and 128 tokens, each time down to 32, behind the text that was given.
+    for start, end in ((50, 64), (64, 96), (96, 128), (128, 140)):
+        folded = 0 if start == 50 else start - 32
+        parts = [encoded(fresh, about)] + ([encoded(fresh, torch.tensor(whole[:folded]))] if folded else [])
+        window = torch.tensor([whole[folded:start]])
+        part = fresh.generate(window, context=Context.compose(parts), max_new_tokens=end - start, **settings)
+        assert part[0].tolist() == whole[folded:end]
+
+
+def test_a_prompt_longer_than_the_window_is_folded_before_anything_is_written(llm, make):
+    fresh, prompt = make(), tokens(100, 1)
+    padded = torch.cat([torch.full((6,), 258), prompt])[None]
+    settings = dict(do_sample=False, pad_token_id=258, max_length=106 + 9, suppress_tokens=[257, 258])
+    out = llm.generate(padded, attention_mask=(padded != 258).long(), **settings)
+    assert out[0, :106].tolist() == padded[0].tolist() and out.shape[1] == 115
+    folded = 80  # whole chunks of 16, until half of the window is free
+    expected = fresh.generate(
+        prompt[None, folded:], context=encoded(fresh, prompt[:folded]), **{**settings, "max_length": 20 + 9}
+    )
+    assert out[0, 106:].tolist() == expected[0, 20:].tolist()
+
+
+def test_generate_past_the_window_ends_where_the_model_ends(llm, monkeypatch):
+    monkeypatch.setattr(llm.model, "generate", lambda ids, **_: torch.cat([ids, torch.tensor([[65, 66, 257]])], dim=1))
+    assert llm.generate(tokens(70, 1)[None], max_new_tokens=30)[0, 70:].tolist() == [65, 66, 257]
+
+
+def test_what_cannot_go_past_the_window_is_one_sentence(llm):
+    one = tokens(60, 1)[None]
+    for use in (
+        lambda: llm.generate(one.repeat(2, 1), max_new_tokens=30),
+        lambda: llm.generate(one, max_new_tokens=30, num_beams=2),
+        lambda: llm.generate(one, max_new_tokens=30, generation_config=GenerationConfig(num_return_sequences=2, num_beams=2)),
+        lambda: llm.generate(one, max_new_tokens=30, search="later"),
+    ):
+        with pytest.raises(UsageError, match="window 64; past it") as error:
+            use()
+        assert_one_sentence(error)
+    assert llm.generate(one.repeat(2, 1), max_new_tokens=4, num_beams=2, pad_token_id=258).shape == (2, 64)
 
 
 def test_a_text_that_fits_is_read_in_the_window(llm):

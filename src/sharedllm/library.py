@@ -91,10 +91,11 @@ class Library:
     ) -> None:
         """Read documents and keep them; those that ask see all of them at once, when all are read.
 
-        What is read is on the disk within a segment; stopped in any way, the same call goes on from there.
+        What is read is on the disk within a segment, eight chunks at most; stopped in any way, the same call goes on from
+        there, also after others have added or removed documents.
 
         Args:
-            only: drop all other documents then.
+            only: drop all other documents then, and what calls that were stopped had read of others.
             progress: called with tokens read and tokens to read, those of chunks that were there left out.
             keep: by document, what of it is kept from compression; see `SharedLLM.read`.
         Raises:
@@ -129,7 +130,7 @@ class Library:
                 for name, (ids, spans) in texts.items()
             }
             store.manifest.documents = {**({} if only else store.manifest.documents), **new}
-            store.finish()
+            store.finish(only)
 
     def remove(self, *documents: str) -> None:
         """Forget documents, and what no other document needs of them.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sharedllm import adapter as adapters
-from sharedllm import answering
+from sharedllm import answering, folding
 from sharedllm.architectures import Parts
 from sharedllm.branch import Memory
 from sharedllm.config import SharedConfig, check_choice
@@ -243,6 +243,9 @@ class SharedLLM(Published):
     ) -> Any:
         """The model's own `generate`, with all its arguments; the context is searched once, at the start.
 
+        One row may be longer than the window, or become so: its oldest chunks are then read into a context of their own, which
+        is searched from then on beside `context`. That goes with the arguments in `folding.SETTINGS`.
+
         Args:
             input_ids: [B, T], padded at the left.
             context, search, question_mask: as for a call.
@@ -253,12 +256,16 @@ class SharedLLM(Published):
             them as `sequences` under `return_dict_in_generate`.
         Raises:
             UsageError: the model was detached, the window is empty, the contexts are not one a row or were made with
-                another model or other settings, or a row has no token to ask with.
+                another model or other settings, or a row has no token to ask with; several rows, or beams, go past the
+                window.
         """
+        self._check_attached()
         input_ids = input_ids.to(self.device)
         if attention_mask is None:
             attention_mask = not_padding(self.model, input_ids, kwargs)
         attention_mask = attention_mask.to(self.device)
+        if folding.goes_past(self, input_ids.shape[1], kwargs):
+            return folding.generated(self, input_ids, context, attention_mask, search, question_mask, kwargs)
         memory = self.recall(context, input_ids, attention_mask, search, question_mask=question_mask)
         with self.injection.reading(memory):
             return self.model.generate(input_ids, attention_mask=attention_mask, **kwargs)

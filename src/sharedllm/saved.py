@@ -38,7 +38,7 @@ def write(folder: Path, context: Context) -> None:
         store.manifest = Manifest(context.fingerprint, context.shape, segments=segments)
         chunks = [chunk for ids, kept in _segments(context) for chunk in _put(store, context, ids, kept)]
         store.manifest.documents[names[0] if names else "text"] = Document(context.tokens, chunks, context.keep)
-        store.finish()
+        store.finish(only=True)
 
 
 def segment_chunks(kept: Encoded) -> int:

@@ -5,11 +5,14 @@
 
 Turns stay in the window as they are. Where the window is full, in the middle of an answer too, its oldest whole
 chunks are read into a context of the conversation, which is searched from then on beside that of the texts.
+`SharedLLM.generate` writes past the window in the same way.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +25,18 @@ from sharedllm.keep import Span, clipped, shifted
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Answer, Prompt, end_tokens
 from sharedllm.quote import inserted
+
+
+@dataclass
+class Written:
+    """What was written, and what it took."""
+
+    ids: list[int] = field(default_factory=list)
+    ended: int | None = None
+    """The token that ended it, which is the last one then."""
+    over: bool = False
+    slots: int = 0
+    search_seconds: float = 0.0
 
 
 class Session:
@@ -64,26 +79,58 @@ class Session:
             raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
         prompt = Prompt(self.llm.tokenizer, question)
         self._take_in(prompt)
-        new: list[int] = []
-        search_seconds, slots, started, ended = 0.0, 0, time.perf_counter(), False
-        while len(new) < max_new_tokens and not ended:
+        started = time.perf_counter()
+        done = self._write(max_new_tokens, {"pad_token_id": prompt.pad_id, **kwargs})
+        if done.ended is not None:
+            self.ids.pop()  # the template of the next turn has it
+            done.ids.pop()
+        return Answer(
+            text=self.llm.tokenizer.decode(done.ids, skip_special_tokens=True).strip(),
+            compressed=done.slots > 0,
+            slots=done.slots,
+            search_seconds=done.search_seconds,
+            generate_seconds=time.perf_counter() - started - done.search_seconds,
+            generated_tokens=len(done.ids),
+        )
+
+    def go_on(self, ids: Sequence[int], max_new_tokens: int, asking: Span | None = None, **kwargs: Any) -> list[int]:
+        """Put token ids behind the window as they are, and the tokens that the model writes behind them; returns these.
+
+        Args:
+            ids: at least one; more than the window holds are folded before anything is written.
+            asking: where in `ids` a question stands, which is searched by until it is folded; None: the newest tokens are.
+            kwargs: of Hugging Face's `generate`, which samples or not as the model's own settings say.
+        Raises:
+            UsageError: no ids, or `max_new_tokens` below 1.
+        """
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+        if not len(ids):
+            raise UsageError("there are no tokens to go on from; give at least one.")
+        if self.context is not None:
+            self.llm.reader.encode(self.context)
+        start, end = (0, 0) if asking is None else asking
+        self._asked = range(len(self.ids) + start, len(self.ids) + end)
+        self.ids += ids
+        settings = kwargs.get("generation_config") or self.llm.model.generation_config
+        return self._write(max_new_tokens, {"do_sample": settings.do_sample, **kwargs}).ids
+
+    def _write(self, max_new_tokens: int, kwargs: dict[str, Any]) -> Written:
+        """Write behind the window, folding it where it is full."""
+        done = Written()
+        while len(done.ids) < max_new_tokens and not done.over:
             self._fold()
             before = time.perf_counter()
-            room = min(max_new_tokens - len(new), self.window - len(self.ids))
+            room = min(max_new_tokens - len(done.ids), self.window - len(self.ids))
             memory, shown = self._search(room)
-            search_seconds += time.perf_counter() - before
-            slots = 0 if memory is None else memory.mask.shape[1] - 1
-            part, ended = self._generate(shown, memory, room, {"pad_token_id": prompt.pad_id, **kwargs})
-            new += part
+            done.search_seconds += time.perf_counter() - before
+            done.slots = 0 if memory is None else memory.mask.shape[1] - 1
+            part = self._generate(shown, memory, room, kwargs)
+            done.ids += part
             self.ids += part
-        return Answer(
-            text=self.llm.tokenizer.decode(new, skip_special_tokens=True).strip(),
-            compressed=slots > 0,
-            slots=slots,
-            search_seconds=search_seconds,
-            generate_seconds=time.perf_counter() - started - search_seconds,
-            generated_tokens=len(new),
-        )
+            done.ended = part[-1] if part[-1] in self._ends(kwargs) else None
+            done.over = done.ended is not None or len(part) < room  # shorter: a stopping criterion of the caller's
+        return done
 
     def _take_in(self, prompt: Prompt) -> None:
         """Put a question behind what was said; before the first one goes a text that is short enough."""
@@ -128,14 +175,14 @@ class Session:
         spans = () if memory is None else memory.nearest[0]
         return memory, inserted(self.llm, whole, self.ids, asking, room, spans, self.window)
 
-    def _generate(
-        self, shown: list[int], memory: Memory | None, most: int, kwargs: dict[str, Any]
-    ) -> tuple[list[int], bool]:
-        """The next tokens, without the one that ends an answer, and whether it came."""
+    def _generate(self, shown: list[int], memory: Memory | None, most: int, kwargs: dict[str, Any]) -> list[int]:
+        """The next tokens, with the one that ends a text where it came."""
         ids = torch.tensor([shown], device=self.llm.device)
-        new = written(self.llm, ids, memory, most, kwargs).tolist()
+        return [int(token) for token in written(self.llm, ids, memory, most, kwargs).tolist()]
+
+    def _ends(self, kwargs: dict[str, Any]) -> set[int]:
+        """Tokens that end a text."""
         given = kwargs.get("eos_token_id")
-        ends = end_tokens(self.llm.model) if given is None else given if isinstance(given, list) else [given]
-        if new[-1] in ends:
-            return new[:-1], True
-        return new, len(new) < most  # shorter: a stopping criterion of the caller's
+        if given is None:
+            return end_tokens(self.llm.model)
+        return set(given) if isinstance(given, list) else {given}

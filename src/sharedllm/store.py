@@ -143,11 +143,13 @@ class Writer:
         self.folder = folder
         self.manifest: Manifest | None = None
         self.stored: set[str] = set()
+        self._unfinished: set[str] = set()  # chunks that no document uses: a command that was killed goes on from them
         if _current(folder):
             self.manifest = read_manifest(folder)
             whole = {n: s for n, s in self.manifest.segments.items() if _size(folder / n) == s.bytes}
             self.manifest.segments = whole
             self.stored = set(self.manifest.places())
+            self._unfinished = self.stored - self._used()
 
     def put(self, chunks: Sequence[str], ids: Tensor, kept: Encoded | None) -> None:
         """Write one segment: chunks named so, with token ids [X, n]. It counts from the next `commit` on."""
@@ -169,13 +171,22 @@ class Writer:
         unfinished.write_text(self.manifest.to_json(), encoding="utf-8")
         _take_name(unfinished, self.folder / MANIFEST)
 
-    def finish(self) -> None:
-        """Commit without the segments that no document uses."""
+    def finish(self, only: bool = False) -> None:
+        """Commit without the segments that no document uses any more.
+
+        Args:
+            only: also without those that none used before, which a command that was killed had read.
+        """
         assert self.manifest is not None
-        used = {chunk for document in self.manifest.documents.values() for chunk in document.chunks}
+        wanted = self._used() if only else self._used() | self._unfinished
         segments = self.manifest.segments.items()
-        self.manifest.segments = {n: s for n, s in segments if not used.isdisjoint(s.chunks)}
+        self.manifest.segments = {n: s for n, s in segments if not wanted.isdisjoint(s.chunks)}
         self.commit()
+
+    def _used(self) -> set[str]:
+        """Chunks that documents are made of."""
+        assert self.manifest is not None
+        return {chunk for document in self.manifest.documents.values() for chunk in document.chunks}
 
     def sweep(self) -> None:
         """Remove what the committed state does not name: segments out of use, and what a killed writer left."""
