@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RESULTS ?= results/demo.jsonl
 TEXTS := python-library python-reference debian-manuals anarchist-faq
 
-.PHONY: setup check test test-processes test-browser texts measure goals report peers ship demo docs notebook package test-matrix clean
+.PHONY: setup check test test-processes test-browser test-extras texts measure goals report peers ship demo docs notebook package test-matrix clean
 
 setup: $(VENV)/.done
 
@@ -37,6 +37,15 @@ $(VENV)/.ray: $(VENV)/.done
 test-browser: setup
 	$(BIN)/python -m pytest tests/browser
 
+# What needs packages that `make setup` does not bring: the harness, quantised models, a LoRA, a bucket. None may be skipped.
+test-extras: $(VENV)/.extras
+	$(BIN)/python -m pytest -rs -p tests.no_skips tests/evaluate/test_lm_eval.py tests/test_placed.py tests/collection/test_s3.py
+
+$(VENV)/.extras: $(VENV)/.done
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  lm_eval==0.4.13 torchao==0.18.0 bitsandbytes==0.50.2 peft==0.21.2 s3fs==2026.9.0 "moto[server]==5.2.5"
+	touch $@
+
 # Texts that no adapter was trained on, and what the shipped adapter makes of them.
 texts: setup
 	$(BIN)/sharedllm data texts data-heldout -o data/heldout
@@ -47,11 +56,12 @@ texts: setup
 HELDOUT = $(foreach t,$(1),--text data/heldout/$(t).txt)
 LONG_TEXTS := python-library anarchist-faq
 EXPLAINING := python-library debian-manuals
+KINDS := $(TEXTS) novels
 ADAPTER_RESULTS := docs/results/adapter.jsonl
 
 measure: texts
-	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared,full \
-	  --lengths 8192 --samples 24 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(KINDS)) --methods truncate,shared,full \
+	  --lengths 8192 --samples 30 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared,retrieval --ceiling \
 	  --lengths 8192,32768 --samples 24 --needles-per-text 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
@@ -116,10 +126,14 @@ peers: texts $(PEERS)/.done
 	for samples in $(PEER_SAMPLES); do for bytes in stored attended; do \
 	  $(PEERS)/bin/python peers/kvpress_rows.py $$samples --bytes $$bytes -o $(PEER_RESULTS) || exit 1; done; done
 
-# Make a run's adapter the one that ships: make ship RUN=runs/default, then make measure demo.
+# Make a run's adapter the one that ships: make ship RUN=runs/default, then make measure demo. What its texts were made of
+# is kept beside its metrics.
+DATA ?= $(shell sed -n 's/^  "data": "\(.*\)",$$/\1/p' $(RUN)/recipe.json)
+
 ship:
 	cp $(RUN)/adapter/adapter_config.json $(RUN)/adapter/adapter_model.safetensors src/sharedllm/adapters/smollm2-135m-instruct/
 	[ ! -f $(RUN)/metrics.jsonl ] || cp $(RUN)/metrics.jsonl docs/results/$(notdir $(RUN))-metrics.jsonl
+	[ ! -f $(DATA)/manifest.json ] || cp $(DATA)/manifest.json docs/results/data-manifest.json
 
 demo: setup
 	$(BIN)/sharedllm demo -o $(RESULTS)

@@ -1,4 +1,4 @@
-"""The examples of the documents: blocks of Python, and `sharedllm` commands parsed by the command line's own parser."""
+"""The examples of the documents: blocks of Python, and commands parsed by the command line's own parser and the launcher's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(p for p in ROOT.glob("docs/*.md") if p.name != "LOG.md")]
-)
+DOCS = [
+    page for page in (ROOT / "docs").rglob("*.md") if page.name != "LOG.md" and page.parent != ROOT / "docs" / "results"
+]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS])
+LAUNCHER = r"(?:accelerate launch|python -m accelerate\.commands\.launch) (.*)"
+SLURM = r"sbatch examples/train\.slurm (.*)"
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
@@ -40,11 +43,21 @@ def blocks(page: Path) -> list[Block]:
 
 def commands(block: Block) -> list[list[str]]:
     """The arguments of each `sharedllm` command in a block of shell lines (or of a systemd unit)."""
+    return _arguments(block, r"(?:ExecStart=)?(?:\S*/)?sharedllm (.*)")
+
+
+def launches(block: Block) -> list[list[str]]:
+    """The arguments of each `accelerate launch` in a block of shell lines, and what they would be for each job of SLURM."""
+    jobs = [["-m", "sharedllm.train", *arguments] for arguments in _arguments(block, SLURM)]
+    return _arguments(block, LAUNCHER) + jobs
+
+
+def _arguments(block: Block, command: str) -> list[list[str]]:
     if block.language in ("python", "yaml", "json", "dockerfile", "text"):
         return []
     lines = block.code.replace("\\\n", " ").splitlines()
     parts = [part.strip() for line in lines for part in re.split(r"&&|\|(?!\|)", line)]
-    found = [re.match(r"(?:ExecStart=)?(?:\S*/)?sharedllm (.*)", part) for part in parts]
+    found = [re.match(command, part) for part in parts]
     return [shlex.split(match[1], comments=True) for match in found if match]
 
 
@@ -60,7 +73,44 @@ def parse(arguments: list[str]) -> None:
     while hasattr(command, "resolve_command"):
         name, command, rest = command.resolve_command(context, rest)
         context = command.make_context(name, list(rest), parent=context)
-    if context.info_name == "train":
+    if context.info_name == "train" and not context.params["recipe"].endswith(".yaml"):  # else the reader's own file
         from sharedllm.train.recipe import read_recipe
 
         read_recipe(context.params["recipe"], context.params["overrides"] or [])
+
+
+def parse_launch(arguments: list[str]) -> None:
+    """Parse a launch as accelerate would, and what it starts as that module would; raises what their parsers raise."""
+    from accelerate.commands.config import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    launcher = launch_command_parser()
+    launcher.exit_on_error = False
+    try:
+        launch = launcher.parse_args(arguments)
+    except SystemExit as error:
+        raise ValueError(f"accelerate launch does not take {arguments}") from error
+    if launch.config_file is not None:
+        load_config_from_file(str(ROOT / launch.config_file))
+    if not launch.module:
+        raise ValueError("what is launched is no module; put -m before it")
+    name, rest = launch.training_script, launch.training_script_args
+    if name == "sharedllm.train":
+        parse(["train", *rest])
+    elif name == "sharedllm.reading":
+        parse_reading(rest)
+    elif not (ROOT / f"{name.replace('.', '/')}.py").is_file():
+        raise ValueError(f"there is no module {name}")
+
+
+def parse_reading(arguments: list[str]) -> None:
+    """Parse the arguments of `sharedllm.reading`."""
+    import typer
+    import typer.main
+
+    from sharedllm.reading import read
+
+    app = typer.Typer()
+    app.command()(read)
+    command: Any = typer.main.get_command(app)
+    command.make_context("reading", list(arguments))

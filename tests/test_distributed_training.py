@@ -149,29 +149,31 @@ def test_a_killed_process_ends_the_run_and_one_process_goes_on(home, values, one
     assert_same_run(alone(values, copied(killed, home / "on by one")), one)
 
 
-def test_four_processes_equal_one_and_go_on_where_two_ended(home, values, one, killed):
-    four, chunks = home / "four", home / "chunks of four"
-    onward = copied(killed, home / "on by four")
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_equal_one_and_go_on_where_two_ended(home, values, one, killed, count):
+    samples, chunks, onward = (home / f"{count} by {shared}" for shared in ("samples", "chunks", "both"))
+    copied(killed, onward)
     request = {
         "train": [
-            {**values, "output": str(four)},
+            {**values, "output": str(samples)},
             {**values, "output": str(chunks), "parallel": "chunks"},
             {**values, "output": str(onward), "parallel": "chunks"},
         ],
         "read": [str(home / "model"), str(home / "adapter"), 37, 5],
         "note": str(home),
     }
-    launched(4, "tests.distributed_worker", write_recipe(home / "four.yaml", request))
-    for run in (four, chunks, onward):
+    launched(count, "tests.distributed_worker", write_recipe(home / f"{count}.yaml", request))
+    for run in (samples, chunks, onward):
         assert_same_run(run, one)
-    noted = [json.loads((home / f"{rank}.json").read_text()) for rank in range(4)]
+    noted = [json.loads((home / f"{rank}.json").read_text()) for rank in range(count)]
     assert all(other == noted[0] for other in noted[1:]), "the processes ended with different adapters"
-    # 37 chunks are read 8 at a time four times, 2 by each process, then 5, 2 by each as well, and the ragged one by all; each
-    # time the processes agree on one number of 8 bytes.
-    assert noted[0]["read"] == 3 * ((8 + 2) * stored_bytes(16) + stored_bytes(5)) + 3 * 6 * 8
-    # In a ring of 4, a sum of n bytes takes each process 2 * 3 / 4 * n.
+    # 37 chunks are read 8 at a time four times, then 5, equally many by each process, and the ragged one by all; each time
+    # the processes agree on one number of 8 bytes.
+    whole = 4 * -(-8 // count) + -(-5 // count)
+    assert noted[0]["read"] == (count - 1) * (whole * stored_bytes(16) + stored_bytes(5) + 6 * 8)
+    # In a ring of R, a sum of n bytes takes each process 2 * (R - 1) / R * n.
     weights = sum(w.numel() for w in load_file(checkpoints(one)[-1] / WEIGHTS).values())
-    assert {row["received_bytes"] for row in rows(four) if "loss" in row} == {2 * 3 * 4 * weights // 4}
+    assert {row["received_bytes"] for row in rows(samples) if "loss" in row} == {2 * (count - 1) * 4 * weights // count}
 
 
 def stored_bytes(n: int) -> int:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import dispatch_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sharedllm import SharedLLM
+from sharedllm.collection.engines import LocalEngine
+from sharedllm.collection.read import read_collection
+from sharedllm.collection.worker import Worker
 from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model
-from tests.docs_examples import PAGES, ROOT, Block, blocks, commands, parse
+from tests.docs_examples import PAGES, ROOT, Block, blocks, commands, launches, parse, parse_launch
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHELL = [(block, arguments) for block in BLOCKS for arguments in commands(block)]
+LAUNCHES = [(block, arguments) for block in BLOCKS for arguments in launches(block)]
+OPTIONAL = ("torchao", "peft")  # where one is not installed, blocks that import it are compiled and not run
 NOT_RUN = {  # how a block begins: why it is not run here
     "from openai import OpenAI": "needs a server; tests/serve/test_api.py asks one in the same way",
 }
@@ -27,17 +36,24 @@ def tiny(monkeypatch, tmp_path):
     real = SharedLLM.from_pretrained.__func__  # type: ignore[attr-defined]
 
     def from_pretrained(cls: type[SharedLLM], model: Any = None, *_: Any, **__: Any) -> SharedLLM:
-        small = tiny_model(max_position_embeddings=256)
+        small = model if isinstance(model, nn.Module) else tiny_model(max_position_embeddings=256)
         return randomize(
             real(cls, small, adapter="none", config=replace(CONFIG, fine_chunks=1), tokenizer=byte_tokenizer())
         )
 
+    def loaded(name: str, device_map: str | None = None, **_: Any) -> Any:
+        small = tiny_model(max_position_embeddings=256)
+        return dispatch_model(small, {"": "cpu"}, main_device="cpu", force_hooks=True) if device_map else small
+
     monkeypatch.setattr(SharedLLM, "from_pretrained", classmethod(from_pretrained))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loaded)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: byte_tokenizer())
     monkeypatch.setattr("sharedllm.publish.pushed", lambda *_: "")  # nothing leaves this machine
     monkeypatch.chdir(tmp_path)
     Path("results.jsonl").touch()
     for name in ("book.txt", "notes.md"):
         Path(name).write_text(f"This is {name}. " + " ".join(f"Box {i} holds a letter." for i in range(12)))
+    read_collection(["book.txt", "notes.md"], "library", LocalEngine(Worker(SharedLLM.from_pretrained(), "library")))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -46,7 +62,9 @@ def test_python_runs(page, tiny):
     for block in BLOCKS:
         if block.page != page.name or block.language != "python" or block.code.startswith(tuple(NOT_RUN)):
             continue
-        exec(compile(block.code, f"{block.page}, line {block.line}", "exec"), names)
+        code = compile(block.code, f"{block.page}, line {block.line}", "exec")
+        if all(find_spec(package) for package in OPTIONAL if f"\nfrom {package}" in f"\n{block.code}"):
+            exec(code, names)
 
 
 def test_what_is_not_run_is_there():
@@ -61,6 +79,37 @@ def test_commands_parse(block, arguments):
         parse(arguments)
     except Exception as error:
         pytest.fail(f"{block.page}, block at line {block.line}: sharedllm {' '.join(arguments)}: {error}")
+
+
+@pytest.mark.parametrize(
+    ("block", "arguments"), LAUNCHES, ids=lambda x: x.page if isinstance(x, Block) else " ".join(x)[-60:]
+)
+def test_launches_parse(block, arguments):
+    try:
+        parse_launch(arguments)
+    except Exception as error:
+        pytest.fail(f"{block.page}, block at line {block.line}: accelerate launch {' '.join(arguments)}: {error}")
+
+
+def test_launches_of_all_pages_are_found():
+    assert {block.page for block, _ in LAUNCHES} == {"README.md", "DISTRIBUTED.md", "ray.md", "train.md"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--config_file", "examples/accelerate/cpus.yaml", "-m", "sharedllm.train", "default"],
+        ["--config_fil", "examples/accelerate/cpu.yaml", "--num_proceses", "2", "-m", "sharedllm.train", "default"],
+        ["-m", "sharedllm.train", "default", "step=1"],
+        ["-m", "sharedllm.train", "defualt"],
+        ["-m", "sharedllm.reading", "a.txt", "--out", "b"],
+        ["-m", "sharedllm.readings", "a.txt", "-o", "b"],
+        ["sharedllm.train", "default"],
+    ],
+)
+def test_a_launch_that_would_fail_is_refused(wrong):
+    with pytest.raises(Exception, match=r"(?i)no such|not exist|no setting|no recipe|does not take|no module"):
+        parse_launch(wrong)
 
 
 @pytest.mark.parametrize(

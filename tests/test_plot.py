@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 from matplotlib import rc_context
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 from pypdf import PdfReader
 
 from sharedllm.cli import main
 from sharedllm.plot import needle, perplexity, training
-from sharedllm.plot.figure import STYLE, compose, plan
-from sharedllm.plot.lines import SHARED, Line, length_name
+from sharedllm.plot.figure import compose, plan
+from sharedllm.plot.lines import CYCLE, LOOKS, SHARED, Line, length_name
+from sharedllm.plot.page import DARK, INK, PAPER, STYLE, on_page
 from sharedllm.plot.rows import Row
 
 SAMPLES = [0.0, 0.2, 0.4]
@@ -247,6 +248,40 @@ def test_kinds_are_stacked_in_svg_and_pdf_too(run):
     assert run("metrics.jsonl", "-o", "figure.PDF")[0] == 0
     (page,) = PdfReader("figure.PDF").pages
     assert page.mediabox.width == 648 and page.mediabox.height > 200
+
+
+def contrast(a: object, b: object) -> float:
+    """Of two colours, 1 to 21, as the Web Content Accessibility Guidelines count it."""
+
+    def light(colour: object) -> float:
+        parts = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour))
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True)) + 0.05
+
+    return max(light(a), light(b)) / min(light(a), light(b))
+
+
+def test_a_second_file_is_for_dark_pages(run):
+    code, out, _ = run("good.jsonl", "metrics.jsonl", "-o", "figure.png", "--dark")
+    assert code == 0 and out == "figure.png\nfigure-dark.png\n"
+    for file, corner in (("figure.png", "#ffffff"), ("figure-dark.png", PAPER.lower())):
+        with Image.open(file) as image:
+            assert to_hex([c / 255 for c in image.convert("RGB").getpixel((0, 0))]) == corner
+    code, out, _ = run("metrics.jsonl", "-o", "figure.svg", "--dark", "--json")
+    assert code == 0 and json.loads(out) == {"figure": "figure.svg", "dark": "figure-dark.svg", "drawn": ["training"]}
+
+
+def test_what_is_drawn_on_a_dark_page_is_seen_there():
+    assert contrast("white", "black") == pytest.approx(21)
+    known = [nll(method, 8192, 2.9, window=2) for method in LOOKS]
+    with rc_context(DARK):
+        figure = compose(plan(rows(*known, *BEST, *STEPS, *CHECKS)))
+        looks = [*map(on_page, CYCLE), *(on_page(colour) for colour, _ in LOOKS.values())]
+    assert to_hex(figure.get_facecolor()) == PAPER.lower() and contrast(INK, PAPER) > 7
+    drawn = [line.get_color() for axes in figure.axes for line in axes.lines if line.get_alpha() is None]
+    texts = [t.get_color() for axes in figure.axes for t in (axes.title, axes.xaxis.label, *axes.texts)]
+    assert len(drawn) > len(LOOKS) and min(contrast(colour, PAPER) for colour in (*drawn, *texts, *looks)) > 3
+    with rc_context(STYLE):
+        assert [on_page(colour) for colour in CYCLE] == list(CYCLE)
 
 
 def test_unknown_tasks_beside_known_ones_are_named(run):

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import save_file
 
 from sharedllm import SharedLLM, UsageError, WorkError
+from sharedllm.evaluate.row import refused
 from tests.conftest import byte_tokenizer, tiny_model, tokens
 from tests.contexts import assert_one_sentence, files
 
@@ -80,6 +81,16 @@ def test_a_folder_has_the_adapter_and_its_card(make, tmp_path):
     assert "does not fit" not in card and "| `chunk_length` | 16 |" in card
     llm.save_pretrained(tmp_path / "mine")  # over itself
     assert "Nothing was measured" in (tmp_path / "mine" / "README.md").read_text()
+
+
+def test_what_was_refused_is_not_in_the_card(make, tmp_path):
+    llm = make()
+    row = refused(llm, "needle", "found", "full", 8192, "it would take about 90.0 GB of memory", 0)
+    llm.save_pretrained(tmp_path / "mine", [row])
+    assert "Nothing was measured" in (tmp_path / "mine" / "README.md").read_text()
+    llm.save_pretrained(tmp_path / "mine", [row, ROWS[0]])
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "2.036 [1.900, 2.100]" in card and "| full |" not in card
 
 
 def test_the_model_of_a_repository_is_named_and_a_path_is_not(make, tmp_path):

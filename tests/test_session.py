@@ -121,7 +121,9 @@ def test_what_cannot_go_past_the_window_is_one_sentence(llm):
     for use in (
         lambda: llm.generate(one.repeat(2, 1), max_new_tokens=30),
         lambda: llm.generate(one, max_new_tokens=30, num_beams=2),
-        lambda: llm.generate(one, max_new_tokens=30, generation_config=GenerationConfig(num_return_sequences=2, num_beams=2)),
+        lambda: llm.generate(
+            one, max_new_tokens=30, generation_config=GenerationConfig(num_return_sequences=2, num_beams=2)
+        ),
         lambda: llm.generate(one, max_new_tokens=30, search="later"),
     ):
         with pytest.raises(UsageError, match="window 64; past it") as error:

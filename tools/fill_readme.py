@@ -74,7 +74,7 @@ def adapter_block() -> str:
 def by_text(found: list[dict[str, Any]]) -> str:
     """Gains at the length that `full` was measured at, on the passages it was measured on."""
     nll = [r for r in found if r["metric"] == "nll"]
-    whole = next((r for r in nll if r["method"] == "full"), None)
+    whole = next((r for r in reversed(nll) if r["method"] == "full"), None)
     if whole is None:
         return ""
     same = [r for r in nll if r["length"] == whole["length"] and r["sources"] == whole["sources"]]

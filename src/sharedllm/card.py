@@ -85,7 +85,7 @@ def _front_matter(name: str, license: str | None) -> str:
 
 def _table(results: Sequence[Mapping[str, Any]]) -> str:
     """One line a row that was measured, with the interval where the row has one."""
-    rows = [row for row in results if "value" in row]
+    rows = [row for row in results if row.get("value") is not None]
     if not rows:
         return "Nothing was measured yet."
     lines = [" | ".join(_cell(row, column) for column in COLUMNS) for row in rows]

@@ -7,13 +7,14 @@ named by ranges of characters, or by `<keep>` and `</keep>` around them, which a
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from sharedllm.errors import UsageError
+
+if TYPE_CHECKING:  # those who take text out of files need no tensors
+    from torch import Tensor
 
 Span = tuple[int, int]
 Keep = Sequence[Span] | Literal["tags"] | None
@@ -91,12 +92,8 @@ def merged(spans: Iterable[Span]) -> list[Span]:
 
 def token_spans(offsets: Sequence[Span], spans: Sequence[Span]) -> list[Span]:
     """Spans of the tokens that hold any of the characters, where token i stands at characters `offsets[i]`."""
-    starts, ends = torch.tensor(offsets, dtype=torch.long).view(-1, 2).T.contiguous()
-    found = []
-    for start, end in spans:
-        first = int(torch.searchsorted(ends, start, right=True))
-        found.append((first, int(torch.searchsorted(starts, end))))
-    return merged(found)
+    starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+    return merged((bisect_right(ends, start), bisect_left(starts, end)) for start, end in spans)
 
 
 def clipped(spans: Sequence[Span], start: int, end: int) -> list[Span]:
@@ -110,6 +107,8 @@ def shifted(spans: Sequence[Span], by: int) -> list[Span]:
 
 def span_mask(spans: Sequence[Span], length: int) -> Tensor:
     """Which of `length` tokens lie in a span, [length]."""
+    import torch
+
     mask = torch.zeros(length, dtype=torch.bool)
     for start, end in spans:
         mask[start:end] = True

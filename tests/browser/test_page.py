@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from tests.serve.conftest import LONG
@@ -211,6 +213,59 @@ def test_files_that_are_refused_do_not_keep_others_back_and_a_phone_shows_why(pa
     top, bottom = page.js("(() => { const r = document.getElementById('error').getBoundingClientRect(); return [r.top, r.bottom]; })()")  # fmt: skip
     assert 0 <= top < bottom <= 740, "it stays in sight"
     page.problems.clear()  # Chromium logs the refusals
+
+
+def test_the_edges_of_the_maps_fields_can_be_seen(page, tmp_path):
+    give(page, tmp_path)
+    ask(page, QUESTION, 1)
+    for dark in (False, True):
+        page.screen(1200, 740, dark)
+        for side in ("Left", "Top"):
+            edges = CONTRAST.replace("'p, li, h1, h2, h3, label'", "'.leaf'")
+            assert page.js(edges.replace("(e).color", f"(e).border{side}Color")) >= 3, "WCAG 2.2, 1.4.11"
+            widths = (
+                f"[...document.querySelectorAll('.leaf')].map((e) => parseFloat(getComputedStyle(e).border{side}Width))"
+            )
+            assert min(page.js(widths)) >= 1
+
+
+def test_a_browser_keeps_its_name_towards_replicas(page, served):
+    names = """(async () => {
+      const { call, post } = await import("/server.js"), sent = [], real = window.fetch;
+      window.fetch = (path, about) => { sent.push(about.headers["x-session-id"]); return Promise.resolve(new Response("{}")); };
+      await call("/v1/contexts");
+      await post("/v1/map", {}, { headers: { extra: "1" } });
+      window.fetch = real;
+      return sent;
+    })()"""
+    first = page.js(names)
+    assert first[0] == first[1] == page.js("localStorage.getItem('sharedllm.session')") and len(first[0]) == 32
+    page.open(f"{served.url}/?later")
+    page.wait("document.getElementById('model').textContent.includes('window')")
+    assert page.js(names) == first
+    page.js("localStorage.clear()")
+    page.open(f"{served.url}/?other")
+    page.wait("document.getElementById('model').textContent.includes('window')")
+    assert page.js(names)[0] != first[0]
+
+
+def test_many_documents_that_are_read_take_one_connection(page, served, tmp_path, monkeypatch):
+    reader, rows, go = served.llm.reader, served.llm.reader.encode_rows, threading.Event()
+    page.js(
+        "(() => { window.paths = []; const send = fetch; "
+        "window.fetch = (path, about) => { paths.push(path); return send(path, about); }; })()"
+    )
+    files = [tmp_path / f"many{i}.txt" for i in range(7)]
+    for i, file in enumerate(files):
+        file.write_text(f"{i} {LONG}")
+    with monkeypatch.context() as slow:
+        slow.setattr(reader, "encode_rows", lambda *a, **k: (go.wait(60), rows(*a, **k))[1])
+        page.upload("#files", *files)
+        page.wait("[...document.querySelectorAll('#contexts progress')].filter((bar) => !bar.hidden).length > 2")
+        assert page.js("paths.filter((path) => path.endsWith('/events'))") == ["/v1/contexts/events"]
+        go.set()
+    read = "[...document.querySelectorAll('#contexts li')].filter((e) => e.textContent.includes('many') && e.querySelector('input').checked)"
+    page.wait(f"{read}.length === 7")
 
 
 def test_the_edges_of_fields_and_buttons_can_be_seen(page):

@@ -197,13 +197,14 @@ def mistakes(home):
     byte_tokenizer().save_pretrained(home / "gpt2")
 
 
-def test_help_is_quick_and_imports_no_torch():
+def test_help_is_quick_for_it_imports_nothing_large():
+    large = {"accelerate", "fastapi", "filelock", "fsspec", "gguf", "huggingface_hub", "lxml", "matplotlib", "numpy", "pypdf",
+             "ray", "rich", "safetensors", "torch", "trafilatura", "transformers", "yaml"}  # fmt: skip
+    code = f"import sys; from sharedllm.cli import main\ntry: main(['--help'])\nexcept SystemExit: sys.exit(str({large} & sys.modules.keys() or ''))"
     started = time.perf_counter()
-    code = "import sys; from sharedllm.cli import main\ntry: main(['--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "ask" in result.stdout
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 5  # what a machine with much else to do may take
+    assert result.stderr.strip() == "" and "ask" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def run(command, tmp_path, *arguments):
 
 
 def test_longbench(command, data, tmp_path):
-    out, _ = run(command, tmp_path, "longbench", "--data", data, "--methods", "shared,truncate", "--samples", "2")
+    out, err = run(command, tmp_path, "longbench", "--data", data, "--methods", "shared,truncate", "--samples", "2")
     made = rows(tmp_path)
     assert [(row["dataset"], row["method"], row["samples"]) for row in made] == [
         ("hotpotqa", "shared", 2), ("hotpotqa", "truncate", 2), ("lcc", "shared", 1), ("lcc", "truncate", 1),
@@ -46,6 +46,10 @@ def test_longbench(command, data, tmp_path):
     assert all(set(row) >= ROW_FIELDS and row["variant"] == "v1" for row in made)
     assert made[1]["cut"] == 2 and made[1]["cut_to"] == 697 and made[0]["cut"] == 0
     assert "hotpotqa, f1" in out and "cut in the middle: 2 of 2" in out
+    assert [line.split()[:4] for line in err.splitlines() if line.startswith("  ") and " mean " in line] == [
+        [method, name, "mean", f"{next(row['length'] for row in made if row['dataset'] == name):,}"]
+        for method in ("shared", "truncate") for name in ("hotpotqa", "lcc")
+    ]  # fmt: skip
     _, err = run(command, tmp_path, "longbench", "--data", data, "--methods", "shared,truncate", "--samples", "2")
     assert rows(tmp_path) == made and err.count("not computed again") == 6
 

@@ -41,6 +41,19 @@ def test_the_command_writes_rows(command, home):
     assert out.count("0-20 %") == 8 and "80-100 %" in out and "shared at 300: question 3 of 3" in err
 
 
+def test_texts_that_are_too_short_are_named_once(command, home):
+    (home / "rows.jsonl").unlink(missing_ok=True)
+    (home / "short.txt").write_text("A short note. " * 25)
+    options = ("--methods", "truncate", "--lengths", "300,600", *SMALL, "--write-samples", "samples.jsonl")
+    code, _, err = command("needle", *TEXT, "--text", "short.txt", *options)
+    assert code == 0 and err.splitlines().count("short.txt has 350 tokens and is left out at 600") == 1
+    assert "long.txt has" not in err
+    scored = ("--lengths", "300,600", "--samples", "2", "--targets", "8", "--window", "16", "--methods", "truncate")
+    for more in (scored, (*scored[:2], *scored[4:], "--stride", "700")):
+        code, _, err = command("perplexity", *TEXT, "--text", "short.txt", *more, "--fresh")
+        assert code == 0 and err.splitlines().count("short.txt has 350 tokens and is left out at 600") == 1
+
+
 def test_trained_cross_attention_is_asked(command, home):
     model = SharedLLM.from_pretrained(home / "model", adapter="none")
     EncoderDecoder(model, 16, config=CrossConfig(64)).save(home / "cross")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+import transformers
 
+from sharedllm import __version__
 from sharedllm.evaluate.ruler.tasks import TASKS
 
 ROW_FIELDS = {
     "task", "method", "length", "metric", "value", "samples", "seconds", "peak_memory_bytes",
     "model", "adapter", "device", "dtype", "seed",
 }  # fmt: skip
+VERSIONS = {"sharedllm": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 SMALL = ("--samples", "2", "--methods", "shared,truncate", "--window", "600")
 
 
@@ -39,6 +43,10 @@ def test_rows_means_and_effective_length(command, home):
     assert list(rows[5]["subtasks"]) == ["niah_multikey_3", "fwe"]
     assert rows[-1]["value"] is None and rows[-1]["reason"].endswith("RULER's 13 tasks, and these are 2 of them")
     assert "ruler_mean" in out and "shared at 1,000: question 2 of 2" in err
+    assert out.splitlines()[0] == "model model, adapter adapter, float32, cpu; windows: shared 600, truncate 600"
+    assert all(row["versions"] == VERSIONS for row in rows) and not any("prose_from" in row for row in rows)
+    forecast = [line.split()[:3] for line in err.splitlines() if line.startswith("  ") and " tokens  " in line]
+    assert forecast == [["shared", "1,000", "tokens"], ["truncate", "1,000", "tokens"]], "a line for both tasks"
 
     code, _, err = command(*wanted)
     assert code == 0 and err.count("not computed again") == 7 and rows_of(home) == rows
@@ -70,13 +78,23 @@ def test_tasks_without_what_they_are_made_of_are_left_out(command, home, monkeyp
     monkeypatch.setitem(sys.modules, "wonderwords", None)
     (home / "rows.jsonl").unlink(missing_ok=True)
     wanted = ("--lengths", "1000", "--samples", "1", "--methods", "truncate", "--window", "600")
-    code, _, err = command("ruler", "--tasks", "qa_1,niah_single_2,niah_single_1,fwe", *wanted)
+    code, _, err = command("ruler", "--tasks", "qa_1,niah_single_1,fwe", *wanted)
     assert code == 0
-    for name, word in (("qa_1", "--data"), ("niah_single_2", "--text"), ("niah_single_1", "wonderwords")):
-        assert any(line.startswith(f"{name} is left out") and word in line for line in err.splitlines())
+    for name, word in (("qa_1", "--data"), ("niah_single_1", "wonderwords")):
+        assert sum(line.startswith(f"{name} is left out") and word in line for line in err.splitlines()) == 1
     assert [row["metric"] for row in rows_of(home)] == ["ruler_fwe", "ruler_mean", "ruler_effective_length"]
     code, _, err = command("ruler", "--tasks", "qa_1", *wanted)
     assert code == 2 and err.splitlines()[-1].startswith("sharedllm: qa_1 is left out")
+
+
+def test_prose_is_of_the_text_that_ships_where_none_is_named(command, home):
+    (home / "rows.jsonl").unlink(missing_ok=True)
+    wanted = ("--tasks", "niah_single_2", "--lengths", "2000", "--samples", "1", "--methods", "truncate")
+    for more, name in (((), "The Jargon File 4.4.7, 29 Dec 2003 (public domain)"), (("--text", "long.txt"), "given")):
+        code, _, err = command("ruler", *wanted, "--window", "600", *more)
+        assert code == 0, err
+        row = next(row for row in reversed(rows_of(home)) if row["metric"] == "ruler_niah_single_2")
+        assert row["prose_from"] == name and (f"are hidden in {name}" in err) == (not more)
 
 
 def test_what_does_not_fit_into_memory_is_said_and_asked_once_it_fits(command, home, monkeypatch):

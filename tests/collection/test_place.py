@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fsspec
 import pytest
+from huggingface_hub import HfFileSystem
+from huggingface_hub.errors import BucketNotFoundError, RepositoryNotFoundError
 
-from sharedllm import UsageError
+from sharedllm import UsageError, WorkError
 from sharedllm.collection import place
 from sharedllm.collection.place import Place
 
@@ -85,3 +87,33 @@ def test_the_working_folder_and_the_root_are_places(memory, tmp_path, monkeypatc
     assert Place("/").root == "/" and Place("kept/").root == "kept"
     Place("memory://").write("documents.jsonl", b"it")
     assert memory.cat_file("/documents.jsonl") == b"it"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The Hugging Face Hub with `user/name` of each kind, empty; gives what is written there by path."""
+    written: dict[str, bytes] = {}
+
+    def found(error, name):
+        return (True, None) if name == "user/name" else (False, error.__new__(error))
+
+    monkeypatch.setattr(HfFileSystem, "_repo_and_revision_exist", lambda self, kind, name, revision: found(RepositoryNotFoundError, name))  # fmt: skip
+    monkeypatch.setattr(HfFileSystem, "_bucket_exists", lambda self, name: found(BucketNotFoundError, name))
+    monkeypatch.setattr(HfFileSystem, "pipe_file", lambda self, path, data: written.update({path: data}))
+    HfFileSystem.clear_instance_cache()
+    yield written
+    HfFileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("top", ["user/name", "datasets/user/name", "spaces/user/name", "buckets/user/name", "user/name@refs/pr/1"])  # fmt: skip
+def test_a_repository_of_the_hub_is_a_place(hub, top):
+    for where in (f"hf://{top}", f"hf://{top}/a/kept"):
+        Place(where).write("documents.jsonl", b"it")
+    assert hub == dict.fromkeys((f"{top}/documents.jsonl", f"{top}/a/kept/documents.jsonl"), b"it")
+
+
+@pytest.mark.parametrize("top", ["user/other", "datasets/user/other", "buckets/user/other"])
+def test_a_repository_of_the_hub_that_is_not_there_is_one_sentence(hub, top):
+    with pytest.raises(WorkError, match=f"write to hf://{top}/kept: there is no {top}"):
+        Place(f"hf://{top}/kept").write("documents.jsonl", b"it")
+    assert not hub

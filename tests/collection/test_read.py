@@ -15,6 +15,7 @@ from sharedllm.collection.sources import Source
 from tests.collection.conftest import documents, text
 from tests.conftest import CONFIG
 from tests.contexts import assert_one_sentence, assert_same_chunks, encoded, files
+from tests.source_files import line, pdf
 from tests.test_generate import counted
 
 
@@ -80,6 +81,17 @@ def test_a_document_that_breaks_its_parser_stops_nothing(home, local, tmp_path, 
     monkeypatch.setattr("sharedllm.sources.html_text", breaks)
     records = read_collection([str(folder)], where, local(where))
     assert "RecursionError, too deep" in records[f"{folder}/broken.html"].reason and len(kept(records)) == 2
+
+
+def test_a_pdf_that_takes_for_ever_stops_nothing(home, local, tmp_path, monkeypatch):
+    folder, where = documents(tmp_path / "texts", 2), tmp_path / "kept"
+    (folder / "good.pdf").write_bytes(pdf([line("amber basin cedar")]))
+    records = read_collection([str(folder)], where, local(where))
+    assert records[f"{folder}/good.pdf"].tokens == len("amber basin cedar") and len(kept(records)) == 3
+    (folder / "for-ever").write_bytes(pdf([b"/F Do"] * 40, b"BT /T 12 Tf " + b"(word ) Tj " * 100_000 + b"ET"))
+    monkeypatch.setattr("sharedllm.collection.worker.PDF_SECONDS", 1.0)
+    records = read_collection([str(folder)], where, local(where))
+    assert "takes more than 1 s" in records[f"{folder}/for-ever"].reason and len(kept(records)) == 3
 
 
 def test_at_an_address_stores_are_written_and_found_as_in_a_folder(home, local, tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 
-from sharedllm.data import DataRecipe, TokenFolder, build, fingerprint, shards
+from sharedllm.data import DataRecipe, TokenFolder, build, builder, fingerprint, shards
+from sharedllm.data.recipe import MAX_SHARD_BYTES
 from sharedllm.errors import UsageError, WorkError
 
 from .helpers import byte_level, sentences
@@ -95,6 +96,21 @@ def test_shards_stay_below_their_limit_and_long_documents_are_cut(
     assert max(shard["tokens"] for shard in manifest["shards"]) <= 700
     folder = TokenFolder.open(tmp_path / "out", verify_hashes=True)
     assert "".join(read(folder, tokenizer, source="water")) == sentences("rivers")
+
+
+@pytest.mark.parametrize("vocabulary", [0, 66_000])
+def test_no_shard_has_more_bytes_than_can_be_carried(
+    tmp_path: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch, vocabulary: int
+) -> None:
+    tokenizer = byte_level(tuple(f"<extra_{n}>" for n in range(vocabulary)))
+    build(make_recipe(), tmp_path / "before", tokenizer)
+    assert MAX_SHARD_BYTES == 32 * 2**20
+    monkeypatch.setattr(builder, "MAX_SHARD_BYTES", 1400)
+    manifest = build(make_recipe(), tmp_path / "out", tokenizer)
+    assert 700 < max(shard["bytes"] for shard in manifest["shards"]) <= 1400
+    for name in ("before", "out"):  # shards of folders built before may be larger
+        folder = TokenFolder.open(tmp_path / name, tokenizer, verify_hashes=True)
+        assert "".join(read(folder, tokenizer, source="water")) == sentences("rivers")
 
 
 def test_short_documents_are_joined(tmp_path: Path, make_recipe: Make, tokenizer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import textwrap
+import zlib
 
 import pytest
 
@@ -14,6 +15,7 @@ from sharedllm.data.clean_pod import pod_to_text
 from sharedllm.data.clean_rst import rst_to_text, toctree
 from sharedllm.data.filters import why_dropped
 from sharedllm.data.order import reading_order
+from sharedllm.data.r_data import r_texts
 from sharedllm.errors import WorkError
 
 PAGE = """<html><head><title>T</title><link rel="next" href="two.html#a" title="Two"/><style>p {}</style></head>
@@ -227,3 +229,38 @@ def test_packed_text_is_unpacked() -> None:
     for wrong in (b"EC01" + packed[4:], packed[:95], b"EC02".ljust(84, b"\0") + struct.pack(">4I", 9, 999, 0, 0)):
         with pytest.raises(WorkError, match="packed Bible text"):
             unpack(wrong)
+
+
+def r_record(lines: list[str | None], kind: int = 16, version: int = 3) -> bytes:
+    """A record of R's data as R writes it: a vector of strings, compressed."""
+    head = b"X\n" + struct.pack(">iii", version, 0x40201, 0x30500)
+    head += struct.pack(">i", 5) + b"UTF-8" if version == 3 else b""
+    body = struct.pack(">ii", kind, len(lines))
+    for line in lines:
+        raw = b"" if line is None else line.encode()
+        body += struct.pack(">ii", 0x40009, -1 if line is None else len(raw)) + raw
+    return struct.pack(">I", len(head + body)) + zlib.compress(head + body)
+
+
+def test_texts_of_an_r_package_are_its_vectors_of_lines() -> None:
+    first = r_record(["EMMA", "", "  Chapter 1", "", "Emma Woodhouse,", "handsome and caf\u00e9.", None, "", "Next."])
+    second = r_record(["A second", "book"], version=2)
+    assert r_texts(first + r_record([], kind=19) + second) == {
+        "EMMA": "EMMA\n\n  Chapter 1\n\nEmma Woodhouse, handsome and caf\u00e9.\n\n\nNext.\n",
+        "A second": "A second book\n",
+    }
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"not R's",
+        r_record(["one", "two"])[:-5],
+        struct.pack(">I", 9) + zlib.compress(b"X\n"),
+        struct.pack(">I", 4) + zlib.compress(b"RDX3"),
+        r_record(["one"])[:3],
+    ],
+)
+def test_broken_r_data_is_one_sentence(data: bytes) -> None:
+    with pytest.raises(WorkError, match="R data"):
+        r_texts(data)

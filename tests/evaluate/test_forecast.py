@@ -45,6 +45,36 @@ def test_what_is_read_once_is_counted_once_and_answers_take_their_tokens(make):
     assert asked.seconds == pytest.approx(3 * (window + 5 * 2.0)) and asked.reason is None
 
 
+def test_tasks_of_a_length_are_one_line(make):
+    """RULER's tasks differ in how long their answers may be."""
+    truncate = create("truncate", make(), 8)
+    jobs = [Job(n, 2, 2, new_tokens=new) for n in (40, 80) for new in (5, 3)]
+    found = list(expected([truncate], jobs, PACE, math.inf))
+    assert [one.length for one in found] == [40, 80]
+    alone = [next(expected([truncate], [job], PACE, math.inf)).seconds for job in jobs]
+    assert found[0].seconds == pytest.approx(alone[0] + alone[1]) and found[1].seconds == pytest.approx(sum(alone[2:]))
+
+
+def test_texts_of_a_data_set_are_one_line(make):
+    llm = make()
+    full, truncate = create("full", llm, 8), create("truncate", llm, 8)
+    jobs = [
+        Job(40, 1, 1, 4, beside=6, dataset="a"), Job(60, 1, 3, 4, beside=6, dataset="a"),
+        Job(20, 1, 1, 4, beside=9, dataset="b"),
+    ]  # fmt: skip
+    found = list(expected([full, truncate], jobs, PACE, math.inf))
+    assert [(one.method, one.dataset, one.length) for one in found] == [
+        ("full", "a", 55), ("full", "b", 20), ("truncate", "a", 55), ("truncate", "b", 20)
+    ], "the mean over questions"  # fmt: skip
+    assert found[0].bytes == full.peak_bytes(66) and found[2].bytes == truncate.peak_bytes(8), "cut to its window"
+    work = PACE.seconds(one_pass(46)) + 3 * PACE.seconds(one_pass(66))
+    assert found[0].seconds == pytest.approx(work + 4 * 4 * PACE.generated)
+    assert [one.reason is None for one in found] == [True, True, True, False]
+    assert "8 tokens cannot hold its instructions and an answer (9)" in (found[3].reason or "")
+    said = list(lines(found))
+    assert said[1].split()[:5] == ["full", "a", "mean", "55", "tokens"] and len(said) == 6
+
+
 def test_what_has_no_room_says_so_and_takes_no_time(make):
     full = create("full", make(), 8)
     full.longest = 60

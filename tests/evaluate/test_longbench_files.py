@@ -90,6 +90,13 @@ def test_code_counts_in_the_averages_of_both_languages():
     assert averages([TASKS["longbench_v2"]]) == {}
 
 
+def test_code_alone_is_the_average_of_no_language():
+    code = [TASKS["lcc"], TASKS["repobench-p"]]
+    assert averages(code) == {}
+    assert averages([*code, TASKS["dureader"]]).keys() == {"average-zh"}
+    assert averages([*code, *(TASKS[name] for name in ("hotpotqa", "gov_report"))]).keys() == {"average-en"}
+
+
 @pytest.mark.parametrize(
     ("name", "row", "said"),
     [

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sharedllm import UsageError
-from sharedllm.evaluate.perplexity import cut_passages, run, slide_passages
+from sharedllm.evaluate.perplexity import cut_passages, left_out, run, slide_passages
 from sharedllm.evaluate.results import Results
 from sharedllm.methods import create
 from sharedllm.methods.full import Full
@@ -165,3 +165,11 @@ def test_a_run_goes_on_where_it_was_stopped(make, monkeypatch, tmp_path):
     assert [row["metric"] for row in again if row["method"] == "full"] == ["nll"] * 2 + ["nll_gain_over_truncate"] * 2
     with pytest.raises(ZeroDivisionError):
         go(["shared"], [40, 50])
+
+
+def test_texts_that_are_too_short_are_named():
+    texts = [("a.txt", tokens(100)), ("b.txt", tokens(1200)), ("c.txt", tokens(5000))]
+    assert list(left_out(texts, [4096, 100])) == [
+        "a.txt has 100 tokens and is left out at 4,096", "b.txt has 1,200 tokens and is left out at 4,096",
+    ]  # fmt: skip
+    assert list(left_out(texts[1:], [2048, 1200, 4096])) == ["b.txt has 1,200 tokens and is left out at 2,048, 4,096"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from sharedllm.cli.evaluate.jobs import real_jobs
 from sharedllm.errors import WorkError
 from sharedllm.evaluate import real
-from sharedllm.evaluate.asking import around
+from sharedllm.evaluate.asking import around, most_tokens
 from sharedllm.evaluate.needle import is_found
 from sharedllm.methods import create
 
@@ -64,3 +67,11 @@ def test_rows(make, monkeypatch):
     assert (row["task"], row["metric"], row["value"], row["samples"]) == ("real", "answered", 0.5, 2)
     assert row["length"] == len(SMALL.text) and row["expected"] == [["Ben"], ["owl"]]
     assert real.RealSet("s", "", SMALL.questions).spread(1).questions == [SMALL.questions[1]]
+
+
+def test_what_is_to_be_done_is_known_before(make):
+    llm = make()
+    (job,) = real_jobs(SimpleNamespace(llm=llm, samples=5, new_tokens=4))
+    text = real.as_text(llm, real.load().spread(5), 4)
+    assert (job.texts, job.asked, job.new_tokens, job.length) == (1, 5, 4, len(text.ids))
+    assert job.given(create("full", llm, 8)) == most_tokens([text])

@@ -97,6 +97,19 @@ def test_samples_are_not_written_over_the_results(tmp_path, capsys):
         (["ruler", "--variant", "e"], "--variant is for longbench"),
         (["real", "--text", "a.txt"], "--text is for perplexity, needle, questions, ruler"),
         (["questions", "--text", "a.txt", "--data", "."], "--data is for ruler, longbench, infinitebench"),
+        (["ruler", "--variant", "v1"], "--variant is for longbench, and does nothing for ruler; leave it out."),
+        (
+            ["real", "--lengths", "8192"],
+            "--lengths is for perplexity, needle, questions, ruler, and does nothing for real",
+        ),
+        (["longbench", "--data", ".", "--lengths", "4096"], "and does nothing for longbench"),
+        (["infinitebench", "--data", ".", "--lengths", "4096"], "and does nothing for infinitebench"),
+        (["needle", "--text", "a.txt", "--targets", "9"], "--targets is for perplexity, and does nothing for needle"),
+        (
+            ["ruler", "--needles-per-text", "3"],
+            "--needles-per-text is for needle, questions, and does nothing for ruler",
+        ),
+        (["perplexity", "--text", "a.txt", "--stride", "9", "--samples", "8"], "leave out --samples"),
         (["real", "--cross", "weights"], "--cross is for encoder-decoder, which is not among the methods"),
     ],
 )

@@ -10,7 +10,7 @@ from sharedllm.evaluate.examples import Dataset, Example, Task
 from sharedllm.evaluate.middle import answer_lost, cut_middle
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.statistics import wilson
-from sharedllm.evaluate.suite import run
+from sharedllm.evaluate.suite import jobs, run
 from sharedllm.methods import create
 
 BEFORE, AFTER = "Read this.\n\n", "\n\nWho came?\nAnswer: "
@@ -172,3 +172,15 @@ def test_an_average_of_few_right_answers_is_not_certain_and_weighs_data_sets_not
     below = [100 - 100 * wilson(n, n)[0] for n in (3, 1)]
     assert (average["value"], average["high"]) == (100, pytest.approx(100))
     assert average["low"] == pytest.approx(100 - (below[0] ** 2 + below[1] ** 2) ** 0.5 / 2)
+
+
+def test_what_is_to_be_done_is_known_before(make):
+    """A job a context; its tokens with those beside it are what the longest question on it has in the row."""
+    llm = make()
+    sets = [dataset(example(), example("c" * 50, "2"), example(name="3")), dataset(example("d" * 9), name="b")]
+    first, second, other = jobs(llm, sets, 3)
+    assert [(job.dataset, job.length, job.asked, job.new_tokens) for job in (first, second, other)] == [
+        ("hotpotqa", 200, 2, 3), ("hotpotqa", 50, 1, 3), ("b", 9, 1, 3)
+    ]  # fmt: skip
+    (row, _) = rows_of(llm, ["full"], sets, max_new_tokens=3)
+    assert row["window"] == first.given(create("full", llm, 8))

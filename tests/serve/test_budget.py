@@ -64,6 +64,8 @@ def test_a_kept_text_that_memory_cannot_hold_fails_and_the_server_starts(tmp_pat
             assert about["status"] == "failed" and "--memory-gb" in about["error"]
             asks = {"messages": [{"role": "user", "content": "Why?"}], "context": key}
             assert_refused(http.post(CHAT, json=asks), 409, "--memory-gb")
+            more = {"file": ("b.txt", b"More.")}
+            assert_refused(http.post(f"{CONTEXTS}/{key}", files=more), 409, "--memory-gb")
             upload(http)
     finally:
         running.stop()

@@ -38,6 +38,34 @@ def test_a_context_is_followed_listed_appended_to_and_deleted(http, served):
     assert http.get(f"/v1/contexts/{key}").status_code == 404
 
 
+def test_all_readings_are_followed_over_one_connection(http, served, monkeypatch):
+    rows, told, go = served.llm.reader.encode_rows, {}, threading.Event()
+    before = upload(http, "It was read before.")
+
+    def encode_rows(*arguments, **options):
+        assert go.wait(60)
+        time.sleep(0.03)
+        return rows(*arguments, **options)
+
+    monkeypatch.setattr(served.llm.reader, "encode_rows", encode_rows)
+    keys = [http.post("/v1/contexts", files={"file": ("items.txt", LONG.encode())}).json()["id"] for _ in range(3)]
+    late, gone = [], keys.pop()
+    with httpx.stream("GET", f"{served.url}/v1/contexts/events", timeout=60) as stream:
+        for line in stream.iter_lines():
+            if not line.startswith("data:"):
+                continue
+            now = json.loads(line[5:])
+            told.setdefault(now["id"], []).append(now)
+            if not late:
+                late.append(http.post("/v1/contexts", files={"file": ("late.txt", LONG.encode())}).json()["id"])
+                http.delete(f"/v1/contexts/{gone}")
+                go.set()
+    assert set(told) == {*keys, *late, gone} and before not in told
+    for key in (*keys, *late):
+        assert told[key][-1]["status"] == "ready" and len(told[key]) > 1
+    assert told[gone][-1] == {"id": gone, "object": "context.deleted", "deleted": True}
+
+
 def test_the_map_says_what_a_question_reads(http, served):
     key = upload(http)
     asks = {"messages": [{"role": "user", "content": "Where is item 3?"}], "context": key, "max_tokens": 9}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -95,6 +96,37 @@ def test_a_file_that_takes_too_much_memory_is_ended():
     page = b"<html><body>" + b"<p>" * 5_000_000
     with pytest.raises(UsageError, match=r"b.html"):
         text_of("b.html", page, 60, 2**28)
+
+
+def watched(monkeypatch) -> list:
+    """What the processes that take out text were given, and what they left."""
+    run, seen = subprocess.run, []
+
+    def running(*arguments, **options):
+        done = run(*arguments, **options)
+        seen.append((options["env"], done))
+        return done
+
+    monkeypatch.setattr("sharedllm.serve.extract.subprocess.run", running)
+    return seen
+
+
+def test_a_file_sees_no_key_of_the_server(monkeypatch):
+    for name in ("SHAREDLLM_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "a long secret")
+    seen = watched(monkeypatch)
+    assert text_of("a.pdf", bomb(1, 3), 60, 2**32).split() == ["word"] * 3
+    assert "a long secret" not in seen[0][0].values() and seen[0][0]["PYTHONPATH"]
+
+
+def test_text_beyond_the_limit_does_not_leave_its_process(monkeypatch):
+    from sharedllm.serve.failures import ApiError
+
+    seen = watched(monkeypatch)
+    with pytest.raises(ApiError, match=r"'a.txt' holds 11 characters; this server reads 10 of a file") as refused:
+        text_of("a.txt", b"0123456789a", 60, 2**32, 10)
+    assert refused.value.status == 413 and refused.value.code == "file_too_large" and seen[0][1].stdout == b""
+    assert text_of("a.txt", "ä".encode() * 10, 60, 2**32, 10) == "ä" * 10
 
 
 def test_text_beyond_the_limit_is_refused(http, served):

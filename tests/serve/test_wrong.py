@@ -164,9 +164,12 @@ def test_what_was_not_foreseen_is_refused_counted_and_carries_the_headers(http, 
 
 
 @pytest.mark.parametrize("name", ["ctx_../x", "..%2f..%2fetc", "ctx_" + "g" * 32, "ctx_" + "0" * 32, "%00", "prompt"])
-@pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_ids_cannot_name_a_path(http, method, name):
-    assert_refused(http.request(method, f"{CONTEXTS}/{name}"), 404, "")
+@pytest.mark.parametrize(
+    ("method", "end"), [("GET", ""), ("DELETE", ""), ("POST", ""), ("GET", "/events"), ("GET", "/text")]
+)
+def test_ids_cannot_name_a_path(http, method, end, name):
+    sent = {"files": {"file": ("a.txt", LONG.encode())}} if method == "POST" else {}
+    assert_refused(http.request(method, f"{CONTEXTS}/{name}{end}", **sent), 404, "")
 
 
 @pytest.mark.parametrize(

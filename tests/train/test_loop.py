@@ -15,13 +15,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sharedllm import SharedLLM, UsageError, WorkError
 from sharedllm.adapter import WEIGHTS_FILE
 from sharedllm.cli import main
 from sharedllm.data import build, recipe_from_dict
-from sharedllm.train.checkpoint import checkpoints
+from sharedllm.train.checkpoint import OPTIMIZER, checkpoints
 from sharedllm.train.limits import check_lengths
 from sharedllm.train.loop import Trainer
 from sharedllm.train.recipe import Recipe
@@ -235,7 +235,7 @@ def test_loss_not_a_number_stops_with_the_last_good_checkpoint(data, tmp_path):
     t.train(until=2)
     with torch.no_grad():
         t.module.branches[0].gate.fill_(float("nan"))
-    with pytest.raises(WorkError, match="step 3"):
+    with pytest.raises(WorkError, match=r"loss is nan at step 3 \(prose of a\); .* lower learning_rate and train on"):
         t.train()
     assert trainer(data, tmp_path / "run").step == 2
 
@@ -249,7 +249,7 @@ def test_gradients_that_are_not_numbers_stop_before_they_spoil_the_weights(data,
         next(t.module.parameters()).grad.fill_(float("inf"))
 
     monkeypatch.setattr(t, "_sum_gradients", overflow)
-    with pytest.raises(WorkError, match=r"norm is .* at step 3 .*lower learning_rate"):
+    with pytest.raises(WorkError, match=r"norm is .* at step 3 \(prose of a\).*lower learning_rate"):
         t.train()
     assert_same(before, weights(t))
     assert [c.name for c in checkpoints(t.run)] == ["step-000002"]
@@ -263,6 +263,66 @@ def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path):
     with pytest.raises(WorkError, match="No space left on device; the last checkpoint is kept"):
         t.train()
     assert [c.name for c in checkpoints(t.run)] == ["step-000002"]
+
+
+def test_a_disk_that_fills_while_a_checkpoint_is_written_keeps_the_one_before(data, tmp_path, monkeypatch):
+    t = trainer(data, tmp_path / "run")
+    t.train(until=3)
+
+    def full(tensors, file):
+        if file.name == OPTIMIZER:  # the weights still had room
+            Path("/dev/full").write_bytes(bytes(1))
+        save_file(tensors, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sharedllm.train.checkpoint.save_file", full)
+        with pytest.raises(
+            WorkError, match=r"checkpoint of step 4 .*No space left.*before is kept, make room"
+        ) as error:
+            t.train()
+    assert_one_sentence(error)
+    assert [c.name for c in (t.run / "checkpoints").iterdir()] == ["step-000002"]
+    again, whole = trainer(data, tmp_path / "run"), trainer(data, tmp_path / "whole")
+    assert again.step == 2
+    again.train()
+    whole.train()
+    assert_same(weights(whole), weights(again))
+
+
+def test_a_run_ends_after_its_minutes_and_goes_on(data, tmp_path, monkeypatch):
+    whole = trainer(data, tmp_path / "whole")
+    whole.train()
+    pieces = []
+    for minutes in (1e-9, 5.0, 5.0, 0.0):
+        t = trainer(data, tmp_path / "run", minutes=minutes, checkpoint_every=100)
+        clock = iter(t.started + seconds for seconds in (100, 299, 300, 900))
+        monkeypatch.setattr("sharedllm.train.loop.time.monotonic", lambda clock=clock: next(clock))
+        t.train()
+        monkeypatch.undo()
+        pieces.append((t.step, t.finished, t.figures()["adapter"], (t.run / "adapter").exists()))
+    adapter = str(tmp_path / "run/adapter")
+    assert pieces == [
+        (1, False, None, False),
+        (4, False, None, False),
+        (6, True, adapter, True),
+        (6, True, adapter, True),
+    ]
+    assert_same(weights(whole), weights(t))
+
+
+def test_the_command_says_that_a_run_is_not_finished(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sharedllm.hardware.keep_freed_memory", lambda: None)
+    said = []
+    for minutes, options in ((1e-9, []), (1e-9, ["--json"]), (0.0, ["--json"])):
+        t = trainer(data, tmp_path / "run", minutes=minutes)
+        monkeypatch.setattr("sharedllm.train.loop.Trainer", lambda settings, t=t: t)
+        with pytest.raises(SystemExit) as ended:
+            main(["train", "default", *options])
+        said.append((ended.value.code, capsys.readouterr().out.splitlines()[-1]))
+    assert [code for code, _ in said] == [3, 3, 0]
+    assert said[0][1] == "not finished: step 1 of 6 is done and kept; give the same command again to go on"
+    assert [json.loads(line)["finished"] for _, line in said[1:]] == [False, True]
+    assert [json.loads(line)["steps"] for _, line in said[1:]] == [2, 6]
 
 
 @pytest.mark.parametrize(

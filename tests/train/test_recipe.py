@@ -52,6 +52,7 @@ def test_an_own_adapter_is_trained_under_the_shipped_settings():
         ("output: a\n", ["warmup_steps=-2"], ["warmup_steps is -2"]),
         ("output: a\n", ["validate_samples=-1"], ["validate_samples is -1"]),
         ("output: a\n", ["weight_decay=.nan"], ["weight_decay is nan"]),
+        ("output: a\n", ["minutes=-1"], ["minutes is -1", "at least 0"]),
         ("output: a\n", ["learning_rate=.inf"], ["learning_rate is inf", "a number above 0"]),
         ("output: a\n", ["final_rate=1.5"], ["final_rate is 1.5", "between 0 and 1"]),
         ("output: a\nconfig:\n  positions: chunks\n", [], ["positions", "Did you mean chunk"]),

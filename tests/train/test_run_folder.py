@@ -47,6 +47,43 @@ def test_a_recipe_under_which_no_step_was_done_can_be_mended(data, tmp_path):
         trainer(data, tmp_path / "run", windows=3, context_chunks=[1, 1])
 
 
+def test_a_run_stopped_by_gradients_that_are_no_numbers_goes_on_at_a_lower_rate(data, tmp_path, monkeypatch):
+    high = trainer(data, tmp_path / "run", learning_rate=0.03)
+    high.train(until=3)
+    monkeypatch.setattr(high, "_sum_gradients", lambda: next(high.module.parameters()).grad.fill_(float("nan")))
+    with pytest.raises(WorkError, match=r"at step 4 .*lower learning_rate and train on"):
+        high.train()
+    low = trainer(data, tmp_path / "run", learning_rate=0.003)
+    assert low.step == 2
+    low.train()
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    whole = {rate: trainer(data, tmp_path / str(rate), learning_rate=rate) for rate in (0.03, 0.003)}
+    for t in whole.values():
+        t.train()
+    said = {rate: [json.loads(line)["rate"] for line in (t.run / "metrics.jsonl").open()] for rate, t in whole.items()}
+    assert [row["rate"] for row in rows] == said[0.03][:2] + said[0.003][2:]
+    noted = json.loads((tmp_path / "run/recipe.json").read_text())
+    told = [(row["from_step"], row["learning_rate"], row["gate_learning_rate"]) for row in noted["rates"]]
+    assert noted["learning_rate"] == 0.003 and told == [(1, 0.03, 0.1), (3, 0.003, 0.1)]
+    about = json.loads((tmp_path / "run/adapter/adapter_config.json").read_text())["about"]
+    assert about["rates"] == noted["rates"] and about["recipe"]["learning_rate"] == 0.003
+    with pytest.raises(UsageError, match=r"another recipe \(learning_rate was 0.003\)"):  # which no step would heed
+        trainer(data, tmp_path / "run", learning_rate=0.001)
+    with pytest.raises(UsageError, match="another recipe"):
+        trainer(data, tmp_path / "run", learning_rate=0.003, clip_norm=2.0)
+
+
+def test_rates_of_steps_that_are_done_again_are_forgotten(data, tmp_path):
+    trainer(data, tmp_path / "run").train(until=2)
+    first = json.loads((tmp_path / "run/recipe.json").read_text())
+    for settings in ({"final_rate": 0.5}, {"gate_learning_rate": 0.01}):  # no step is done with the first of them
+        changed = trainer(data, tmp_path / "run", **settings)
+    assert [row["from_step"] for row in changed.records.rates] == [1, 3]
+    assert changed.records.rates[1]["final_rate"] == first["final_rate"]
+    trainer(data, tmp_path / "run")
+    assert json.loads((tmp_path / "run/recipe.json").read_text()) == first
+
+
 def test_an_interrupt_in_the_first_step_leaves_the_recipe_open(data, tmp_path, monkeypatch):
     t = trainer(data, tmp_path / "run")
 

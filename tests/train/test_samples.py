@@ -92,6 +92,48 @@ def test_a_long_window_follows_the_fewest_chunks(folder, tmp_path):
     assert text(sample.context) + text(window.ids) in whole
 
 
+def terms(tmp_path, every=1):
+    """Token folder of a text that explains a term in one of `every` paragraphs."""
+    entries = (f"term {i}x\n    The meaning of this entry number {i} is a kind of thing.\n" for i in range(300))
+    plain = "and so it went on, as it had before, with nothing said about what any word might mean.\n"
+    (tmp_path / "train.txt").write_text("\n".join(e if i % every == 0 else plain for i, e in enumerate(entries)))
+    source = {"type": "files", "kind": "reference", "licence": "CC0-1.0", "paths": ["train.txt"]}
+    build(recipe_from_dict({"name": "t", "sources": {"a": source}}, tmp_path), tmp_path / "data", byte_tokenizer())
+    return TokenFolder.open(tmp_path / "data")
+
+
+@pytest.mark.parametrize("reuse", [2, 3])
+def test_kinds_have_their_shares_also_where_steps_share_a_context(folder, tmp_path, reuse):
+    """A long window is one alone: it does not go round among the steps of a group."""
+    settings = dict(needles=0.2, needle_windows=3, long_windows=0.4, long_window_tokens=50, context_chunks=[40, 45])
+    kinds = {}
+    for r in (1, reuse):
+        made = sampler(folder, tmp_path, reuse=r, **settings)
+        kinds[r] = [made.draw(step).kind for step in range(600)]
+    for kind, share in (("needles", 0.2), ("long window", 0.8 * 0.4), ("prose", 0.8 * 0.6)):
+        for r, drawn in kinds.items():
+            assert drawn.count(kind) / len(drawn) == pytest.approx(share, abs=0.08), (kind, r)
+
+
+def test_steps_of_a_group_keep_its_kind_and_its_document_where_they_draw_for_themselves(folder, tmp_path):
+    made = sampler(folder, tmp_path, reuse=2, long_windows=0.5, long_window_tokens=50, context_chunks=[9, 12])
+    pairs = [(made.draw(step), made.draw(step + 1)) for step in range(0, 40, 2)]
+    assert all((a.kind, a.source) == (b.kind, b.source) for a, b in pairs)
+    long = [(a, b) for a, b in pairs if a.kind == "long window"]
+    assert 4 < len(long) < 16 and all(not np.array_equal(a.context, b.context) for a, b in long)
+
+
+def test_questions_that_do_not_go_round_are_asked_in_every_step(tmp_path):
+    made = sampler(
+        terms(tmp_path, every=6), tmp_path, questions=1.0, question_windows=1, reuse=3, context_chunks=[30, 30]
+    )
+    groups = [[made.draw(step) for step in range(first, first + 3)] for first in range(0, 60, 3)]
+    assert all(len({sample.kind for sample in group}) == 1 for group in groups)
+    assert {group[0].kind for group in groups} == {"questions", "reference"}
+    asked = [group for group in groups if group[0].kind == "questions"]
+    assert any(not np.array_equal(a.context, b.context) for a, b, _ in asked), "no group drew for each of its steps"
+
+
 def test_too_little_context_for_the_needles(folder, tmp_path):
     with pytest.raises(UsageError, match="needle_windows"):
         sampler(folder, tmp_path, needles=1.0, needle_windows=8, context_chunks=[1, 1]).draw(0)
@@ -113,11 +155,7 @@ def test_a_split_without_long_documents_says_what_can_be_done(folder, tmp_path, 
 
 
 def test_questions_are_asked_of_the_text_that_answers_them(tmp_path):
-    entries = (f"term {i}x\n    The meaning of this entry number {i} is a kind of thing.\n" for i in range(300))
-    (tmp_path / "train.txt").write_text("\n".join(entries))
-    source = {"type": "files", "kind": "reference", "licence": "CC0-1.0", "paths": ["train.txt"]}
-    build(recipe_from_dict({"name": "t", "sources": {"a": source}}, tmp_path), tmp_path / "data", byte_tokenizer())
-    folder = TokenFolder.open(tmp_path / "data")
+    folder = terms(tmp_path)
     made = sampler(folder, tmp_path, questions=1.0, question_windows=2, context_chunks=[20, 20])
     sample = made.draw(0)
     assert (sample.kind, sample.search, len(sample.windows)) == ("questions", "query", 2)

@@ -23,6 +23,7 @@ from sharedllm.encoded import Encoded
 from sharedllm.evaluate.perplexity import Passage, cut_passages
 from sharedllm.memory import Slots, build_memory, find, select_slots
 from sharedllm.methods.base import plain_nll, target_nll
+from sharedllm.reader import Stored
 
 TEXTS = ("python-library", "python-reference", "debian-manuals", "anarchist-faq")
 TARGETS = 1024
@@ -33,7 +34,10 @@ SETTINGS = [
     *({"fine_chunks": f} for f in (0, 2, 7)),
     *({"read_chunks": r} for r in (1, 2, 4)),
     *({"positions": p} for p in ("chunk+inner", "sequence", "none")),
-    *({"kept": k, "fine_chunks": f} for k in ("means", "weakest keys") for f in (0, 1)),
+    *({"kept": k, "fine_chunks": 0} for k in ("means", "weakest keys", "half of each")),
+    *({"kept": k} for k in ("means", "weakest keys")),
+    *({"stored_bits": b} for b in (16, 8, 4)),
+    *({"chunk_length": 512, "tree_depth": d, "fine_chunks": 2, "read_chunks": 16} for d in (2, 3)),
 ]
 OF_THE_PROBE = ("injected_layers", "kept")  # what `SharedConfig` does not say, or not after the reading
 
@@ -43,7 +47,7 @@ def parts_kept(block: Encoded, config: SharedConfig, kept: str) -> tuple[Tensor,
 
     A slot stands for the tokens from the one before it to its own. `means`: the mean of their keys and of their values.
     `weakest keys`: the token of theirs whose keys are smallest, mean over layers and heads, since those draw attention
-    (arXiv 2406.11430).
+    (arXiv 2406.11430). `half of each`: half as many parts of twice the length, the last token and the mean of each.
     """
     (found,) = find([block], config)
     taken = found.taken()
@@ -64,11 +68,16 @@ def parts_kept(block: Encoded, config: SharedConfig, kept: str) -> tuple[Tensor,
     return keys[:, :, first], values[:, :, first]
 
 
-def slots_of(blocks: list[Encoded], config: SharedConfig, kept: str | None) -> Slots:
+def slots_of(block: Encoded, config: SharedConfig, kept: str | None) -> Slots:
     """The slots of a context without a question."""
-    slots = select_slots(blocks, config, None)
+    if kept == "half of each":
+        config = replace(config, slots_per_leaf=config.slots_per_leaf // 2)
+    slots = select_slots([block], config, None)
+    if kept == "half of each":
+        both = zip((slots.keys, slots.values), parts_kept(block, config, "means"), strict=True)
+        keys, values = (torch.cat([last.float(), mean], dim=2) for last, mean in both)
+        return replace(slots, keys=keys, values=values, chunk=slots.chunk.repeat(2), token=slots.token.repeat(2))
     if kept is not None:
-        (block,) = blocks
         slots.keys, slots.values = parts_kept(block, config, kept)
     return slots
 
@@ -77,16 +86,15 @@ def slots_of(blocks: list[Encoded], config: SharedConfig, kept: str | None) -> S
 def scores(llm: SharedLLM, passage: Passage) -> dict[str, float]:
     """Mean nats of the targets under every setting, of the window alone and of the model that reads everything."""
     past, window = passage.ids[:-TARGETS], passage.ids[-TARGETS:]
-    context = llm.reader.new_context()
-    context.ids = past.int()
-    llm.reader.encode(context)
+    read = {n: llm.reader.encode_rows(past.view(-1, n), stored=Stored(every_token=True)) for n in (1024, 512)}
     found = {"window alone": mean_of(plain_nll(llm, passage.ids[-TARGETS - 1 :], TARGETS)),
              "everything": mean_of(plain_nll(llm, passage.ids, TARGETS))}  # fmt: skip
     like, ids = llm.model.get_input_embeddings().weight, passage.ids[-TARGETS - 1 :][None]
     M = llm.config.injected_layers
     for setting in ({}, *SETTINGS):
         config = replace(llm.config, **{k: v for k, v in setting.items() if k not in OF_THE_PROBE})
-        memory = build_memory([slots_of(context.blocks, config, setting.get("kept"))], llm.parts, config, like)
+        block = read[config.chunk_length].packed(config.stored_bits)
+        memory = build_memory([slots_of(block, config, setting.get("kept"))], llm.parts, config, like)
         with silent(llm, range(setting.get("injected_layers", M), M)), llm.injection.reading(memory):
             logits = llm.model(input_ids=ids, use_cache=False, logits_to_keep=len(window) + 1).logits
         name = ", ".join(f"{k} {v}" for k, v in setting.items()) or "as shipped"

@@ -51,7 +51,7 @@ def options(
 
 
 def main(arguments: list[str] | None = None, commands: typer.Typer = app) -> Any:
-    """Run the command line and exit: 0 well, 1 the work failed, 2 used wrongly, 130 interrupted."""
+    """Run the command line and exit: 0 well, 1 the work failed, 2 used wrongly, 3 stopped before its end as told, 130 interrupted."""
     try:
         commands(arguments, standalone_mode=True)
     except SharedLLMError as error:

@@ -18,13 +18,19 @@ from sharedllm.cli import common
 if TYPE_CHECKING:
     from sharedllm.train.loop import Trainer
 
+UNFINISHED = 3
+"""Exit code of a run that stopped after its minutes: the same command goes on."""
+
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings as key=value.")] = None,
     as_json: common.JsonOption = False,
 ) -> None:
-    """Train an adapter by a recipe; started again, it goes on from its last checkpoint."""
+    """Train an adapter by a recipe; started again, it goes on from its last checkpoint.
+
+    With minutes=N it stops after so many, with exit code 3 where it is not finished.
+    """
     from sharedllm.train.recipe import read_recipe
 
     settings = read_recipe(recipe, overrides or [])
@@ -49,6 +55,8 @@ def train(
         else:
             _train(trainer, as_json)
     trainer.close()
+    if not trainer.finished:
+        raise typer.Exit(UNFINISHED)
 
 
 @contextmanager
@@ -79,6 +87,8 @@ def _train(trainer: Trainer, as_json: bool) -> None:
         print(f"each of {figures['processes']} processes received {megabytes:,.1f} MB", file=sys.stderr)
     if as_json:
         common.print_json(figures)
+    elif not trainer.finished:
+        print(f"not finished: step {trainer.step} of {steps} is done and kept; give the same command again to go on")
     else:
         print("adapter written to {adapter} after {steps} steps, {target_tokens:,} target tokens".format(**figures))
 

@@ -15,6 +15,9 @@ from sharedllm.errors import SharedLLMError, UsageError, WorkError
 from sharedllm.manifest import LOCK, MANIFEST, UNFINISHED
 
 CACHE = Path.home() / ".cache" / "sharedllm" / "stores"
+HUB = "hf://"
+HUB_KINDS = ("models", "datasets", "spaces", "kernels", "buckets")
+"""What a path of the Hugging Face Hub may begin with, before `user/name`."""
 
 
 def is_address(where: str) -> bool:
@@ -177,11 +180,18 @@ class Place:
                     self.fs.rm_file(path)
 
     def _make(self, folder: str) -> None:
-        """Make a folder where the backend has folders, but no bucket where it has those."""
-        top = self.root.split("/")[0]
+        """Make a folder where the backend has folders, but no bucket or repository where it has those."""
+        top = self._top()
         if top and not self.fs.exists(top):
             raise OSError(f"there is no {top}")
         self.fs.makedirs(folder, exist_ok=True)
+
+    def _top(self) -> str:
+        """The bucket, or the repository of the Hugging Face Hub without its revision, that the place lies in."""
+        parts = self.root.split("/")
+        if not self.where.startswith(HUB):
+            return parts[0]
+        return "/".join(parts[: 3 if parts[0] in HUB_KINDS else 2]).partition("@")[0]
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"

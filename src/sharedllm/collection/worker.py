@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sharedllm.collection.place import Place
@@ -16,8 +16,12 @@ from sharedllm.library import Library
 from sharedllm.model import SharedLLM
 from sharedllm.ray_pool import Setup
 from sharedllm.reader import Stored
+from sharedllm.serve.extract import text_of
 from sharedllm.sources import DEFAULT_MAX_BYTES, document_of
 from sharedllm.store import chunk_kind, chunk_name
+
+PDF_SECONDS, PDF_MEMORY = 600.0, 4 * 2**30
+"""That taking the text out of a PDF may take, and the bytes of memory that it may have."""
 
 
 class Worker:
@@ -50,7 +54,7 @@ class Worker:
             raw = read_bytes(source, self.most_bytes)
             made = hashlib.sha256(raw).hexdigest()
             name = store_name(source.name)
-            tokens = self._keep(source.name, name, document_of(source.name, raw).text)
+            tokens = self._keep(source.name, name, _text(source.name, raw))
         except SharedLLMError as error:
             reason = str(error)
         except Exception as error:  # a document that breaks its parser must not stop the others
@@ -71,6 +75,17 @@ class Worker:
                 library.update({source: ids}, only=True)
                 self.place.write(sketch, save_sketch(sketch_of(library.context(), self.llm.config), made_of))
         return len(ids)
+
+
+def _text(name: str, raw: bytes) -> str:
+    """The text of a document; of a PDF, which can be made to take for ever, in a process of its own with limits.
+
+    Raises:
+        UsageError: there is none, it cannot be read, or not within these limits.
+    """
+    if raw.startswith(b"%PDF-") or PurePosixPath(name).suffix.lower() == ".pdf":
+        return text_of(name, raw, PDF_SECONDS, PDF_MEMORY)
+    return document_of(name, raw).text
 
 
 class LoadingWorker(Worker):

@@ -23,7 +23,7 @@ from sharedllm.data.encode import Encoder
 from sharedllm.data.fetch import OWN_FILES, Fetched, default_cache, fetch
 from sharedllm.data.filters import MIN_CHARS
 from sharedllm.data.folder import DOCUMENTS, FORMAT, MANIFEST, Document
-from sharedllm.data.recipe import SPLITS, DataRecipe, SourceSpec
+from sharedllm.data.recipe import MAX_SHARD_BYTES, SPLITS, DataRecipe, SourceSpec
 from sharedllm.data.shards import ShardWriter
 from sharedllm.errors import UsageError, WorkError
 
@@ -71,7 +71,8 @@ class _Build:
         self, recipe: DataRecipe, folder: Path, encoder: Encoder, say: Callable[[str], None], cache: Path
     ) -> None:
         self.recipe, self.folder, self.encoder, self.say, self.cache = recipe, folder, encoder, say, cache
-        self.writers = {split: ShardWriter(folder, split, recipe.shard_tokens) for split in SPLITS}
+        self.limit = min(recipe.shard_tokens, MAX_SHARD_BYTES // encoder.dtype.itemsize)
+        self.writers = {split: ShardWriter(folder, split, self.limit) for split in SPLITS}
         self.documents: list[Document] = []
         self.deduper = Deduper()
 
@@ -131,8 +132,8 @@ class _Build:
     def _write(self, draft: Draft, spec: SourceSpec, left: int | None) -> int:
         """Writes one document, cut to `left` tokens, in pieces of at most a shard; returns the tokens written."""
         tokens = self.encoder.encode(draft.text, draft.special)[:left]
-        for start in range(0, len(tokens), self.recipe.shard_tokens):
-            piece = tokens[start : start + self.recipe.shard_tokens]
+        for start in range(0, len(tokens), self.limit):
+            piece = tokens[start : start + self.limit]
             shard, at = self.writers[spec.split].add(piece)
             self.documents.append(Document(spec.name, spec.kind, spec.split, shard, at, len(piece), draft.name))
         return len(tokens)

@@ -24,6 +24,7 @@ from sharedllm.data.fetch import Fetched
 from sharedllm.data.filters import why_dropped
 from sharedllm.data.jsonl import jsonl_rows
 from sharedllm.data.order import reading_order
+from sharedllm.data.r_data import r_texts
 from sharedllm.data.recipe import SourceSpec
 from sharedllm.errors import WorkError
 
@@ -78,7 +79,7 @@ def drafts(spec: SourceSpec, fetched: Fetched, deduper: Deduper, chat: Callable[
 
 
 def _texts(members: dict[str, bytes], chat: Callable[[list[dict[str, str]]], str]) -> Iterator[Draft]:
-    """Every member, cleaned, in reading order; a jsonl file and a packed book give several texts."""
+    """Every member, cleaned, in reading order; a jsonl file and packed books give several texts."""
     raw = {}
     for path, data in members.items():
         if path.endswith(".gz"):
@@ -87,9 +88,9 @@ def _texts(members: dict[str, bytes], chat: Callable[[list[dict[str, str]]], str
             except (OSError, EOFError, zlib.error) as error:
                 raise WorkError(f"The file {path} is not valid gzip ({error}); fetch its source again.") from error
             path = path.removesuffix(".gz")
-        if data[:4] == MAGIC:
-            for name, text in bible_books(data).items():
-                yield Draft(name, text)
+        if data[:4] == MAGIC or path.endswith(".rdb"):
+            books = bible_books(data) if data[:4] == MAGIC else r_texts(data)
+            yield from (Draft(name, text) for name, text in books.items())
         else:
             raw[path] = decode(data)
     for path in reading_order(raw):

@@ -20,7 +20,8 @@ TYPES = ("debian", "pypi", "installed", "files")
 KINDS = ("prose", "technical", "code", "reference")
 SPLITS = ("train", "heldout")
 GROUPS = ("file", "directory", "source")
-MAX_SHARD_TOKENS = 2**25
+MAX_SHARD_BYTES = 2**25  # so that a folder can be carried in pieces
+MAX_SHARD_TOKENS = MAX_SHARD_BYTES // 2
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,10 @@ class SourceSpec:
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """A named set of sources; a shard holds at most `shard_tokens` tokens; `folder` is where relative paths start."""
+    """A named set of sources; `folder` is where relative paths start.
+
+    A shard holds at most `shard_tokens` tokens, and MAX_SHARD_BYTES where a token takes four bytes.
+    """
 
     name: str
     sources: tuple[SourceSpec, ...]

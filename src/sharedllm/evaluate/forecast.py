@@ -30,6 +30,8 @@ class Job:
         asked: of all of them together.
         new_tokens: of an answer at most; 0: tokens are scored.
         targets: scored tokens.
+        beside: tokens of the longest question and answer, where `length` is the text's alone.
+        dataset: whose texts they are; "": of none that has a name. Jobs of one data set are summed whatever their lengths.
     """
 
     length: int
@@ -37,6 +39,13 @@ class Job:
     asked: int
     new_tokens: int = 0
     targets: int = 0
+    beside: int = 0
+    dataset: str = ""
+
+    def given(self, method: Method) -> int:
+        """Tokens that a method gets of it; a data set's prompts are cut to the limit of one that has a limit."""
+        whole = self.length + self.beside
+        return min(whole, method.limit) if self.dataset and method.limit is not None else whole
 
 
 @dataclass(frozen=True)
@@ -53,13 +62,15 @@ class Pace:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a method is expected to take at a length; `reason`: why it is not measured there."""
+    """What a method is expected to take at a length, or of a data set, whose mean length it is; `reason`: why it is not
+    measured there."""
 
     method: str
     length: int
     bytes: int
     seconds: float
     reason: str | None
+    dataset: str = ""
 
 
 @torch.no_grad()
@@ -86,17 +97,36 @@ def pace_of(llm: SharedLLM) -> Pace:
 
 
 def expected(methods: Sequence[Method], jobs: Sequence[Job], pace: Pace, free: float) -> Iterator[Expected]:
-    """By method and length, the longest last; what is read once for all lengths is counted with the longest."""
+    """By method and length, the longest last, or by method and data set, in their order; what is read once for all lengths
+    is counted with the longest."""
     longest = max((job.length for job in jobs), default=0)
+    together: dict[str | int, list[Job]] = {}
+    for job in sorted(jobs, key=lambda job: 0 if job.dataset else job.length):
+        together.setdefault(job.dataset or job.length, []).append(job)
     for method in methods:
-        for job in sorted(jobs, key=lambda job: job.length):
-            reason = refusal(method, job.length, job.length, job.targets, free)
-            reads = 0 if method.reads_once and not job.new_tokens and job.length < longest else job.texts
-            past = job.length - (min(method.window, job.length) if job.targets else 0)
-            work = method.reading(past).times(reads) + method.answering(job.length).times(job.asked)
-            seconds = pace.seconds(work) + pace.generated * job.new_tokens * job.asked
-            memory = method.peak_bytes(job.length, job.targets)
-            yield Expected(method.name, job.length, memory, 0.0 if reason else seconds, reason)
+        for alike in together.values():
+            length = round(sum(job.length * job.asked for job in alike) / sum(job.asked for job in alike))
+            reason = _reason(method, alike, length, free)
+            seconds = sum(_seconds(method, job, pace, job.length == longest) for job in alike)
+            memory = max(method.peak_bytes(job.given(method), job.targets) for job in alike)
+            yield Expected(method.name, length, memory, 0.0 if reason else seconds, reason, alike[0].dataset)
+
+
+def _reason(method: Method, alike: Sequence[Job], length: int, free: float) -> str | None:
+    """Why a method is not measured on these, or None: it is."""
+    limit, beside = method.limit, max(job.beside for job in alike)
+    if alike[0].dataset and limit is not None and beside > limit:
+        return f"a window of {limit:,} tokens cannot hold its instructions and an answer ({beside:,})"
+    return refusal(method, length, max(job.given(method) for job in alike), alike[0].targets, free)
+
+
+def _seconds(method: Method, job: Job, pace: Pace, last: bool) -> float:
+    """What a method takes for a job; `last`: it has the longest texts."""
+    given = job.given(method)
+    reads = 0 if method.reads_once and not job.new_tokens and not last else job.texts
+    past = given - (min(method.window, given) if job.targets else job.beside)
+    work = method.reading(max(0, past)).times(reads) + method.answering(given).times(job.asked)
+    return pace.seconds(work) + pace.generated * job.new_tokens * job.asked
 
 
 def lines(found: Sequence[Expected]) -> Iterator[str]:
@@ -104,7 +134,8 @@ def lines(found: Sequence[Expected]) -> Iterator[str]:
     yield "expected, where the results file has nothing yet (memory beyond the model; time as two short passes let guess):"
     for one in found:
         cost = f"not measured: {one.reason}" if one.reason else f"{one.bytes / 1e9:8.2f} GB  {spoken(one.seconds):>8}"
-        yield f"  {one.method:<16} {one.length:>9,} tokens  {cost}"
+        of = f"{one.dataset:<21} mean" if one.dataset else ""
+        yield f"  {one.method:<16} {of}{one.length:>9,} tokens  {cost}"
     yield f"  in all about {spoken(sum(one.seconds for one in found))}"
 
 

@@ -68,6 +68,13 @@ def slide_passages(texts: Sequence[tuple[str, Tensor]], length: int, stride: int
     ]
 
 
+def left_out(texts: Sequence[tuple[str, Tensor]], lengths: Sequence[int]) -> Iterator[str]:
+    """A line for every text that is too short to give a passage of some of these lengths."""
+    for name, ids in texts:
+        if too_long := [f"{n:,}" for n in sorted(set(lengths)) if len(ids) < n]:
+            yield f"{name} has {len(ids):,} tokens and is left out at {', '.join(too_long)}"
+
+
 def _long_enough(texts: Sequence[tuple[str, Tensor]], length: int) -> list[tuple[str, Tensor]]:
     if length < 2:
         raise UsageError(f"a length of {length} tokens cannot be scored; give at least 2.")

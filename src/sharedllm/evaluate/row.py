@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import transformers
 
+from sharedllm import __version__
 from sharedllm.evaluate.peak import peak
 from sharedllm.evaluate.statistics import bounds
 from sharedllm.hardware import processor_name
@@ -17,7 +19,7 @@ MARGIN = 1.25  # allocators and libraries take more than the tensors that are co
 
 
 def machine(llm: SharedLLM) -> dict[str, Any]:
-    """Model, adapter, device, its processor, dtype and peak memory, as every row and every JSON output gives them.
+    """Model, adapter, device, its processor, dtype, versions and peak memory, as every row and every JSON output gives them.
 
     The peak is that since `reset_peak`, which the tasks call before each method, or since the process began.
     """
@@ -28,6 +30,11 @@ def machine(llm: SharedLLM) -> dict[str, Any]:
         "device": str(llm.device),
         "processor": processor_name(llm.device),
         "dtype": str(llm.dtype).removeprefix("torch."),
+        "versions": {
+            "sharedllm": __version__,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        },
     }
 
 

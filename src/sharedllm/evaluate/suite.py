@@ -17,6 +17,7 @@ from torch import Tensor
 from sharedllm.errors import UsageError
 from sharedllm.evaluate.asking import Asked, Examination, Question, Text, ask_methods, mean_score, tokens_beside
 from sharedllm.evaluate.examples import Dataset, Example, Task
+from sharedllm.evaluate.forecast import Job
 from sharedllm.evaluate.middle import answer_lost, cut_middle
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import refused, together
@@ -100,6 +101,21 @@ def run(
                 average = partial(_average, method, benchmark, about, categories, chosen, seed)
                 unit = {"average": name, "method": method.name, "of": [r.get("run") for r in chosen]}
                 yield results.keep(unit, average)
+
+
+def jobs(llm: SharedLLM, datasets: Sequence[Dataset], max_new_tokens: int | None = None) -> list[Job]:
+    """What is to be done, a job a context with all its questions; arguments as of `run`."""
+    made = []
+    for dataset in datasets:
+        by_context: dict[str, list[Question]] = {}
+        for example in dataset.examples:
+            question = _question(llm, dataset.task, example, max_new_tokens)
+            by_context.setdefault(example.context, []).append(question)
+        for context, questions in by_context.items():
+            beside = max(tokens_beside(question.prompt, question.max_new_tokens) for question in questions)
+            new, tokens = questions[0].max_new_tokens, len(llm.reader.token_ids(context))
+            made.append(Job(tokens, 1, len(questions), new, beside=beside, dataset=dataset.task.name))
+    return made
 
 
 def _question(llm: SharedLLM, task: Task, example: Example, max_new_tokens: int | None) -> Question:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sharedllm.errors import UsageError
 from sharedllm.methods.estimate import Passes, cache_bytes, forward_bytes, one_pass
 from sharedllm.model import SharedLLM
-from sharedllm.prompts import Prompt
+from sharedllm.prompts import Prompt, not_padding
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -166,7 +166,15 @@ def new_tokens(output: Tensor, prompt: int) -> Tensor:
     return output[0, prompt:]
 
 
-def greedy(llm: SharedLLM, ids: list[int], prompt: Prompt, max_new_tokens: int, **kwargs: Any) -> Tensor:
-    """Token ids that the model adds greedily to `ids`, shape [new]; `kwargs` go to `SharedLLM.generate`."""
-    kwargs = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": prompt.pad_id, **kwargs}
-    return new_tokens(llm.generate(torch.tensor([ids]), **kwargs), len(ids))
+def plain_generate(llm: SharedLLM, ids: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
+    """Token ids that the plain model adds greedily to `ids` [T], past its trained positions too, where `SharedLLM.generate`
+    would compress; shape [new]. `kwargs` go to the model's own `generate`."""
+    batch = ids[None].to(llm.device)
+    mask = not_padding(llm.model, batch, kwargs)
+    out = llm.model.generate(batch, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
+    return new_tokens(out, len(ids))
+
+
+def greedy(llm: SharedLLM, ids: list[int], prompt: Prompt, max_new_tokens: int) -> Tensor:
+    """The same after the ids of a prompt."""
+    return plain_generate(llm, torch.tensor(ids), max_new_tokens, pad_token_id=prompt.pad_id)

@@ -32,7 +32,7 @@ from sharedllm.attention import attend
 from sharedllm.config import check_keys
 from sharedllm.errors import UsageError
 from sharedllm.hardware import chunk_batch
-from sharedllm.methods.base import Method, new_tokens, plain_nll
+from sharedllm.methods.base import Method, plain_generate, plain_nll
 from sharedllm.methods.estimate import Passes, cache_bytes, in_chunks, one_pass
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
@@ -215,8 +215,7 @@ class EncoderDecoder(Method):
 
     def generate(self, past: Projected | None, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
         with self.cross.reading(self.llm.parts, past):
-            out = self.llm.generate(window[None], max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
-        return new_tokens(out, len(window))
+            return plain_generate(self.llm, window, max_new_tokens, **kwargs)
 
     def shown(self, past: Projected | None, prompt: Prompt, max_new_tokens: int) -> list[int]:
         return prompt.alone()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sharedllm.methods.base import Method, new_tokens, plain_nll
+from sharedllm.methods.base import Method, plain_generate, plain_nll
 from sharedllm.prompts import Prompt
 
 
@@ -23,9 +23,7 @@ class Full(Method):
         return plain_nll(self.llm, torch.cat([past, window]), targets)
 
     def generate(self, past: Tensor, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
-        ids = torch.cat([past, window])
-        out = self.llm.generate(ids[None], max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
-        return new_tokens(out, len(ids))
+        return plain_generate(self.llm, torch.cat([past, window]), max_new_tokens, **kwargs)
 
     def shown(self, past: Tensor, prompt: Prompt, max_new_tokens: int) -> list[int]:
         return prompt.with_text(past)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sharedllm.context import Context
-from sharedllm.methods.base import Method, greedy, new_tokens, plain_nll
+from sharedllm.methods.base import Method, greedy, plain_generate, plain_nll
 from sharedllm.methods.estimate import cache_bytes, slot_bytes
 from sharedllm.methods.shared import Shared
 from sharedllm.prompts import Prompt
@@ -44,8 +44,7 @@ class Retrieval(Shared):
     def generate(self, past: Context | None, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
         if past is not None:
             window = self._behind_passages(past, window, window)
-        out = self.llm.generate(window[None], max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
-        return new_tokens(out, len(window))
+        return plain_generate(self.llm, window, max_new_tokens, **kwargs)
 
     @torch.no_grad()
     def shown(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> list[int]:

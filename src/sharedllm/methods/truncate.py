@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sharedllm.methods.base import Method, new_tokens, plain_nll, room_in
+from sharedllm.methods.base import Method, plain_generate, plain_nll, room_in
 from sharedllm.prompts import Prompt
 
 
@@ -27,8 +27,7 @@ class Truncate(Method):
         return plain_nll(self.llm, window, targets)
 
     def generate(self, past: Tensor, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
-        out = self.llm.generate(window[None], max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
-        return new_tokens(out, len(window))
+        return plain_generate(self.llm, window, max_new_tokens, **kwargs)
 
     def shown(self, past: Tensor, prompt: Prompt, max_new_tokens: int) -> list[int]:
         frame = len(prompt.with_text(past[-1:])) - len(past[-1:])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from sharedllm.plot import lines
 from sharedllm.plot.lines import Line
+from sharedllm.plot.page import on_page, paper
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,14 +27,20 @@ class Bounded(Protocol):
 
 def draw_line(axes: Axes, line: Line, among: Sequence[Line], at: Mapping[int, Bounded]) -> Line2D:
     """Draw one line over the lengths that it was measured at, in the look that it has among all lines of a figure."""
-    colour, marker, dash = lines.look(line, among)
+    colour, marker, dash = look(line, among)
     strong, x = line.method == "shared", sorted(at)
     axes.vlines(x, [at[n].low for n in x], [at[n].high for n in x], color=colour, linewidth=2)
     (drawn,) = axes.plot(
         x, [at[n].value for n in x], color=colour, marker=marker, linestyle=dash, markersize=8 if strong else 6,
-        markerfacecolor=colour if dash == "-" else "white", linewidth=2.4 if strong else 1.6, zorder=4 if strong else 3,
+        markerfacecolor=colour if dash == "-" else paper(), linewidth=2.4 if strong else 1.6, zorder=4 if strong else 3,
     )  # fmt: skip
     return drawn
+
+
+def look(line: Line, among: Iterable[Line]) -> tuple[str, str, str]:
+    """Colour, marker and dash of a line, as the page needs its colour."""
+    colour, marker, dash = lines.look(line, among)
+    return on_page(colour), marker, dash
 
 
 def length_axis(axes: Axes, lengths: Sequence[int]) -> None:

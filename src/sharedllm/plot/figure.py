@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.plot import needle, perplexity, scores, speed, tradeoff, training
+from sharedllm.plot.page import DARK, STYLE
 from sharedllm.plot.rows import Row, read
 
 if TYPE_CHECKING:
@@ -25,18 +26,6 @@ WIDTH = 9.0
 """Inches; with `DOTS` an inch. Text is sized to be read where the figure is shown 900 pixels wide."""
 DOTS = 200
 MOST_INCHES = 300.0
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.grid": True,
-    "grid.color": "#E5E5E5",
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
-    "svg.hashsalt": "sharedllm",
-}
 UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
@@ -105,9 +94,16 @@ def _strip(kind: str, module: Any, what: Any) -> Strip:
     return Strip(kind, headline, below, module.inches(what), partial(module.draw, what))
 
 
-def plot(files: Sequence[Path], output: Path) -> Plan:
+def dark_file(output: Path) -> Path:
+    """The file beside a figure that has the same for dark pages: `x-dark.png` of `x.png`."""
+    return output.with_stem(f"{output.stem}-dark")
+
+
+def plot(files: Sequence[Path], output: Path, dark: bool = False) -> Plan:
     """Draw results files into `output` (png, svg or pdf by its suffix), written whole or not at all.
 
+    Args:
+        dark: draw them for dark pages too, into `dark_file(output)`.
     Raises:
         UsageError: a file cannot be used or drawn, `output` cannot be such a file, or matplotlib is missing.
         WorkError: a line is not a JSON object, or `output` cannot be written.
@@ -123,7 +119,9 @@ def plot(files: Sequence[Path], output: Path) -> Plan:
         raise UsageError(
             f"the rows have {len(planned.strips)} settings, and a figure of them would be {inches:.0f} inches high; give fewer files."
         )
-    _save(planned, output)
+    _save(planned, output, STYLE)
+    if dark:
+        _save(planned, dark_file(output), DARK)
     return planned
 
 
@@ -142,7 +140,7 @@ def compose(planned: Plan) -> Figure:
     return figure
 
 
-def _save(planned: Plan, output: Path) -> None:
+def _save(planned: Plan, output: Path, style: dict[Any, Any]) -> None:
     try:
         from matplotlib import rc_context
     except ImportError as error:
@@ -154,7 +152,7 @@ def _save(planned: Plan, output: Path) -> None:
     except OSError as error:
         raise WorkError(f"cannot write to {output.absolute().parent}: {error.strerror or error}.") from error
     try:
-        with rc_context(STYLE):
+        with rc_context(style):
             compose(planned).savefig(name, format=suffix[1:], dpi=DOTS, metadata=UNDATED.get(suffix))
         os.chmod(name, 0o644)
         os.replace(name, output)

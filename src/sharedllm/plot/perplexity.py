@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from sharedllm.evaluate.statistics import bootstrap
 from sharedllm.plot import lines
-from sharedllm.plot.axes import length_axis
+from sharedllm.plot.axes import length_axis, look
 from sharedllm.plot.lines import Line
+from sharedllm.plot.page import paper
 from sharedllm.plot.rows import Row
 
 if TYPE_CHECKING:
@@ -200,14 +201,14 @@ def draw(setting: Setting, place: SubFigure) -> None:
     lengths = sorted({p.length for points in setting.points.values() for p in points})
     handles = []
     for i, (line, points) in enumerate(setting.points.items()):
-        colour, marker, dash = lines.look(line, setting.points)
+        colour, marker, dash = look(line, setting.points)
         shift = 2 ** (0.05 * (i - (len(setting.points) - 1) / 2))  # side by side, or the bars would hide each other
         x, strong = [p.length * shift for p in points], line.method == "shared"
         low, high = [p.low for p in points], [p.high for p in points]
         axes.vlines(x, low, high, color=colour, alpha=0.6 if strong else 0.4, linewidth=2 if strong else 1.4)
         handles += axes.plot(
             x, [p.nll for p in points], color=colour, marker=marker, linestyle=dash, markersize=8 if strong else 6,
-            markerfacecolor=colour if dash == "-" else "white", linewidth=2.4 if strong else 1.6, zorder=4 if strong else 3, label=named[line],
+            markerfacecolor=colour if dash == "-" else paper(), linewidth=2.4 if strong else 1.6, zorder=4 if strong else 3, label=named[line],
         )  # fmt: skip
     _write_gains(axes, setting)
     length_axis(axes, lengths)

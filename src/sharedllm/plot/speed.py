@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sharedllm.plot import lines
 from sharedllm.plot.axes import draw_line, length_axis
 from sharedllm.plot.lines import Line
+from sharedllm.plot.page import on_page
 from sharedllm.plot.rows import Row
 
 if TYPE_CHECKING:
@@ -144,5 +145,5 @@ def _draw_floors(axes: Axes, setting: Setting, metric: str) -> dict[str, Any]:
     for at in setting.points[metric].values():
         if floors := [(n, floor) for n in sorted(at) if (floor := at[n].floor) is not None]:
             name, dash = FLOORS[metric]
-            (drawn[name],) = axes.plot(*zip(*floors, strict=True), color="black", linestyle=dash)
+            (drawn[name],) = axes.plot(*zip(*floors, strict=True), color=on_page("black"), linestyle=dash)
     return drawn

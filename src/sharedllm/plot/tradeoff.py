@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sharedllm.plot import lines, needle, perplexity, scores, speed
+from sharedllm.plot.axes import look
 from sharedllm.plot.lines import Line
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def draw(trade: Trade, place: SubFigure) -> None:
 
 def _draw_points(axes: Axes, line: Line, among: Sequence[Line], points: Sequence[Point]) -> Any:
     """A method's points from its shortest length to its longest."""
-    colour, marker, dash = lines.look(line, among)
+    colour, marker, dash = look(line, among)
     (drawn,) = axes.plot(
         [p.cost for p in points], [p.quality for p in points], color=colour, marker=marker, linestyle=dash,
         markersize=8 if line.method == "shared" else 6, linewidth=1.4,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sharedllm.plot import lines
+from sharedllm.plot.page import on_page
 from sharedllm.plot.rows import Row
 
 if TYPE_CHECKING:
@@ -116,9 +117,10 @@ def draw(found: Sequence[Run], place: SubFigure) -> None:
 def _draw_loss(axes: Axes, found: Sequence[Run]) -> None:
     """One run: a colour a curve. Several: a colour a run, as the curves already differ in dash and marker."""
     single = len(found) == 1
-    styles = {"without context": ("s", "--", "#8A8A8A"), "with context": ("o", ":", "#000000")}
+    plain = on_page("#8A8A8A")
+    styles = {"without context": ("s", "--", plain), "with context": ("o", ":", on_page("#000000"))}
     for i, run in enumerate(found):
-        colour = lines.SHARED if single else lines.CYCLE[i % len(lines.CYCLE)]
+        colour = lines.SHARED if single else on_page(lines.CYCLE[i % len(lines.CYCLE)])
         axes.plot(run.steps, run.losses, ".", color=colour, alpha=0.25, markersize=5, markeredgewidth=0)
         axes.plot(run.steps, run.smooth, color=colour, linewidth=2.4)
         for name, values in run.held_out.items():
@@ -127,10 +129,10 @@ def _draw_loss(axes: Axes, found: Sequence[Run]) -> None:
         if not single:
             axes.plot([], [], color=colour, linewidth=6, label=run.name)
     smooth = f"mean of {found[0].width} steps" if single else "smoothed"
-    axes.plot([], [], color=lines.SHARED if single else "#8A8A8A", linewidth=2.4, label=f"training, {smooth}")
+    axes.plot([], [], color=lines.SHARED if single else plain, linewidth=2.4, label=f"training, {smooth}")
     for name, (marker, dash, grey) in styles.items():
         if any(name in run.held_out for run in found):
-            grey = grey if single else "#8A8A8A"
+            grey = grey if single else plain
             axes.plot([], [], color=grey, marker=marker, linestyle=dash, label=f"held out, {name}")
     axes.set_title("Loss")
     axes.set_xlabel("step")
@@ -146,7 +148,8 @@ def _draw_gains(axes: Axes, found: Sequence[Run]) -> None:
     if not kinds:
         axes.text(0.5, 0.5, "no validation yet", ha="center", transform=axes.transAxes)
         return
-    colours = {kind: lines.CYCLE[i % len(lines.CYCLE)] for i, kind in enumerate(kinds)} | {ALL: lines.SHARED}
+    cycle = [on_page(colour) for colour in lines.CYCLE]
+    colours = {kind: cycle[i % len(cycle)] for i, kind in enumerate(kinds)} | {ALL: lines.SHARED}
     for kind, colour in colours.items():
         axes.plot([], [], color=colour, marker="o", linewidth=2.4 if kind == ALL else 1.6, label=kind)
     for i, run in enumerate(found):
@@ -155,7 +158,7 @@ def _draw_gains(axes: Axes, found: Sequence[Run]) -> None:
             width = 2.4 if kind == ALL else 1.6
             axes.plot(run.checked, values, color=colours[kind], marker="o", linestyle=dash, linewidth=width)
         if len(found) > 1:
-            axes.plot([], [], color="#000000", linestyle=dash, label=run.name)
+            axes.plot([], [], color=on_page("#000000"), linestyle=dash, label=run.name)
     axes.set_ylabel("nats per token\n(higher is better)")
-    axes.axhline(0, color="#999999", linewidth=1)
+    axes.axhline(0, color=on_page("#999999"), linewidth=1)
     axes.legend(ncols=2, **BELOW)

@@ -118,6 +118,7 @@ async def asked(service: Service, ask: Ask) -> Asked:
     """
     if (ask.n or 1) > service.settings.rows:
         raise ApiError(400, f"n is {ask.n}; this server gives at most {service.settings.rows} choices.", None, "n")
+    service.engine.check_queue(ask.n or 1)  # before a long prompt is split for nothing
     task = Asked(service, ask, await prepared(service, ask))
     service.engine.ask(task.task)
     service.metrics.prompt_tokens.inc(task.usage.prompt_tokens)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable
 
 from sharedllm.context import Context
+from sharedllm.errors import SharedLLMError
 from sharedllm.model import SharedLLM
 from sharedllm.serve.entry import SLOTS, Entry
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.settings import Settings
 
+log = logging.getLogger(__name__)
 ID_BYTES = 4  # of a token's id, which stays beside its slots
 
 
@@ -71,12 +74,11 @@ class Budget:
         entries = sorted(entries, key=lambda e: e.used)
         over = held_bytes(entries) - self.settings.memory_bytes
         for entry in entries:
-            if over > 0 and entry.loaded and entry.context is not None:
+            if over > 0 and entry.loaded and (context := entry.context) is not None:
                 if entry.saved:
-                    over -= entry.context.nbytes
-                    entry.context, entry.loaded = Context.load(entry.folder / SLOTS, self.llm), False
+                    over -= self._freed(entry, context)
                 elif prompts.get(entry.id) is entry:
-                    over -= entry.context.nbytes
+                    over -= context.nbytes
                     entry.deleted = True
                     prompts.pop(entry.id, None)
         over = sum(e.disk_bytes for e in list(prompts.values()) if e.saved) - self.settings.prompt_disk_bytes
@@ -86,6 +88,15 @@ class Budget:
                 entry.deleted = True
                 prompts.pop(entry.id, None)
                 entry.remove()
+
+    def _freed(self, entry: Entry, context: Context) -> int:
+        """Let an entry's context leave memory, unless another has taken its place meanwhile; bytes that this frees."""
+        try:
+            stored = Context.load(entry.folder / SLOTS, self.llm)
+        except (SharedLLMError, OSError) as error:  # another server may have deleted it
+            log.warning("a context stays in memory", extra={"context": entry.id, "reason": str(error)})
+            return 0
+        return context.nbytes if entry.leave_memory(context, stored) else 0
 
 
 def held_bytes(entries: Iterable[Entry]) -> int:

@@ -1,7 +1,8 @@
 """The thread that owns the model.
 
 In turns it decodes one token for every running row, and does one slice of other work (reading chunks, taking in a
-prompt, searching): a generator that is advanced once. While rows decode, such work gets at most a set share of the time.
+prompt, searching): a generator that is advanced once. While rows decode, such work gets at most a set share of the time;
+within it what prepares answers goes before what reads texts (`work.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,24 +25,16 @@ from sharedllm.model import SharedLLM
 from sharedllm.prompts import end_tokens
 from sharedllm.quote import inserted
 from sharedllm.serve.batch import Batch, TakenIn, take_in
-from sharedllm.serve.failures import ApiError
+from sharedllm.serve.failures import ApiError, traced
 from sharedllm.serve.metrics import Metrics
 from sharedllm.serve.settings import Settings
 from sharedllm.serve.task import Ended, Row, Task
+from sharedllm.serve.work import Work, Works
 
 log = logging.getLogger(__name__)
 ENDING = "the server is shutting down; try again in a moment."
 REST_SECONDS = 5.0
 """Without work, after which freed memory that was kept for the next tensor goes back to the system."""
-
-
-@dataclass(eq=False)
-class Work:
-    """Work that is done a slice at a time."""
-
-    slices: Generator[None, None, Any]
-    done: Future[Any] = field(default_factory=Future)
-    unwanted: Callable[[], bool] = lambda: False
 
 
 class Engine:
@@ -56,7 +48,7 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting: deque[Task] = deque()
         self._preparing: set[Task] = set()
-        self._work: deque[Work] = deque()
+        self._work = Works()
         self._batch = Batch(llm)
         self._rows: list[Row] = []
         self._credit = 0.0  # seconds of other work that decoding has earned
@@ -78,29 +70,36 @@ class Engine:
             ApiError: the queue is full (429), or the server is shutting down (503).
         """
         with self._changed:
-            if self.draining or not self.alive:
-                raise ApiError(503, ENDING, "shutting_down", retry_after=5)
-            if (self._waiting or not self._has_room(task)) and len(self._waiting) >= self.settings.queue:
-                self.metrics.refused.inc()
-                raise ApiError(429, "too many requests wait already; try again in a moment.", "queue_full", None, 2)
+            self.check_queue(task.choices)
             self._waiting.append(task)
             self._changed.notify()
 
+    def check_queue(self, choices: int) -> None:
+        """Raise `ApiError` where a task of so many choices would be refused now: 429 or 503 as for `ask`."""
+        with self._changed:
+            if self.draining or not self.alive:
+                raise ApiError(503, ENDING, "shutting_down", retry_after=5)
+            if (self._waiting or not self._has_room(choices)) and len(self._waiting) >= self.settings.queue:
+                self.metrics.refused.inc()
+                raise ApiError(429, "too many requests wait already; try again in a moment.", "queue_full", None, 2)
+
     def do(
-        self, slices: Generator[None, None, Any], unwanted: Callable[[], bool] = lambda: False, bounded: bool = False
+        self, slices: Generator[None, None, Any], unwanted: Callable[[], bool] = lambda: False, answering: bool = False
     ) -> Future[Any]:
         """Have work done on the engine's thread; it is dropped when `unwanted` says so between two slices.
 
+        Args:
+            answering: whether an answer waits for it: it goes before the reading of texts.
         Raises:
-            ApiError: the server is shutting down (503); with `bounded`, too much is being done already (429).
+            ApiError: the server is shutting down (503); with `answering`, too much is being done already (429).
         """
-        work = Work(slices, unwanted=unwanted)
+        work = Work(slices, answering, unwanted)
         with self._changed:
             if self._stopped:
                 raise ApiError(503, ENDING, "shutting_down", retry_after=5)
-            if bounded:
+            if answering:
                 self.check_room()
-            self._work.append(work)
+            self._work.put(work)
             self._changed.notify()
         return work.done
 
@@ -171,16 +170,16 @@ class Engine:
             self._waiting = deque(task for task in self._waiting if not task.cancelled)
             while self._waiting:
                 task = self._waiting[0]
-                if not self._has_room(task):
+                if not self._has_room(task.choices):
                     break
                 self._preparing.add(task)
-                self._work.append(Work(self._prepare(task)))
+                self._work.put(Work(self._prepare(task), answering=True))
                 self._waiting.popleft()
             self.metrics.waiting.set(len(self._waiting))
 
-    def _has_room(self, task: Task) -> bool:
+    def _has_room(self, choices: int) -> bool:
         rows = len(self._rows) + sum(t.choices for t in list(self._preparing))
-        return rows + task.choices <= self.settings.rows
+        return rows + choices <= self.settings.rows
 
     def _prepare(self, task: Task) -> Generator[None, None, None]:
         """Read, search and take in what a task asks, then let its rows join."""
@@ -269,7 +268,7 @@ class Engine:
             return
         decoding, started = bool(self._rows), time.perf_counter()
         with self._changed:
-            work = self._work.popleft()
+            work = self._work.take()
         if work.unwanted():
             work.slices.close()
             work.done.cancel()
@@ -282,7 +281,7 @@ class Engine:
             work.done.set_exception(as_api_error(error))
         else:
             with self._changed:
-                self._work.append(work)
+                self._work.put(work)
         if decoding:
             self._credit -= time.perf_counter() - started
 
@@ -303,5 +302,5 @@ def as_api_error(error: Exception) -> ApiError:
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ApiError(507, "the server's disk is full; delete contexts that are not needed.", "disk_full")
-    log.error("unforeseen error", exc_info=error)
+    log.error("unforeseen error", extra={"trace": traced(error)})
     return ApiError(500, "something failed inside the server; its log has the reason.", "internal_error")

@@ -12,7 +12,9 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,12 +75,32 @@ class Entry:
     used: float = field(default_factory=time.monotonic)
     states: tuple[str, str] = ("", "")
     """The last two states of its folder that are its own: that it found, wrote, or is writing."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """Held while `context`, `loaded` and `saved` change, which belong together."""
 
     @property
     def status(self) -> str:
         if self.error is not None:
             return "failed"
         return "ready" if self.context is not None and self.context.tokens == len(self.ids) else "reading"
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether another server has written or deleted its folder since this one did."""
+        return state_of(self.folder) not in self.states
+
+    def finish(self, context: Context) -> None:
+        """Let questions see what was read; it is in memory and not on the disk yet."""
+        with self._lock:
+            self.context, self.loaded, self.saved = context, True, False
+
+    def leave_memory(self, context: Context, stored: Context) -> bool:
+        """Put what is on the disk in the place of a context; False where that is no longer what questions see."""
+        with self._lock:
+            if self.context is not context or not self.saved:
+                return False
+            self.context, self.loaded = stored, False
+            return True
 
     def describe(self) -> dict[str, Any]:
         """What a client is told."""
@@ -119,20 +141,31 @@ class Entry:
         unfinished.write_text(json.dumps(about), encoding="utf-8")
         unfinished.replace(self.folder / ABOUT)
 
-    def save(self, context: Context) -> None:
-        """Write down what was read; the text goes when that is all of it."""
+    def save(self, context: Context, shared: bool = False) -> None:
+        """Write down what was read; the text goes when that is all of it.
+
+        Args:
+            shared: whether other servers write there too; what one of them wrote or deleted meanwhile stays so.
+        """
         if self.deleted:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         context.save(self.folder / SLOTS)
+        if shared and self.overtaken:
+            if state_of(self.folder) is None:
+                self.remove()
+            return
         self.save_about()
         if context.tokens == len(self.ids):
             (self.folder / TEXT).unlink(missing_ok=True)
-        self.saved = context is self.context
+        with self._lock:
+            self.saved = context is self.context
         if self.deleted:  # meanwhile
             self.remove()
 
     def remove(self) -> None:
+        with suppress(OSError):
+            (self.folder / ABOUT).unlink()  # first: by it other servers know that the rest is going
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property

@@ -12,30 +12,37 @@ import sys
 from contextlib import suppress
 
 from sharedllm.errors import UsageError
-from sharedllm.sources import document_of
+from sharedllm.serve.failures import ApiError
+from sharedllm.sources import MAX_CHARACTERS, document_of
 
-REFUSED = 3  # exit status: the sentence on stderr says why
+REFUSED, TOO_LONG = 3, 4  # exit statuses: the sentence on stderr says why
+PASSED = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH")
+"""Of the environment, what Python may need there; the rest, keys among it, stays out of reach of a file."""
 
 
-def text_of(name: str, raw: bytes, seconds: float, memory: int) -> str:
+def text_of(name: str, raw: bytes, seconds: float, memory: int, most: int = MAX_CHARACTERS) -> str:
     """The text of a file.
 
     Args:
         seconds: that it may take.
         memory: bytes that it may take, where the system can tell.
+        most: characters that it may hold.
     Raises:
-        UsageError: there is no text, it cannot be read, or not within these limits.
+        UsageError: there is no text, it cannot be read, or not within this time and memory.
+        ApiError: 413, it holds more characters.
     """
-    command = [sys.executable, "-m", __name__, name, str(int(seconds) + 1), str(memory)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", __name__, name, str(int(seconds) + 1), str(memory), str(most)]
+    environment = {kept: os.environ[kept] for kept in PASSED if kept in os.environ}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     try:
         done = subprocess.run(command, input=raw, capture_output=True, timeout=seconds, env=environment, check=False)
     except subprocess.TimeoutExpired:
         done = None
     if done is not None and done.returncode == 0:
         return done.stdout.decode("utf-8")
-    if done is not None and done.returncode == REFUSED:
-        raise UsageError(done.stderr.decode("utf-8", "replace").strip().splitlines()[-1])
+    if done is not None and done.returncode in (REFUSED, TOO_LONG):
+        sentence = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1]
+        raise UsageError(sentence) if done.returncode == REFUSED else ApiError(413, sentence, "file_too_large", "file")
     raise UsageError(f"'{name}' takes more than {seconds:g} s or {memory / 2**30:g} GB to be read; split it, or save it as plain text.")  # fmt: skip
 
 
@@ -47,7 +54,7 @@ def _limit(seconds: int, memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 
 
-def _main(name: str, seconds: str, memory: str) -> int:
+def _main(name: str, seconds: str, memory: str, most: str) -> int:
     raw = sys.stdin.buffer.read()
     _limit(int(seconds), int(memory))
     try:
@@ -55,6 +62,10 @@ def _main(name: str, seconds: str, memory: str) -> int:
     except UsageError as error:
         print(error, file=sys.stderr)
         return REFUSED
+    if len(text) > int(most):
+        limit = f"this server reads {int(most):,} of a file"
+        print(f"'{name}' holds {len(text):,} characters; {limit}: split it.", file=sys.stderr)
+        return TOO_LONG
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
     return 0
 

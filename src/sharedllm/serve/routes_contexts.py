@@ -36,6 +36,10 @@ def routes(service: Service) -> APIRouter:
     async def contexts() -> dict[str, Any]:
         return {"object": "list", "data": [entry.describe() for entry in shelf.all()]}
 
+    @router.get("/events")
+    async def all_events() -> Response:
+        return EventSourceResponse(_progress(service), sep="\n")
+
     @router.get("/{name}")
     async def context(name: str) -> dict[str, Any]:
         return shelf.get(name).describe()
@@ -75,37 +79,46 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-async def _progress(service: Service, name: str) -> AsyncIterator[dict[str, str]]:
-    """How far a reading is, until it ends or the context is deleted."""
-    told = ""
+async def _progress(service: Service, name: str | None = None) -> AsyncIterator[dict[str, str]]:
+    """How far a context is read, or all are that are being read, until each is or is deleted."""
+    shelf, told = service.shelf, dict[str, str]()
+    followed = set() if name is None else {name}
+    ended = {entry.id for entry in shelf.all() if entry.status != "reading"} if name is None else set()
     while not service.engine.draining:
-        try:
-            about = service.shelf.get(name).describe()
-        except ApiError:
-            return
-        if (now := json.dumps(about, ensure_ascii=False)) != told:
-            yield {"event": "progress", "data": now}
-            told = now
-        if about["status"] != "reading":
+        if name is None:
+            here = list(shelf.contexts.values())
+            followed |= {entry.id for entry in here if entry.id not in ended or entry.status == "reading"}
+        for one in sorted(followed):
+            try:
+                about, event = shelf.get(one).describe(), "progress"
+            except ApiError:
+                about, event = {"id": one, "object": "context.deleted", "deleted": True}, "deleted"
+            if (now := json.dumps(about, ensure_ascii=False)) != told.get(one):
+                yield {"event": event, "data": now}
+                told[one] = now
+            if about.get("status") != "reading":
+                followed.discard(one)
+                ended.add(one)
+        if not followed:
             return
         await asyncio.sleep(0.2)
 
 
 async def _text(service: Service, file: UploadFile, after: str = "") -> tuple[str, Tensor]:
-    """Name and token ids [n] of an uploaded file.
+    """Name and token ids [n] of an uploaded file, which waits on the disk for its turn.
 
     Raises:
-        ApiError: it has no text that can be read.
+        ApiError: it has no text that can be read, or too many files wait.
     """
     name = (
         "".join(c for c in PurePath((file.filename or "").replace("\\", "/")).name if c.isprintable())[:120] or "text"
     )
-    limits, raw = service.settings, await file.read()
+    settings = service.settings
+    limits = settings.file_seconds, settings.file_memory_bytes, settings.body_bytes
     try:
-        async with service.extracting:
-            text = await run_in_threadpool(text_of, name, raw, limits.file_seconds, limits.file_memory_bytes)
-        if len(text) > limits.body_bytes:
-            raise ApiError(413, f"'{name}' holds {len(text):,} characters; this server reads {limits.body_bytes:,} of a file: split it.", "file_too_large", "file")  # fmt: skip
-        return name, await run_in_threadpool(service.llm.reader.token_ids, after + text)
+        async with service.extracting():
+            raw = await file.read()
+            text = await run_in_threadpool(text_of, name, raw, *limits)
+            return name, await run_in_threadpool(service.llm.reader.token_ids, after + text)
     except UsageError as error:
         raise ApiError(400, str(error), "unreadable_file", "file") from error

@@ -29,6 +29,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/map")
     async def draw(request: Request, body: MapRequest) -> Any:
         until = time.monotonic() + service.settings.seconds
+        service.engine.check_room()
         asked = await prepared(service, body)
         if not asked.contexts and asked.split.reads is None:
             raise ApiError(400, "there is nothing to map; name a context, or ask about a long text.", None, "context")
@@ -36,7 +37,7 @@ def routes(service: Service) -> APIRouter:
         answer = answer[: service.llm.window - len(asked.split.ids)]  # what was generated fits
         gone = threading.Event()
         slices = _map(service, asked, answer)
-        work = service.engine.do(slices, lambda: gone.is_set() or time.monotonic() > until, bounded=True)
+        work = service.engine.do(slices, lambda: gone.is_set() or time.monotonic() > until, answering=True)
         try:
             drawn = asyncio.wrap_future(work)
             if not await heard(request, drawn):

@@ -12,20 +12,21 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 
 from sharedllm.serve.app import application
+from sharedllm.serve.failures import traced
 from sharedllm.serve.service import Service
 
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 class Lines(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object a line; of an error its kind and place, never its words."""
 
     def format(self, record: logging.LogRecord) -> str:
         own = {name: value for name, value in vars(record).items() if name not in STANDARD}
         about: dict[str, Any] = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname}
         about |= {"logger": record.name, "message": record.getMessage(), **own}
         if record.exc_info:
-            about["trace"] = self.formatException(record.exc_info)
+            about["trace"] = traced(record.exc_info[1])
         return json.dumps(about, ensure_ascii=False, default=str)
 
 

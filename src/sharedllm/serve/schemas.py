@@ -1,12 +1,25 @@
-"""What clients send: OpenAI's fields that this server knows, and `context`."""
+"""What clients send: OpenAI's fields that this server knows, and `context`.
+
+How long a text may be, the size of a whole request says (`guard.py`). The other limits stand in docs/SERVE.md.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationInfo,
+    field_validator,
+)
 
-MOST_STOPS, MOST_TEXT = 4, 20_000_000
+MOST_STOPS = 4
 Name = Annotated[StrictStr, Field(max_length=200)]
 ContextName = Annotated[StrictStr, Field(max_length=64)]
 Stop = Annotated[StrictStr, Field(max_length=200)]
@@ -20,18 +33,29 @@ def _refused(value: Any) -> Any:
     return value
 
 
+def _whole(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be Unicode; it holds half of a surrogate pair") from None
+    return value
+
+
+Text = Annotated[StrictStr, AfterValidator(_whole)]
+
+
 class Part(BaseModel):
     """A part of a message; only text is understood."""
 
     type: Literal["text", "input_text"]
-    text: Annotated[StrictStr, Field(max_length=MOST_TEXT)]
+    text: Text
 
 
 class Refusal(BaseModel):
     """A part of an answer in which another model refused."""
 
     type: Literal["refusal"]
-    refusal: Annotated[StrictStr, Field(max_length=MOST_TEXT)]
+    refusal: Text
 
     @property
     def text(self) -> str:
@@ -41,7 +65,7 @@ class Refusal(BaseModel):
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: (
-        Annotated[StrictStr, Field(max_length=MOST_TEXT)]
+        Text
         | Annotated[
             list[Annotated[Part | Refusal, Field(discriminator="type")]], Field(max_length=1000, fail_fast=True)
         ]
@@ -144,7 +168,7 @@ class MapRequest(ChatRequest):
 
 class CompletionRequest(Common):
     prompt: (
-        Annotated[StrictStr, Field(min_length=1, max_length=MOST_TEXT)]
+        Annotated[Text, Field(min_length=1)]
         | Annotated[list[Token], Field(min_length=1, max_length=5_000_000, fail_fast=True)]
     )
     """Also a list of exactly one of either, as OpenAI's clients may send it."""

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -148,7 +148,8 @@ class Shelf:
         """Read a text [n] on to a context.
 
         Raises:
-            ApiError: 404, there is none; 409, it is being read; 413 and 507 as for `add`.
+            ApiError: 404, there is none; 409, it is being read, cannot be, or another server changed it meanwhile;
+                413 and 507 as for `add`.
         """
         with self._adding:
             entry = self._appended(key, name, text)
@@ -158,6 +159,8 @@ class Shelf:
     def _appended(self, key: str, name: str, text: Tensor) -> Entry:
         with self._lock:
             entry = self.get(key)
+            if entry.error is not None:
+                raise ApiError(409, entry.error, "context_failed")
             if entry.status != "ready":
                 raise ApiError(
                     409, "the context is still being read; append to it when it is ready.", "context_not_ready"
@@ -223,7 +226,7 @@ class Shelf:
         finally:
             self._encoding.discard(entry.id)
         if entry.context is not None and torch.equal(entry.context.ids, whole.ids):
-            entry.context, entry.loaded, entry.saved = whole, True, False
+            entry.finish(whole)
             self._disk.submit(self._save, entry, whole)
         return whole
 
@@ -239,8 +242,14 @@ class Shelf:
         """Have a text on the disk before it is read, or refuse it."""
         self.budget.check_memory(len(entry.ids))
         self.budget.check_disk(len(entry.ids), [e for e in list(self.contexts.values()) if e is not entry])
+
+        def save_text() -> None:
+            if self.settings.shared and entry.id in self.contexts and entry.overtaken:
+                raise ApiError(409, "another server has changed this context meanwhile; try again.", "context_changed")
+            entry.save_text()
+
         try:
-            self._disk.submit(entry.save_text).result()
+            self._disk.submit(save_text).result()
         except OSError as error:
             if entry.id not in self.contexts:
                 entry.remove()
@@ -254,7 +263,7 @@ class Shelf:
             return
         entry.partial = begun(self.llm.reader, entry.ids, entry.partial or entry.context)
         entry.began, entry.began_seconds = entry.partial.tokens, entry.seconds
-        done = self.engine.do(self._read(entry), lambda: entry.deleted)
+        done = self.engine.do(self._read(entry), lambda: self._overtaken(entry))
 
         def ended(future: Any) -> None:
             if not future.cancelled() and (error := future.exception()) is not None:
@@ -282,25 +291,35 @@ class Shelf:
             last = time.perf_counter()
             next(slices)
             yield
-        entry.context, entry.partial, entry.loaded, entry.saved = entry.partial, None, True, False
-        entry.reserved = 0
+        context, entry.reserved = entry.partial, 0
+        entry.finish(context)
+        entry.partial = None
         entry.used = time.monotonic()
         if entry.id in self.contexts or self.settings.prompt_disk_bytes:
-            self._disk.submit(self._save, entry, entry.context)
+            self._disk.submit(self._save, entry, context)
         else:
             self._disk.submit(self._fit)
 
     def _save(self, entry: Entry, context: Context) -> None:
-        self._try(lambda: entry.save(context), entry)
-        self._fit()
-
-    def _try(self, work: Callable[[], None], entry: Entry) -> None:
         try:
-            if not entry.deleted:
-                work()
+            if not self._overtaken(entry):
+                entry.save(context, self.settings.shared)
         except (SharedLLMError, OSError) as error:
             self.metrics.disk_errors.inc()
             log.error("a context cannot be written", extra={"context": entry.id, "reason": str(error)})
+        self._fit()
+
+    def _overtaken(self, entry: Entry) -> bool:
+        """Whether an entry was deleted, or written by another server since: it is neither read on nor written then.
+
+        What another server wrote or deleted is let go here; who names it next has it opened as it is then.
+        """
+        if entry.deleted or not self.settings.shared or not entry.overtaken:
+            return entry.deleted
+        with self._lock:
+            if self.contexts.get(entry.id) is entry:
+                del self.contexts[entry.id]
+        return True
 
     def _fit(self) -> None:
         self.budget.fit(self._entries(), self.prompts)

@@ -9,6 +9,7 @@ gradients, so the adapter is the same in each and any one may write it.
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,7 @@ class DistributedTrainer(Trainer):
     """
 
     def __init__(self, recipe: Recipe, llm: SharedLLM | None = None, processes: Processes | None = None) -> None:
+        started = time.monotonic()
         self.processes = processes or Processes(cpu=choose_device(recipe.device).value == "cpu")
         for name, value in recipe.to_dict().items():
             self.processes.agree(f"recipe's {name}", value)
@@ -65,6 +67,7 @@ class DistributedTrainer(Trainer):
             llm.reader = ParallelReader(llm.reader, self.processes)
         with self.processes.first():
             super().__init__(recipe, llm, main=self.processes.main)
+        self.started = started
         self.processes.agree("step to go on from", self.step)
         for name, value in self.origin.items():
             self.processes.agree(name, value)
@@ -78,6 +81,11 @@ class DistributedTrainer(Trainer):
     def _one_step(self) -> dict[str, Any]:
         before = self.processes.received
         return {**super()._one_step(), "received_bytes": self.processes.received - before}
+
+    def _late(self) -> bool:
+        """Once they have passed for one, all stop, so that all do the same steps."""
+        late = super()._late()
+        return bool(self.recipe.minutes) and any(self.processes.listed([late]))
 
     def _dealt(self, n: int) -> range:
         return range(n) if self.chunks else range(self.processes.index, n, self.processes.count)

@@ -6,13 +6,12 @@ in the weights an unbroken run would have had (bit for bit in fp32 on a CPU).
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,16 +28,25 @@ from sharedllm.train.learner import learner
 from sharedllm.train.limits import check_lengths
 from sharedllm.train.loss import divergence, next_token_loss
 from sharedllm.train.origin import origin
+from sharedllm.train.rates import parameter_groups, set_rates
 from sharedllm.train.recipe import Recipe
 from sharedllm.train.recompute import recomputed
 from sharedllm.train.run_folder import ADAPTER, METRICS, RunFolder
 from sharedllm.train.samples import ASKED, STUDY, Sample, Sampler
 from sharedllm.train.start import start_folder
 
-FAST = ("gate", "null_logit", "null_growth")  # learn at the gates' rate
 Row = TypeVar("Row")
 Report = Callable[[dict[str, Any]], None]
 """Called with a row of metrics after every step and every validation."""
+
+
+class Learnt(NamedTuple):
+    """Of one sample of a step: its loss, what it was, and how many tokens were predicted."""
+
+    loss: float
+    kind: str
+    title: str
+    targets: int
 
 
 class Trainer:
@@ -48,11 +56,12 @@ class Trainer:
         llm: in the dtype of the model; its adapter is kept in fp32 while training.
         step: steps done.
         whole: whether the weights are those after that step, rather than half changed by the next.
+        started: when, by the monotonic clock; the recipe's minutes are counted from there.
         main: whether this process writes and reports.
     """
 
     def __init__(self, recipe: Recipe, llm: SharedLLM | None = None, main: bool = True) -> None:
-        self.recipe, self.main = recipe, main
+        self.recipe, self.main, self.started = recipe, main, time.monotonic()
         self.run = Path(recipe.output)
         self.records = RunFolder(self.run, writes=main)
         self.llm = llm or SharedLLM.from_pretrained(
@@ -73,42 +82,49 @@ class Trainer:
         self.start = start_folder(recipe, self.llm)
         if self.start is not None:
             load_weights(self.start, self.module, partly=True)
-        self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
+        groups = parameter_groups(self.module, recipe)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
         self._contexts: dict[bytes, Any] = {}
         self.records.open(recipe)
         self.origin = origin(recipe, self.llm.fingerprint, folder, study, self.start)
         state = self.records.resume(self.module, self.optimizer, self.origin)
         self.step, self.tokens, self.whole = int(state["step"]), int(state["tokens"]), True
-
-    def _groups(self) -> list[dict[str, Any]]:
-        fast = [p for n, p in self.module.named_parameters() if n.endswith(FAST)]
-        slow = [p for n, p in self.module.named_parameters() if not n.endswith(FAST)]
-        return [
-            {"params": slow, "top": self.recipe.learning_rate},
-            {"params": fast, "top": self.recipe.gate_learning_rate, "weight_decay": 0.0},
-        ]
+        self.records.go_on(recipe, self.step)
 
     def train(self, report: Report | None = None, until: int | None = None) -> None:
-        """Train to the recipe's last step (or `until`), then write the adapter.
+        """Train to the recipe's last step (or `until`, or for its minutes), then write the adapter if it is `finished`.
 
         Raises:
-            WorkError: the loss is not a number; the last checkpoint before is kept.
+            WorkError: the loss is not a number, or a file cannot be written; the last checkpoint before is kept.
         """
+        late = False
         try:
-            while self.step < min(self.recipe.steps, self.recipe.steps if until is None else until):
+            while not late and self.step < min(self.recipe.steps, self.recipe.steps if until is None else until):
                 self._log(self._one_step(), report)
                 if self.held_out and self.recipe.validate_every and self.step % self.recipe.validate_every == 0:
                     self._log(self.validate(), report)
-                if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
+                late = self._late()
+                if late or self.finished or self.step % self.recipe.checkpoint_every == 0:
                     self.checkpoint()
         except KeyboardInterrupt:
             if self.whole and self.step:  # after none there is nothing to keep, and another recipe may take the folder
                 self.checkpoint()
             raise
-        if self.main and self.step == self.recipe.steps:
+        if self.main and self.finished:
             about = {"recipe": self.recipe.to_dict(), "steps": self.step, "target_tokens": self.tokens}
+            if len(self.records.rates) > 1:
+                about["rates"] = self.records.rates
             self._keep_start()
             self.learner.save(self.run / ADAPTER, about)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps of the recipe are done."""
+        return self.step == self.recipe.steps
+
+    def _late(self) -> bool:
+        """Whether the recipe's minutes have passed."""
+        return 0 < self.recipe.minutes * 60 <= time.monotonic() - self.started
 
     @torch.no_grad()
     def _keep_start(self) -> None:
@@ -124,22 +140,23 @@ class Trainer:
         self.records.save(self.module, self.optimizer, {"step": self.step, "tokens": self.tokens, **self.origin})
 
     def figures(self) -> dict[str, Any]:
-        """What came of the run, for whoever started it."""
-        files = {"adapter": str(self.run / ADAPTER), "metrics": str(self.run / METRICS)}
-        return {**files, "steps": self.step, "target_tokens": self.tokens}
+        """What came of the run, for whoever started it; no adapter yet where it is not finished."""
+        adapter = str(self.run / ADAPTER) if self.finished else None
+        files = {"adapter": adapter, "metrics": str(self.run / METRICS)}
+        return {**files, "steps": self.step, "target_tokens": self.tokens, "finished": self.finished}
 
     def _one_step(self) -> dict[str, Any]:
         started = time.perf_counter()
-        rate = self._set_rates()
+        rate = set_rates(self.optimizer, self.recipe, self.step)
         parts = self._gathered({part: self._learn_part(part) for part in self._dealt(self.recipe.accumulate)})
         self._sum_gradients()
-        losses, kinds = [loss for loss, _, _ in parts], [kind for _, kind, _ in parts]
-        targets = sum(n for _, _, n in parts)
+        losses, kinds, targets = [x.loss for x in parts], [x.kind for x in parts], sum(x.targets for x in parts)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
         if not torch.isfinite(norm):
+            samples = ", ".join(sorted({x.title for x in parts}))
             raise WorkError(
-                f"the gradients' norm is {float(norm)} at step {self.step + 1} ({', '.join(sorted(set(kinds)))}); "
-                "the last good checkpoint is kept: lower learning_rate and train on."
+                f"the gradients' norm is {float(norm)} at step {self.step + 1} ({samples}); the last good checkpoint is "
+                "kept: lower learning_rate and train on."
             )
         self.whole = False
         self.optimizer.step()
@@ -159,11 +176,11 @@ class Trainer:
             "tokens_a_second": targets / seconds,
         }
 
-    def _learn_part(self, part: int) -> tuple[float, str, int]:
-        """Loss, kind and number of targets of one sample of the step, whose gradients are added to the step's."""
+    def _learn_part(self, part: int) -> Learnt:
+        """What came of one sample of the step, whose gradients are added to the step's."""
         sample = self.sampler.draw(self.step, part)
         noise = torch.Generator().manual_seed(_seed(self.recipe.seed, self.step, part))
-        return self._learn(sample, noise), sample.kind, sum(w.targets for w in sample.windows)
+        return Learnt(self._learn(sample, noise), sample.kind, sample.title, sum(w.targets for w in sample.windows))
 
     # Three things that are nothing here, and work for processes that share a step.
     def _dealt(self, n: int) -> Iterable[int]:
@@ -189,8 +206,8 @@ class Trainer:
                 loss = share * self._loss(sample, batch)
             if not torch.isfinite(loss):
                 raise WorkError(
-                    f"the loss is {loss.item()} at step {self.step + 1} ({sample.kind}); the last good checkpoint is kept: "
-                    "lower learning_rate and train on."
+                    f"the loss is {loss.item()} at step {self.step + 1} ({sample.title}); the last good "
+                    "checkpoint is kept: lower learning_rate and train on."
                 )
             (loss / self.recipe.accumulate).backward()
         return loss.item()
@@ -266,17 +283,6 @@ class Trainer:
             read = next_token_loss(self._logits(batch), batch.labels).item()
         alone = next_token_loss(self._logits(batch), batch.labels).item()
         return sample.kind, (alone, read)
-
-    def _set_rates(self) -> float:
-        recipe = self.recipe
-        if self.step < recipe.warmup_steps:
-            share = (self.step + 1) / recipe.warmup_steps
-        else:
-            done = (self.step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
-            share = recipe.final_rate + (1 - recipe.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["top"] * share
-        return float(self.optimizer.param_groups[0]["lr"])
 
     def _log(self, row: dict[str, Any], report: Report | None) -> None:
         self.records.log(row)

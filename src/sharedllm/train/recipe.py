@@ -59,7 +59,8 @@ class Recipe:
     context_chunks: list[int] = field(default_factory=lambda: [4, 7])
     """Fewest and most chunks of context of a sample."""
     reuse: int = 1
-    """Steps in a row that read the same context, encoded once, with other windows or questions."""
+    """Steps in a row that read the same context, encoded once, with other windows or questions. Where a sample has fewer of
+    them, as one with a long window has, each step draws its own of that kind."""
     windows: int = 4
     """Windows trained on in each sample, at most one after each chunk; each sees the chunks before it."""
     window_tokens: int = 384
@@ -97,6 +98,9 @@ class Recipe:
     """Folder written by `sharedllm data study` with this model, of `data`. At most `question_windows` pairs a sample."""
     parallel: str = "samples"
     """What several processes share of a step: `samples`, each a whole one, or the `chunks` and windows of every sample."""
+    minutes: float = 0.0
+    """A run that is not finished after so many, the loading of model and data among them, ends after the step it is at with
+    a checkpoint; the same command goes on. 0: no limit."""
     checkpoint_every: int = 50
     validate_every: int = 50
     validate_samples: int = 8
@@ -113,7 +117,15 @@ class Recipe:
             raise UsageError(f"window_tokens is {self.window_tokens}; it must be at least 2, one to predict the other.")
         if self.steps < (0 if self.start else 1):
             raise UsageError(f"steps is {self.steps}; it must be at least 1, or 0 with an adapter to start from.")
-        for name in ("seed", "warmup_steps", "recompute_from", "validate_every", "validate_samples", "weight_decay"):
+        for name in (
+            "seed",
+            "warmup_steps",
+            "recompute_from",
+            "validate_every",
+            "validate_samples",
+            "weight_decay",
+            "minutes",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0.")
         for name in ("learning_rate", "gate_learning_rate", "clip_norm"):

@@ -12,10 +12,11 @@ from torch import nn
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.manifest import UNFINISHED
 from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from sharedllm.train.rates import RATES, rates_by_step, rates_from
 from sharedllm.train.recipe import Recipe, recipe_from_dict
 
 RECIPE, METRICS, ADAPTER = "recipe.json", "metrics.jsonl", "adapter"
-FREE = {"device", "validate_every", "validate_samples", "checkpoint_every", "parallel"}
+FREE = {"device", "validate_every", "validate_samples", "checkpoint_every", "parallel", "minutes"}
 """Settings that may differ when a run goes on: none of them changes what is learned."""
 
 
@@ -28,9 +29,12 @@ class RunFolder:
 
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path, self.writes = path, writes
+        self.rates: list[dict[str, Any]] = []  # from which step on, as noted when the run last began or went on
 
     def open(self, recipe: Recipe) -> None:
         """Note the recipe, or check that it is the one noted before; one under which no step was done is replaced.
+
+        Learning rates may differ: `go_on` notes them.
 
         Raises:
             UsageError: the folder holds a run of another recipe.
@@ -39,16 +43,38 @@ class RunFolder:
         file = self.path / RECIPE
         same = _as_json(recipe)
         if self._begun():
-            before = self._noted(file)
-            changed = [k for k in same if k not in FREE and before.get(k) != same[k]]
-            if changed:
-                raise UsageError(
-                    f"{self.path} holds a run of another recipe ({changed[0]} was {before.get(changed[0])!r}); "
-                    "choose another output, or remove that folder to start afresh."
-                )
-        elif self.writes:
-            self.path.mkdir(parents=True, exist_ok=True)
-            _replace(file, json.dumps(same, indent=2) + "\n")
+            before, self.rates = self._noted(file)
+            self._refuse_changes([k for k in same if k not in {*FREE, *RATES} and before.get(k) != same[k]], before)
+        else:
+            self.rates = [rates_from(1, same)]
+            if self.writes:
+                self.path.mkdir(parents=True, exist_ok=True)
+                _replace(file, json.dumps(same, indent=2) + "\n")
+
+    def go_on(self, recipe: Recipe, step: int) -> None:
+        """Note learning rates that differ from those noted before: the recipe's, of the steps after `step`.
+
+        Raises:
+            UsageError: all steps were done with the rates before.
+        """
+        file, same = self.path / RECIPE, _as_json(recipe)
+        rates = rates_by_step(self.rates, same, step)
+        if rates == self.rates:
+            return
+        before, _ = self._noted(file)
+        if step >= recipe.steps:
+            self._refuse_changes([k for k in RATES if before[k] != same[k]], before)
+        self.rates = rates
+        if self.writes:
+            noted = {**before, **{k: same[k] for k in RATES}, **({"rates": rates} if len(rates) > 1 else {})}
+            _replace(file, json.dumps(noted, indent=2) + "\n")
+
+    def _refuse_changes(self, names: list[str], before: dict[str, Any]) -> None:
+        if names:
+            raise UsageError(
+                f"{self.path} holds a run of another recipe ({names[0]} was {before.get(names[0])!r}); "
+                "choose another output, or remove that folder to start afresh."
+            )
 
     def _begun(self) -> bool:
         """Whether there is anything of the run that the noted recipe began: metrics, a checkpoint or an adapter."""
@@ -56,13 +82,15 @@ class RunFolder:
         return done and (self.path / RECIPE).is_file()
 
     @staticmethod
-    def _noted(file: Path) -> dict[str, Any]:
-        """The settings of the recipe in a file, as JSON has them."""
+    def _noted(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The settings of the recipe in a file, as JSON has them, and the rates from which step on."""
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            rates = values.pop("rates", None)
+        except (OSError, ValueError, AttributeError) as error:
             raise WorkError(f"{file} cannot be read ({error}); remove that folder to start afresh.") from error
-        return _as_json(recipe_from_dict(values, str(file)))
+        settings = _as_json(recipe_from_dict(values, str(file)))
+        return settings, rates or [rates_from(1, settings)]
 
     def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer, origin: dict[str, str]) -> dict[str, Any]:
         """Put the last checkpoint back and drop metrics past it; gives its state, that of step 0 where there is none.
@@ -87,9 +115,20 @@ class RunFolder:
         return state
 
     def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Write a checkpoint."""
-        if self.writes:
+        """Write a checkpoint.
+
+        Raises:
+            WorkError: it cannot be written; those before are kept.
+        """
+        if not self.writes:
+            return
+        try:
             save_checkpoint(self.path, module, optimizer, state)
+        except WorkError as error:
+            raise WorkError(
+                f"the checkpoint of step {state['step']} cannot be written ({error.__cause__}); the one before is kept, "
+                "make room and train on."
+            ) from error
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a row of metrics.

@@ -22,8 +22,9 @@ from sharedllm.errors import UsageError
 from sharedllm.prompts import Prompt
 from sharedllm.train.recipe import Recipe
 
-ASKED = ("needles", "questions")  # kinds of samples whose questions have a right answer
+ASKED = NEEDLES, QUESTIONS = "needles", "questions"  # kinds of samples whose questions have a right answer
 STUDY = "study"  # the kind whose questions have a teacher's
+LONG = "long window"
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,18 @@ class Window:
 
 @dataclass(frozen=True)
 class Sample:
-    """A context and the windows that read it, searched as `search` says."""
+    """A context and the windows that read it, searched as `search` says; `source` is the context's, by its name."""
 
     kind: str
+    source: str
     context: np.ndarray
     windows: list[Window]
     search: str
+
+    @property
+    def title(self) -> str:
+        """What a sentence calls it, such as `needles of numpy`."""
+        return f"{self.kind} of {self.source}"
 
 
 class Sampler:
@@ -85,32 +92,50 @@ class Sampler:
     def draw(self, step: int, part: int = 0) -> Sample:
         """The sample of a step (and of a part of it, under accumulation).
 
-        Under `recipe.reuse` the steps of a group share one context and divide its windows; a sample whose windows
-        do not go round is drawn anew for every step.
+        Under `recipe.reuse` the steps of a group share one context and divide its windows. Where these do not go round,
+        every step draws a sample of the same kind for itself, from another place of the same document (or about another
+        passage of the study), so that no kind is met less often than without reuse. Where that place answers no question,
+        it has the group's sample.
         """
         reuse = self.recipe.reuse
-        sample = self._drawn(reuse, step // reuse, part)
+        random = self._random(step // reuse, part)
+        document = self.documents[int(random.choice(len(self.documents), p=self.shares))]
+        sample = self._drawn(self._kind(random), document, random, reuse)
         if len(sample.windows) < reuse:
-            return self._drawn(1, step, part, reuse)
+            again = self._drawn(sample.kind, document, self._random(step, part, reuse), 1)
+            return again if again.kind == sample.kind else sample
         return replace(sample, windows=sample.windows[step % reuse :: reuse])
 
-    def _drawn(self, times: int, *seed: int) -> Sample:
-        """A sample with as many windows as `times` steps have."""
-        random = np.random.default_rng([self.recipe.seed, *seed])
-        document = self.documents[int(random.choice(len(self.documents), p=self.shares))]
+    def _random(self, *seed: int) -> np.random.Generator:
+        return np.random.default_rng([self.recipe.seed, *seed])
+
+    def _kind(self, random: np.random.Generator) -> str | None:
+        """A kind drawn by the recipe's shares; None for a continuation."""
         needles, questions, study = self.recipe.needles, self.recipe.questions, self.recipe.study
-        kind = random.random() if needles or questions or study else 1.0
-        if kind < needles:
+        drawn = random.random() if needles or questions or study else 1.0
+        if drawn < needles:
+            return NEEDLES
+        if drawn < needles + questions:
+            return QUESTIONS
+        if drawn < needles + questions + study and self.studied is not None:
+            return STUDY
+        return self._continuing(random)
+
+    def _continuing(self, random: np.random.Generator) -> str | None:
+        return LONG if self.recipe.long_windows and random.random() < self.recipe.long_windows else None
+
+    def _drawn(self, kind: str | None, document: Document, random: np.random.Generator, times: int) -> Sample:
+        """A sample with as many windows as `times` steps have."""
+        if kind == NEEDLES:
             return self.retrieval(document, random, times)
-        if kind < needles + questions:
+        if kind == STUDY and self.studied is not None:
+            return self.study(self.studied, random)
+        if kind == QUESTIONS:
             sample = self.questions(document, random, times)
             if sample.windows:
                 return sample
-        elif kind < needles + questions + study and self.studied is not None:
-            return self.study(self.studied, random)
-        if self.recipe.long_windows and random.random() < self.recipe.long_windows:
-            return self.long_continuation(document, random)
-        return self.continuation(document, random, times)
+            kind = self._continuing(random)
+        return self.long_continuation(document, random) if kind == LONG else self.continuation(document, random, times)
 
     def continuation(self, document: Document, random: np.random.Generator, times: int = 1) -> Sample:
         """Windows that go on where the chunks they see end: one after the whole context, others after parts of it.
@@ -121,7 +146,7 @@ class Sampler:
         C, T = self.recipe.config.chunk_length, self.recipe.window_tokens
         seen = [chunks, *(1 + random.permutation(chunks - 1)[: self.recipe.windows * times - 1]).tolist()]
         windows = [Window(n, ids[n * C : n * C + T], T - 1) for n in seen]
-        return Sample(document.kind, ids[: chunks * C], windows, "later")
+        return Sample(document.kind, document.source, ids[: chunks * C], windows, "later")
 
     def long_continuation(self, document: Document, random: np.random.Generator) -> Sample:
         """One window of thousands of tokens, of which the first half asks and the second is predicted.
@@ -135,7 +160,7 @@ class Sampler:
         window = ids[chunks * C :]
         asking = np.arange(len(window)) < len(window) // 2
         windows = [Window(chunks, window, len(window) - len(window) // 2, asking)]
-        return Sample("long window", ids[: chunks * C], windows, "query")
+        return Sample(LONG, document.source, ids[: chunks * C], windows, "query")
 
     def retrieval(self, document: Document, random: np.random.Generator, times: int = 1) -> Sample:
         """Needles hidden in the text, and a question window for each; the answer is predicted."""
@@ -157,7 +182,7 @@ class Sampler:
             # Most windows are given how the answer begins and learn to copy; some learn to begin it as well.
             given = 0 if random.random() < self.recipe.whole_answers else len(opening)
             windows.append(self._asking(chunks, needle.question, np.concatenate([opening, value]), random, given))
-        return Sample("needles", context, windows, "query")
+        return Sample(NEEDLES, document.source, context, windows, "query")
 
     def _fitting(self, drawn: list[Needle], chunks: int) -> tuple[list[Needle], list[np.ndarray]]:
         """Those of some needles that fit the context together, and the token ids of what hides them.
@@ -190,7 +215,7 @@ class Sampler:
         order = random.permutation(len(found))[: self.recipe.question_windows * times]
         asked = [found[i] for i in sorted(order.tolist())]
         windows = [self._asking(chunks, question.text, self._ended(question.answer), random) for question in asked]
-        return Sample("questions", context, windows, "query")
+        return Sample(QUESTIONS, document.source, context, windows, "query")
 
     def study(self, study: Study, random: np.random.Generator) -> Sample:
         """What the model asked itself about passages of this context; each is what a teacher is shown.
@@ -214,7 +239,7 @@ class Sampler:
             text = torch.from_numpy(context[passage.start - start : passage.start - start + P])
             shown = np.array(Prompt(self.tokenizer, pair.question).with_text(text), dtype=np.int64)
             windows.append(replace(window, shown=np.concatenate([shown, answer])))
-        return Sample(STUDY, context, windows, "query")
+        return Sample(STUDY, document.source, context, windows, "query")
 
     def _passages(self, study: Study) -> list[Passage]:
         """Passages with pairs, of documents that are long enough for the recipe's contexts."""

@@ -10,6 +10,7 @@ from random import Random
 import pytest
 
 from sharedllm import UsageError
+from sharedllm.evaluate import real
 from sharedllm.evaluate.ruler.corpus import NOISE, Corpus
 from sharedllm.evaluate.ruler.tasks import TASKS
 from tests.evaluate.ruler.helpers import PROSE, WORDS, characters, documents, make, small_corpus
@@ -173,12 +174,19 @@ def test_more_words_than_there_are_become_pairs(corpus):
     assert len(set(words)) == 1000 and set(words) > {word for kind in WORDS for word in kind}
 
 
+def test_without_a_text_the_prose_is_the_one_that_ships():
+    corpus = Corpus()
+    assert corpus.prose == real.load().text.split() and corpus.prose_from == real.load().name
+    given = Corpus([PROSE])
+    assert given.prose == PROSE.split() and given.prose_from == "given"
+
+
 def test_what_is_lacking_is_said(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "wonderwords", None)
     corpus = Corpus()
-    assert "--text" in corpus.lacks(TASKS["niah_single_2"].maker.needs)
+    assert "--text" in Corpus([" \n"]).lacks(["prose"])
     assert "pip install wonderwords" in corpus.lacks(TASKS["cwe"].maker.needs)
     assert "squad.json with --data" in corpus.lacks(TASKS["qa_1"].maker.needs)
     for name in ("vt", "fwe", "niah_multikey_3"):

@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from sharedllm.cli import common
 from sharedllm.cli.evaluate import options
-from sharedllm.cli.evaluate.show import print_row
-from sharedllm.cli.evaluate.tasks import TASKS, Request, Samples
+from sharedllm.cli.evaluate.request import Request
+from sharedllm.cli.evaluate.show import print_head, print_row
+from sharedllm.cli.evaluate.tasks import TASKS, Samples
 from sharedllm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
+    context: typer.Context,
     task: options.Task,
     output: options.Output,
     text: options.Text = None,
@@ -53,11 +57,7 @@ def evaluate(
     if cross is not None and engine != "local":
         raise UsageError("--cross is a folder of this machine; use it with --engine local.")
     names = _checked(task, methods, text or [], data)
-    given = {
-        "--text": bool(text), "--data": data is not None, "--variant": variant != "v1", "--stride": stride is not None,
-        "--max-new-tokens": max_new_tokens is not None, "--ceiling": ceiling,
-    }  # fmt: skip
-    _refuse_idle(task, [option for option, there in given.items() if there])
+    _refuse_idle(task, _given(context))
     if cross is not None and "encoder-decoder" not in names:
         raise UsageError(f"--cross is for encoder-decoder, which is not among the methods {', '.join(names)}.")
     chosen = _subtasks(task, subtasks)
@@ -76,6 +76,7 @@ def evaluate(
     from sharedllm.hardware import free_memory_bytes
 
     request = Request(
+        task=task,
         llm=llm,
         methods=_methods(llm, windows, longest, cross),
         documents=documents,
@@ -97,7 +98,9 @@ def evaluate(
     _write(write_samples, samples_of, request)
     row: dict[str, Any] = {}
     with _spread(engine, request, loading, ray_address, workers):
-        for row in TASKS[task].rows(request):
+        for number, row in enumerate(TASKS[task].rows(request)):
+            if not as_json and number == 0:
+                print_head(llm, request.methods)
             if not as_json:
                 print_row(row)
     if as_json:
@@ -118,13 +121,10 @@ def _methods(
 
 
 def _forecast(task: str, request: Request) -> None:
-    """Say what the run is expected to take, where what is to be done is known before it starts."""
-    jobs_of = TASKS[task].jobs
-    if jobs_of is None:
-        return
+    """Say what the run is expected to take."""
     from sharedllm.evaluate import forecast
 
-    jobs = jobs_of(request)
+    jobs = TASKS[task].jobs(request)
     for line in forecast.lines(
         list(forecast.expected(request.methods, jobs, forecast.pace_of(request.llm), request.free))
     ):
@@ -172,12 +172,24 @@ def _checked(task: str, methods: str, texts: Sequence[str], data: Path | None) -
     return names
 
 
+def _given(context: typer.Context) -> list[str]:
+    """The options that the user gave, whatever their values."""
+
+    def source(name: str | None) -> str:
+        found = context.get_parameter_source(name or "")
+        return found.name if found else ""  # by name: typer may have a copy of click's enumeration
+
+    return [option.opts[0] for option in context.command.params if source(option.name) == "COMMANDLINE"]
+
+
 def _refuse_idle(task: str, given: Sequence[str]) -> None:
     """Raise `UsageError` for an option that would change nothing of this task."""
     for option in given:
-        if option not in TASKS[task].takes:
-            able = ", ".join(name for name, known in TASKS.items() if option in known.takes)
+        able = ", ".join(name for name, known in TASKS.items() if option in known.takes)
+        if able and option not in TASKS[task].takes:
             raise UsageError(f"{option} is for {able}, and does nothing for {task}; leave it out.")
+    if {"--stride", "--samples"} <= set(given):
+        raise UsageError("--stride takes all passages of the texts, however many; leave out --samples.")
 
 
 def _samples_of(task: str, file: Path | None, output: Path) -> Callable[[Request], Samples] | None:

@@ -24,7 +24,8 @@ Lengths = Annotated[
     str,
     typer.Option(
         "--lengths",
-        help="All tokens a method is given, question and answer included, separated by commas; real has its own.",
+        help="All tokens a method is given, question and answer included, separated by commas; real, longbench and "
+        "infinitebench have their own.",
     ),
 ]
 Samples = Annotated[

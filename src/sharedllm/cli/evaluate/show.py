@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sharedllm.cli import common
+
+if TYPE_CHECKING:
+    from sharedllm.methods import Method
+    from sharedllm.model import SharedLLM
 
 DEPTH_RANGES = 5  # columns of the table of depths
+
+
+def print_head(llm: SharedLLM, methods: Sequence[Method]) -> None:
+    """One line with what all rows below it were measured with."""
+    windows = ", ".join(f"{method.name} {method.window:,}" for method in methods)
+    dtype = str(llm.dtype).removeprefix("torch.")
+    common.tell(f"model {llm.name}, adapter {llm.adapter}, {dtype}, {llm.device}; windows: {windows}")
 
 
 def print_row(row: dict[str, Any]) -> None:

@@ -31,11 +31,13 @@ def names() -> list[str]:
 def averages(tasks: Sequence[Task]) -> dict[str, dict[str, list[str]]]:
     """What its leaderboard averages: for each language the names of the data sets, by category.
 
-    The average is the mean over categories of each one's mean; code counts in both languages. Version 2 has none.
+    The average is the mean over categories of each one's mean; code counts in both languages. A language without a data set
+    of its own has none, and neither has version 2.
     """
     made: dict[str, dict[str, list[str]]] = {}
+    own = {task.languages for task in tasks}
     for language in LANGUAGES:
-        for task in tasks:
+        for task in tasks if (language,) in own else ():
             if language in task.languages:
                 made.setdefault(f"average-{language}", {}).setdefault(task.category, []).append(task.name)
     return made

@@ -1,4 +1,4 @@
-"""What RULER's samples are made of: a user's text, English words, and questions on documents."""
+"""What RULER's samples are made of: a user's text or the one that ships, English words, and questions on documents."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from sharedllm.errors import UsageError
+from sharedllm.evaluate import real
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 FILES = {"squad": ("squad.json", "dev-v2.0.json"), "hotpotqa": ("hotpotqa.json", "hotpot_dev_distractor_v1.json")}
@@ -40,7 +41,7 @@ class Corpus:
     """What samples are made of; each part is read when it is first needed.
 
     Args:
-        texts: any text, for the tasks that hide needles in prose.
+        texts: any text, for the tasks that hide needles in prose; none: the text of the benchmark `real`.
         data: a folder with SQuAD's and HotpotQA's files, for the tasks that ask about documents.
     """
 
@@ -54,10 +55,15 @@ class Corpus:
         Raises:
             UsageError: there are none.
         """
-        words = " ".join(self.texts).split()
+        words = " ".join(self.texts or [real.load().text]).split()
         if not words:
-            raise UsageError("this task hides its needles in prose; name a text with --text.")
+            raise UsageError("this task hides its needles in prose; name a text that has words with --text.")
         return words
+
+    @property
+    def prose_from(self) -> str:
+        """Where the prose is from: `given`, or the name of the text that ships."""
+        return "given" if self.texts else real.load().name
 
     def sentences(self, words: int) -> list[str]:
         """Sentences with so many words of the prose in all, which begins again where it ends."""

@@ -26,13 +26,14 @@ from sharedllm.prompts import Prompt
 
 THRESHOLD = 85.6
 """The mean over tasks that a length must beat to count as effective: Llama-2-7B's at 4,096 tokens (arXiv 2404.06654)."""
+Plan = dict[int, dict[str, Path | None]]
+"""By length the tasks to ask, with the file their samples are read from, None where they are made."""
 
 
 def run(
     llm: SharedLLM,
     methods: Sequence[Method],
-    names: Sequence[str],
-    lengths: Sequence[int],
+    planned: Plan,
     samples: int,
     corpus: Corpus,
     seed: int,
@@ -44,22 +45,19 @@ def run(
     """Ask the samples of all tasks and lengths by all methods; yields rows.
 
     A row says what `asking.row` says; its `value` is RULER's score, 0 to 100. `subtask` is the task of RULER,
-    `samples_from` its file or `made`; `expected` and `tokens` (prompt and room for the answer) have an entry a
-    sample. After the tasks of a length comes the mean over them of each method, at last each method's effective length.
-
-    A task is passed over, with a line of progress, where what it is made of is lacking.
+    `samples_from` its file or `made`, `prose_from` where the prose of a made one is from; `expected` and `tokens` (prompt
+    and room for the answer) have an entry a sample. After the tasks of a length comes the mean over them of each method,
+    at last each method's effective length.
 
     Args:
-        corpus: what samples are made of; samples of RULER's own files in its folder come first, see `files`.
+        planned: what is asked, see `plan`.
+        corpus: what samples are made of.
         ceiling: also ask the plain model shown only the tokens around the answer, in tasks with one needle.
         free: memory that can be taken, in bytes; a method that needs more gives rows without a value.
-    Raises:
-        UsageError: nothing is left to ask, or a length is too short for a task.
     """
     results = results or Results()
-    plan = _plan(llm, names, lengths, seed, corpus, progress)
     means: dict[str, dict[int, dict[str, Any]]] = {method.name: {} for method in methods}
-    for length, made_of in plan.items():
+    for length, made_of in planned.items():
         rows: dict[str, list[dict[str, Any]]] = {method.name: [] for method in methods}
         for name, file in made_of.items():
             examination = _examination(llm, name, length, samples, seed, corpus, file, progress)
@@ -112,16 +110,22 @@ def effective_length(means: Mapping[int, float]) -> int:
     return max((length for length, mean in means.items() if mean > THRESHOLD), default=0)
 
 
-def _plan(
+def plan(
     llm: SharedLLM,
     names: Sequence[str],
     lengths: Sequence[int],
     seed: int,
     corpus: Corpus,
     progress: Callable[[str], None],
-) -> dict[int, dict[str, Path | None]]:
-    """By length the tasks to ask, with the file their samples are read from, None where they are made."""
-    plan: dict[int, dict[str, Path | None]] = {length: {} for length in lengths}
+) -> Plan:
+    """What there is to ask. A task is passed over, with a line of progress, where what it is made of is lacking.
+
+    Args:
+        corpus: what samples are made of; samples of RULER's own files in its folder come first, see `files`.
+    Raises:
+        UsageError: nothing is left to ask, or a length is too short for a task.
+    """
+    made: Plan = {length: {} for length in lengths}
     lacking = ""
     for name in names:
         lacks = corpus.lacks(TASKS[name].maker.needs)
@@ -133,10 +137,15 @@ def _plan(
                 continue
             if file is None:
                 check_length(name, length, seed, corpus, partial(count_tokens, llm, name))
-            plan[length][name] = file
-    if not any(plan.values()):
+            made[length][name] = file
+    if not any(made.values()):
         raise UsageError(lacking)
-    return {length: tasks for length, tasks in plan.items() if tasks}
+    prose = [name for name in names if "prose" in TASKS[name].maker.needs]
+    if not corpus.texts and any(
+        file is None for tasks in made.values() for name, file in tasks.items() if name in prose
+    ):
+        progress(f"no --text is named: needles in prose are hidden in {corpus.prose_from}")
+    return {length: tasks for length, tasks in made.items() if tasks}
 
 
 def _examination(
@@ -160,6 +169,7 @@ def _examination(
         return {
             "subtask": name,
             "samples_from": str(file) if file else "made",
+            **({"prose_from": corpus.prose_from} if not file and "prose" in TASKS[name].maker.needs else {}),
             "tokens": [count_tokens(llm, name, sample) for sample in drawn],
             "expected": [list(sample.outputs) for sample in drawn],
         }

@@ -5,9 +5,9 @@ import { $, attempt, count, duration, element, size } from "./show.js";
 
 const AGAIN = 2000; // ms until a reading is looked for whose connection was lost
 const LOST = "The server does not answer. It is asked again until it does.";
-const following = new Set(), awaited = new Set(), lines = new Map();
+const awaited = new Set(), lines = new Map();
 export const chosen = new Set();
-let contexts = [], listed = 0;
+let contexts = [], listed = 0, following = false;
 
 export function nameOf(id) {
   const context = contexts.find((one) => one.id === id);
@@ -103,7 +103,9 @@ export async function list() {
   if (mine !== listed) return; // a later list is on its way, or there
   contexts = told.data;
   show();
-  for (const context of contexts) if (context.status === "reading") attempt(() => follow(context.id));
+  const reading = contexts.filter((context) => context.status === "reading");
+  for (const context of reading) awaited.add(context.id);
+  if (reading.length) attempt(follow);
 }
 
 // The list, as soon as the server gives it.
@@ -121,17 +123,19 @@ async function listAgain() {
   }
 }
 
-async function follow(id) {
-  if (following.has(id)) return;
-  following.add(id);
-  awaited.add(id);
-  let status = "reading";
+// Hears of all that is being read over one connection: a browser opens few to one server.
+async function follow() {
+  if (following) return;
+  following = true;
   try {
-    for await (const data of events(await call(`/v1/contexts/${id}/events`))) {
+    for await (const data of events(await call("/v1/contexts/events"))) {
       const now = JSON.parse(data);
-      status = now.status;
-      if (!lines.has(id)) return; // deleted meanwhile
-      contexts = contexts.map((context) => (context.id === id ? now : context));
+      if (!lines.has(now.id)) continue; // not listed yet, or deleted meanwhile
+      if (now.deleted) {
+        await list();
+        continue;
+      }
+      contexts = contexts.map((context) => (context.id === now.id ? now : context));
       update(now);
       end(now);
       mark();
@@ -139,9 +143,9 @@ async function follow(id) {
   } catch (error) {
     if (!(error instanceof Broken)) throw error;
   } finally {
-    following.delete(id);
+    following = false;
   }
-  if (status === "reading") await listAgain();
+  if (contexts.some((context) => context.status === "reading")) await listAgain();
 }
 
 async function send(file) {

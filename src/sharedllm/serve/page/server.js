@@ -1,6 +1,6 @@
 // Calls to the server that sent this page.
 
-const KEY = "sharedllm.key";
+const KEY = "sharedllm.key", SESSION = "sharedllm.session";
 const ADVICE = {
   401: " Enter the key below “API key”.", 404: " It was deleted: choose other documents.", 413: " Choose a smaller file.",
   429: " Wait a moment, then try again.",
@@ -27,6 +27,16 @@ export const key = {
   },
 };
 
+// A name of this browser, made at random: where the server has replicas, all that it sends goes to the same one.
+let session = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+try {
+  const before = localStorage.getItem(SESSION) || "";
+  if (/^[0-9a-f]{32}$/.test(before)) session = before;
+  localStorage.setItem(SESSION, session);
+} catch {
+  // it lasts as long as this page
+}
+
 export class Broken extends Error {}
 export const BROKE_OFF = "The connection to the server broke off. Ask again.";
 
@@ -36,7 +46,7 @@ export async function call(path, options = {}) {
   const secret = key.get() ? { Authorization: `Bearer ${key.get()}` } : {};
   let answer;
   try {
-    answer = await fetch(path, { ...options, headers: { ...secret, ...options.headers } });
+    answer = await fetch(path, { ...options, headers: { ...secret, "x-session-id": session, ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Broken("The server does not answer. See whether it runs, then try again.");

@@ -1,0 +1,143 @@
+"""Two servers on one folder, step by step: what one wrote or deleted last stays so, however slow the other is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests.serve.conftest import LONG, tiny_llm
+
+pytest.importorskip("fastapi", reason="the server is not installed: pip install sharedllm[serve]")
+
+from sharedllm.context import Context
+from sharedllm.serve.budget import Budget
+from sharedllm.serve.entry import Entry, state_of
+from sharedllm.serve.failures import ApiError
+from sharedllm.serve.service import Service
+from sharedllm.serve.settings import Settings
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two servers whose engines do nothing by themselves."""
+    llm = tiny_llm()
+    services = [Service(llm, Settings(tmp_path, shared=True, prompt_disk_bytes=0)) for _ in range(2)]
+    for service in services:
+        service.shelf.open()
+    return services
+
+
+def settle(service) -> None:
+    """Do all that there is to do, on the disk too."""
+    while service.engine._work:
+        service.engine._advance()
+    for _ in range(2):
+        service.shelf._disk.submit(lambda: None).result()
+
+
+def begin(a, b):
+    """A context that one server was given, and another reads as well, half of it so far; its id and its folder."""
+    key = a.shelf.add("items.txt", a.llm.reader.token_ids(LONG)).id
+    assert b.shelf.get(key).status == "reading"
+    for _ in range(3):
+        b.engine._advance()
+    return key, a.shelf.get(key).folder
+
+
+def test_what_was_deleted_while_another_server_reads_it_stays_deleted(pair):
+    a, b = pair
+    key, folder = begin(a, b)
+    a.shelf.delete(key)
+    settle(a)
+    left = len(LONG) // 16
+    while b.engine._work and left:
+        b.engine._advance()
+        left -= 1
+    assert left > len(LONG) // 32, "it is not read to its end"
+    settle(b)
+    assert not folder.exists() and not b.shelf.contexts and not b.shelf.all()
+    with pytest.raises(ApiError, match="there is no context"):
+        b.shelf.get(key)
+
+
+def test_what_was_deleted_while_another_server_writes_it_stays_deleted(pair, monkeypatch):
+    a, b = pair
+    key, folder = begin(a, b)
+    save = Context.save
+
+    def slow(context, where):
+        save(context, where)
+        if key in a.shelf.contexts:
+            a.shelf.delete(key)
+            settle(a)
+            save(context, where)  # its last files come late
+
+    monkeypatch.setattr(Context, "save", slow)
+    while b.engine._work:
+        b.engine._advance()
+    settle(b)
+    assert not a.shelf.contexts and not folder.exists()
+
+
+def test_what_was_appended_while_another_server_reads_is_not_overwritten(pair):
+    a, b = pair
+    key, folder = begin(a, b)
+    settle(a)
+    a.shelf.append(key, "more.txt", a.llm.reader.token_ids(" One more."))
+    before = state_of(folder)
+    settle(b)
+    assert state_of(folder) == before and key not in b.shelf.contexts
+    settle(a)
+    for service in (a, b):
+        entry = service.shelf.get(key)
+        assert entry.documents == ["items.txt", "more.txt"] and entry.status == "ready"
+        assert len(entry.ids) == len(LONG) + len(" One more.")
+
+
+def test_of_two_servers_that_append_at_once_one_is_told(pair, monkeypatch):
+    a, b = pair
+    key, _ = begin(a, b)
+    settle(a)
+    stale, more = b.shelf.get(key), a.llm.reader.token_ids(" One more.")
+    a.shelf.append(key, "more.txt", more)
+    settle(a)
+    monkeypatch.setattr(b.shelf, "get", lambda _key: stale)  # it looked before the other wrote
+    with pytest.raises(ApiError, match="another server has changed this context") as refused:
+        b.shelf.append(key, "late.txt", more)
+    assert refused.value.status == 409 and stale.documents == ["items.txt"]
+    monkeypatch.undo()
+    assert b.shelf.get(key).documents == ["items.txt", "more.txt"]
+
+
+def context_of(llm, folder, last: float):
+    """A kept entry in memory and on the disk."""
+    entry = Entry(folder.name, folder, ["a.txt"], ids=llm.reader.token_ids(LONG), used=last)
+    context = llm.reader.new_context()
+    context.append(entry.ids)
+    entry.finish(context)
+    entry.save(context)
+    assert entry.saved and entry.loaded
+    return entry
+
+
+def test_a_context_that_another_server_deleted_does_not_keep_others_in_memory(tmp_path):
+    llm = tiny_llm()
+    gone, kept = context_of(llm, tmp_path / "gone", 1), context_of(llm, tmp_path / "kept", 2)
+    gone.remove()
+    Budget(llm, Settings(tmp_path, memory_bytes=0)).fit([gone, kept], {})
+    assert (gone.loaded, kept.loaded) == (True, False)
+
+
+def test_what_was_appended_while_a_context_leaves_memory_is_not_lost(tmp_path, monkeypatch):
+    llm = tiny_llm()
+    entry, longer = context_of(llm, tmp_path / "one", 1), SimpleNamespace(nbytes=9)
+    load = Context.load
+
+    def slow(*arguments):
+        entry.finish(longer)  # the reading of what was appended ends
+        return load(*arguments)
+
+    monkeypatch.setattr("sharedllm.serve.budget.Context.load", slow)
+    Budget(llm, Settings(tmp_path, memory_bytes=0)).fit([entry], {})
+    assert entry.context is longer and entry.loaded and not entry.saved
