@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sharedllm.errors import UsageError
-from sharedllm.serve.extract import text_of
+from sharedllm.extract import TooLong, text_of
 from tests.serve.conftest import LONG, started, tiny_llm, upload
 from tests.serve.test_budget import bytes_of
 from tests.serve.test_wrong import CONTEXTS, assert_refused
@@ -107,7 +107,7 @@ def watched(monkeypatch) -> list:
         seen.append((options["env"], done))
         return done
 
-    monkeypatch.setattr("sharedllm.serve.extract.subprocess.run", running)
+    monkeypatch.setattr("sharedllm.extract.subprocess.run", running)
     return seen
 
 
@@ -120,12 +120,10 @@ def test_a_file_sees_no_key_of_the_server(monkeypatch):
 
 
 def test_text_beyond_the_limit_does_not_leave_its_process(monkeypatch):
-    from sharedllm.serve.failures import ApiError
-
     seen = watched(monkeypatch)
-    with pytest.raises(ApiError, match=r"'a.txt' holds 11 characters; this server reads 10 of a file") as refused:
+    with pytest.raises(TooLong, match=r"'a.txt' holds 11 characters, and 10 of a file are read; split it"):
         text_of("a.txt", b"0123456789a", 60, 2**32, 10)
-    assert refused.value.status == 413 and refused.value.code == "file_too_large" and seen[0][1].stdout == b""
+    assert seen[0][1].stdout == b""
     assert text_of("a.txt", "ä".encode() * 10, 60, 2**32, 10) == "ä" * 10
 
 

@@ -12,11 +12,11 @@ from sharedllm.collection.records import FAILED, KEPT, SEARCHED_BY, SKETCHES, ST
 from sharedllm.collection.sketch import represented_by, save_sketch, sketch_made_of, sketch_of
 from sharedllm.collection.sources import Source, read_bytes
 from sharedllm.errors import SharedLLMError
+from sharedllm.extract import text_of
 from sharedllm.library import Library
 from sharedllm.model import SharedLLM
 from sharedllm.ray_pool import Setup
 from sharedllm.reader import Stored
-from sharedllm.serve.extract import text_of
 from sharedllm.sources import DEFAULT_MAX_BYTES, document_of
 from sharedllm.store import chunk_kind, chunk_name
 

@@ -14,7 +14,7 @@ from sse_starlette import EventSourceResponse
 from torch import Tensor
 
 from sharedllm.errors import UsageError
-from sharedllm.serve.extract import text_of
+from sharedllm.extract import TooLong, text_of
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.service import Service
 
@@ -120,5 +120,7 @@ async def _text(service: Service, file: UploadFile, after: str = "") -> tuple[st
             raw = await file.read()
             text = await run_in_threadpool(text_of, name, raw, *limits)
             return name, await run_in_threadpool(service.llm.reader.token_ids, after + text)
+    except TooLong as error:
+        raise ApiError(413, str(error), "file_too_large", "file") from error
     except UsageError as error:
         raise ApiError(400, str(error), "unreadable_file", "file") from error

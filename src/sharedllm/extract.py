@@ -1,7 +1,7 @@
-"""The text of an uploaded file, taken out in a process of its own.
+"""The text of a file from strangers, taken out in a process of its own.
 
 A file can be made to expand, or to take for ever; there it harms nothing but itself. And parsing does not hold up the
-thread that answers.
+program that asked.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import sys
 from contextlib import suppress
 
 from sharedllm.errors import UsageError
-from sharedllm.serve.failures import ApiError
 from sharedllm.sources import MAX_CHARACTERS, document_of
 
 REFUSED, TOO_LONG = 3, 4  # exit statuses: the sentence on stderr says why
 PASSED = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH")
 """Of the environment, what Python may need there; the rest, keys among it, stays out of reach of a file."""
+
+
+class TooLong(UsageError):
+    """A file holds more text than is read."""
 
 
 def text_of(name: str, raw: bytes, seconds: float, memory: int, most: int = MAX_CHARACTERS) -> str:
@@ -28,8 +31,7 @@ def text_of(name: str, raw: bytes, seconds: float, memory: int, most: int = MAX_
         memory: bytes that it may take, where the system can tell.
         most: characters that it may hold.
     Raises:
-        UsageError: there is no text, it cannot be read, or not within this time and memory.
-        ApiError: 413, it holds more characters.
+        UsageError: there is no text, it cannot be read, or not within this time and memory; `TooLong`: it holds more characters.
     """
     command = [sys.executable, "-m", __name__, name, str(int(seconds) + 1), str(memory), str(most)]
     environment = {kept: os.environ[kept] for kept in PASSED if kept in os.environ}
@@ -42,7 +44,7 @@ def text_of(name: str, raw: bytes, seconds: float, memory: int, most: int = MAX_
         return done.stdout.decode("utf-8")
     if done is not None and done.returncode in (REFUSED, TOO_LONG):
         sentence = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1]
-        raise UsageError(sentence) if done.returncode == REFUSED else ApiError(413, sentence, "file_too_large", "file")
+        raise UsageError(sentence) if done.returncode == REFUSED else TooLong(sentence)
     raise UsageError(f"'{name}' takes more than {seconds:g} s or {memory / 2**30:g} GB to be read; split it, or save it as plain text.")  # fmt: skip
 
 
@@ -63,8 +65,9 @@ def _main(name: str, seconds: str, memory: str, most: str) -> int:
         print(error, file=sys.stderr)
         return REFUSED
     if len(text) > int(most):
-        limit = f"this server reads {int(most):,} of a file"
-        print(f"'{name}' holds {len(text):,} characters; {limit}: split it.", file=sys.stderr)
+        print(
+            f"'{name}' holds {len(text):,} characters, and {int(most):,} of a file are read; split it.", file=sys.stderr
+        )
         return TOO_LONG
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
     return 0
