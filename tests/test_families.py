@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from sharedllm import SharedConfig, SharedLLM, UsageError
+from sharedllm import SharedConfig, SharedLLM, UsageError, loading
 from sharedllm.architectures import rotate
 from sharedllm.families import FAMILIES
 from sharedllm.selfcheck import difference
 from tests.conftest import byte_tokenizer, hooks, randomize, tokens
+from tests.contexts import assert_one_sentence
 from tests.test_naive import run_fast, run_naive
 
 SMALL = SharedConfig(injected_layers=2, chunk_length=8, tree_depth=2, slots_per_leaf=1)
@@ -70,7 +71,8 @@ def family_model(name: str, layers: int = 3, **changes: Any) -> Any:
     config = AutoConfig.for_model(
         kind, num_hidden_layers=layers, max_position_embeddings=64, **{**sizes, **tokens, **ROWS[name], **changes}
     )
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    capped = {"attn_implementation": "eager"} if "attn_logit_softcapping" in ROWS[name] else {}  # see `loading.capped`
+    model = AutoModelForCausalLM.from_config(config, **capped).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -198,3 +200,16 @@ def test_a_model_without_rotary_positions_is_refused():
 
 def test_every_entry_has_a_row():
     assert {name.split(",")[0] for name in ROWS} == set(FAMILIES)
+
+
+def test_capped_logits_are_not_lost_to_an_attention_that_does_not_cap_them():
+    model = family_model("gemma2")
+    model.config._attn_implementation = "sdpa"  # as transformers 5.17 loads it
+    with pytest.raises(UsageError, match="load it with attn_implementation='eager'") as error:
+        attach(model)
+    assert_one_sentence(error)
+    assert loading.capped(model) is model and model.config._attn_implementation == "eager"
+    attach(model).detach()
+    plain = family_model("llama")
+    before = plain.config._attn_implementation
+    assert loading.capped(plain).config._attn_implementation == before

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from sharedllm import SharedLLM, UsageError, hardware
-from sharedllm.hardware import choose_device, choose_dtype, choose_threads, chunk_batch, in_own_thread
+from sharedllm.hardware import choose_device, choose_dtype, choose_threads, chunk_batch
 from tests.conftest import CONFIG, hooks, tiny_model
 
 
@@ -152,35 +150,3 @@ def test_free_memory_is_what_the_machine_and_its_control_group_leave(monkeypatch
     assert hardware.free_memory_bytes(torch.device("cpu")) == 3000 * 1024
     figures.clear()
     assert hardware.free_memory_bytes(torch.device("cpu")) == 4_000_000 // 1024 * 1024
-
-
-COUNTED = """
-import os, time, torch
-from sharedllm.hardware import in_own_thread
-
-def product():
-    return torch.ones(1200, 1200) @ torch.ones(1200, 1200)
-
-torch.set_num_threads(3)
-before = len(os.listdir("/proc/self/task"))
-assert in_own_thread(product)[0, 0] == 1200
-for _ in range(100):  # threads that were told to end take a moment
-    after = len(os.listdir("/proc/self/task"))
-    if after == before:
-        break
-    time.sleep(0.05)
-product()
-print(before, after, len(os.listdir("/proc/self/task")))
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted where Linux lists them")
-def test_work_in_a_thread_of_its_own_leaves_no_workers_behind():
-    told = subprocess.run([sys.executable, "-c", COUNTED], check=True, capture_output=True, text=True).stdout
-    before, after, shared = map(int, told.split())
-    assert after == before and shared > after
-
-
-def test_what_such_work_raises_is_raised():
-    with pytest.raises(ZeroDivisionError):
-        in_own_thread(lambda: 1 // 0)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from sharedllm import SharedConfig, SharedLLM
 from sharedllm.branch import WIDER
@@ -18,6 +17,7 @@ from sharedllm.methods.encoder_decoder import CrossConfig, EncoderDecoder
 from sharedllm.projection import MERGED
 from sharedllm.prompts import Prompt
 from tests.conftest import byte_tokenizer, tiny_model
+from tests.products import counter
 
 ROOT = Path(__file__).parent.parent
 CONFIG = SharedConfig(
@@ -46,9 +46,9 @@ def shape(llm):
 
 def counted(work) -> tuple[int, int]:
     """Operations that PyTorch counts: of weights, and of attention."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with counter() as seen, torch.no_grad():
         work()
-    by = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
+    by = {str(name): count for name, count in seen.get_flop_counts()["Global"].items()}
     attention = by.pop("aten.bmm", 0) + by.pop("aten.baddbmm", 0)
     assert set(by) <= {"aten.mm", "aten.addmm"}, by
     return sum(by.values()), attention

@@ -11,17 +11,13 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 from sharedllm.errors import UsageError
 
-T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -100,18 +96,6 @@ def choose_threads() -> Choice:
         return Choice(named, "OMP_NUM_THREADS says so")
     where = "this process may use" if hasattr(os, "sched_getaffinity") else "of this machine"
     return Choice(str(processors()), f"processors {where}")
-
-
-def in_own_thread(work: Callable[[], T]) -> T:
-    """What `work` returns or raises, done in a thread that ends with it.
-
-    OpenMP keeps workers for every thread that has computed. Where all of them are more than the processors, those that wait are
-    put to sleep between two operations, and waking them takes as long as a small operation does: on two cores a server whose
-    main thread had loaded the model wrote answers at six tenths of the speed (docs/LOG.md). So that in a program with several
-    threads one computes fast, others should not have computed, or have ended.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result()
 
 
 def processors() -> int:

@@ -74,7 +74,18 @@ def load_model(name: str | Path | None, device: str, dtype: torch.dtype, tokeniz
         ) from error
     finally:
         logging.enable_progress_bar()
-    return model.eval().to(device), tokenizer, label
+    return capped(model).eval().to(device), tokenizer, label
+
+
+def capped(model: Any) -> Any:
+    """The same model, with an attention that caps its logits where it has a cap for them (Gemma 2).
+
+    Torch's fused attention, which transformers 5.17 gives it, has none.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
+    return model
 
 
 def moved(model: Any, device: str | None, dtype: str | None) -> Any:

@@ -26,10 +26,16 @@ def checked_parts(model: Any, layers: int) -> Parts:
     """The parts of a model; of a family without an entry, by the first guess that its lowest layers confirm.
 
     Raises:
-        UsageError: no guess is right; the sentence says what differs.
+        UsageError: no guess is right, and the sentence says what differs; or the model was loaded with an attention that leaves
+            out what it was trained with.
     """
     parts = Parts(model)
     if parts.known:
+        if parts.softcap(0) and parts.config._attn_implementation == "sdpa":
+            raise UsageError(
+                "this model caps the logits of its attention, and torch's fused attention does not; load it with "
+                "attn_implementation='eager'."
+            )
         return parts
     wrong = ""
     for family in guesses(model):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from sharedllm.evaluate.speed.floor import COPIED, SIDE, Floor, Rates, Work, rates, reading
+from tests.products import counter
 
 
 def test_the_work_by_hand(make):
@@ -22,10 +22,9 @@ def test_the_work_by_hand(make):
 
 def test_the_work_is_what_torch_counts_but_for_the_later_half_of_attention(make):
     llm = make(attn_implementation="eager")
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with counter() as seen, torch.no_grad():
         llm.reader.encode_rows(torch.zeros(1, 16, dtype=torch.long))
-    matmuls = counter.get_flop_counts()["Global"]
+    matmuls = seen.get_flop_counts()["Global"]
     later_keys = 2 * 2 * 32 * (16 * 16 - 16 * 17 // 2)  # computed and masked there
     top_queries = 16 * 32 * 32  # computed before the keys are handed over
     assert sum(matmuls.values()) == 2 * (reading(llm, 16).multiply_adds + later_keys + top_queries)

@@ -1,8 +1,8 @@
-"""Where does the server's time go while many answers are written, without HTTP? And what does it cost that other threads have computed?
+"""With how many threads should a server write answers, when somebody else computes beside it and when nobody does?
 
-Sixteen askers at a time put 32 short prompts to the engine, 64 tokens each. In turns: the model loaded in the main thread, which
-then keeps workers of its own; in a thread that ended (`hardware.in_own_thread`), as the server does; each with one thread and
-with all. Run `python tools/probes/engine.py -o docs/results/probe-engine.jsonl` (5 minutes on two cores).
+Sixteen askers at a time put 32 short prompts to the engine, without HTTP, 64 tokens each; steps with one thread and with all, alone and beside a
+process that computes without end (as those who ask do, on the same machine).
+Run `python tools/probes/engine.py -o docs/results/probe-engine.jsonl` (5 minutes on two cores).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,7 +23,7 @@ from unittest import mock
 import torch
 
 from sharedllm import SharedLLM
-from sharedllm.hardware import choose_threads, in_own_thread
+from sharedllm.hardware import choose_threads, processor_name
 from sharedllm.prompts import Prompt
 from sharedllm.serve.batch import Batch
 from sharedllm.serve.engine import Engine
@@ -59,27 +61,41 @@ class Askers:
                 self.done.set()
 
 
-def measure(main_thread: bool, threads: int) -> dict[str, Any]:
-    """Tokens a second, seconds of a step with all rows, and what the rest of the time was."""
-    torch.set_num_threads(threads)
-    llm = SharedLLM.from_pretrained() if main_thread else in_own_thread(SharedLLM.from_pretrained)
+@contextmanager
+def busy(beside: bool) -> Iterator[None]:
+    """Somebody who computes within this block, if asked for."""
+    if not beside:
+        yield
+        return
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        other.kill()
+        other.wait()
+
+
+def measure(llm: SharedLLM, threads: int, beside: bool) -> dict[str, Any]:
+    """Tokens a second with steps of so many threads, and seconds of a step with all rows."""
     steps: list[tuple[int, float]] = []
     step = Batch.step
 
     def timed(batch: Batch, ids: list[int]) -> torch.Tensor:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
         started = time.perf_counter()
         logits = step(batch, ids)
         steps.append((batch.rows, time.perf_counter() - started))
+        torch.set_num_threads(before)
         return logits
 
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Batch, "step", timed):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Batch, "step", timed), busy(beside):
         engine = Engine(llm, Settings(Path(folder), rows=TOGETHER), Metrics())
         engine.start()
         while not engine.tokens_per_second:
             time.sleep(0.05)
-        askers = Askers(
-            engine, [Prompt(llm.tokenizer, f"Say something about number {i}.").alone() for i in range(PROMPTS)]
-        )
+        prompts = [Prompt(llm.tokenizer, f"Say something about number {i}.").alone() for i in range(PROMPTS)]
+        askers = Askers(engine, prompts)
         started = time.perf_counter()
         for _ in range(TOGETHER):
             askers.ask()
@@ -89,9 +105,8 @@ def measure(main_thread: bool, threads: int) -> dict[str, Any]:
     whole = [took for rows, took in steps if rows == TOGETHER]
     tokens = sum(rows for rows, _ in steps) + PROMPTS
     return {
-        "loaded_in": "main thread" if main_thread else "own thread",
-        "threads": threads,
-        "dtype": str(llm.dtype),
+        "threads_of_a_step": threads,
+        "beside": "a busy process" if beside else "nothing",
         "tokens_per_second": tokens / seconds,
         "seconds": seconds,
         "step_seconds": sum(took for _, took in steps),
@@ -101,21 +116,16 @@ def measure(main_thread: bool, threads: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, help="results file; it is written anew")
-    parser.add_argument("--one", nargs=2, metavar=("MAIN", "THREADS"), help="measure one setting, in this process")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="results file; it is written anew")
     args = parser.parse_args()
-    if args.one:
-        print(json.dumps(measure(args.one[0] == "main", int(args.one[1]))))
-        return
-    rows = []
-    for place in ("main", "own"):
-        for threads in sorted({1, int(choose_threads().value)}):
-            command = [sys.executable, __file__, "--one", place, str(threads)]
-            rows.append(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-            print(rows[-1], end="", flush=True)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text("".join(rows), encoding="utf-8")
+    most = int(choose_threads().value)
+    torch.set_num_threads(most)
+    llm = SharedLLM.from_pretrained()
+    about = {"dtype": str(llm.dtype), "processor": processor_name(llm.device), "threads": most}
+    rows = [measure(llm, n, beside) for beside in (False, True) for n in sorted({1, most})]
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text("".join(json.dumps({**about, **row}) + "\n" for row in rows), encoding="utf-8")
+    print(args.output.read_text(encoding="utf-8"), end="")
 
 
 if __name__ == "__main__":

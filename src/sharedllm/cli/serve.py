@@ -91,9 +91,7 @@ def serve(
 
         run_until_told(loading, settings, _replicas(replicas), host, port, ray_address)
         return
-    from sharedllm.hardware import in_own_thread
-
-    _run(in_own_thread(lambda: common.load(**loading, seed=seed)), settings, host, port, log_level)
+    _run(common.load(**loading, seed=seed), settings, host, port, log_level)
 
 
 def _installed() -> None:

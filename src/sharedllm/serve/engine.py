@@ -54,7 +54,6 @@ class Engine:
         self._credit = 0.0  # seconds of other work that decoding has earned
         self._stopped = False
         self._ends = end_tokens(llm.model, llm.tokenizer)
-        self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -132,7 +131,6 @@ class Engine:
             self.tokens_per_second = len(ids) / (time.perf_counter() - started)
 
     def _run(self) -> None:
-        torch.set_num_threads(self._threads)  # of this thread, whatever others have or take
         self._measure()
         while True:
             if not self._awake(REST_SECONDS):

@@ -46,13 +46,13 @@ def replicated(
     settings, here = shared_settings(settings), os.getcwd()
 
     def build() -> Any:
-        from sharedllm.hardware import choose_threads, in_own_thread
+        from sharedllm.hardware import choose_threads
         from sharedllm.model import SharedLLM
         from sharedllm.serve.app import application
         from sharedllm.serve.service import Service
 
         Setup(here, threads or int(choose_threads().value)).apply()
-        return application(Service(in_own_thread(lambda: SharedLLM.from_pretrained(**loading)), settings))
+        return application(Service(SharedLLM.from_pretrained(**loading), settings))
 
     scale: dict[str, Any] = {"num_replicas": replicas}
     if isinstance(replicas, tuple):

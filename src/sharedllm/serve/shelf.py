@@ -43,7 +43,7 @@ class Shelf:
         self._encoding: set[str] = set()
         self._adding = threading.Lock()
         self._lock = threading.RLock()
-        self._disk = ThreadPoolExecutor(1, "disk", torch.set_num_threads, (1,))  # see `hardware.in_own_thread`
+        self._disk = ThreadPoolExecutor(1, "disk")
 
     def open(self) -> None:
         """Take up what an earlier server kept."""
