@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--upload-tokens", type=int, default=131_072, help="of the text read beside an answer")
     parser.add_argument("--together", type=int, default=16, help="clients whose answers are batched")
     parser.add_argument("--rows", type=int, default=8, help="answers the server decodes together under load")
-    parser.add_argument("--memory-gb", type=float, default=0.25, help="of contexts that the server may hold in memory")
+    parser.add_argument("--memory-gb", type=float, default=0.125, help="of contexts that the server may hold in memory")
     parser.add_argument("--seconds", type=float, default=900, help="most that one measurement may take")
     parser.add_argument("--serve", default="", help="more options of `sharedllm serve`")
     args = parser.parse_args()
