@@ -156,9 +156,9 @@ def test_a_longer_prompt_is_continued_with_its_past_compressed(ours):
 
 
 def test_texts_that_begin_alike_are_read_once(ours, monkeypatch):
-    read, encode = [], ours.llm.reader._encode_chunks
+    read, encode = [], ours.llm.lower.encode
     monkeypatch.setattr(
-        ours.llm.reader, "_encode_chunks", lambda ids, every: (read.append(ids.numel()), encode(ids, every))[1]
+        ours.llm.lower, "encode", lambda rows, *rest: (read.append(rows.numel()), encode(rows, *rest))[1]
     )
     document = "Z" + LONG
     questions = [(document + f"Question {i}?", {"until": [], "max_gen_toks": 2}) for i in range(4)]
