@@ -77,13 +77,16 @@ def load_model(name: str | Path | None, device: str, dtype: torch.dtype, tokeniz
     return capped(model).eval().to(device), tokenizer, label
 
 
-def capped(model: Any) -> Any:
-    """The same model, with an attention that caps its logits where it has a cap for them (Gemma 2).
-
-    Torch's fused attention, which transformers 5.17 gives it, has none.
-    """
+def loses_cap(model: Any) -> bool:
+    """Whether a model has a cap for the logits of its attention (Gemma 2), and an attention that leaves it out: torch's fused
+    one, which transformers 5.17 gives it."""
     config = model.config.get_text_config()
-    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+    return bool(getattr(config, "attn_logit_softcapping", None)) and config._attn_implementation == "sdpa"
+
+
+def capped(model: Any) -> Any:
+    """The same model, with an attention that caps its logits where it has a cap for them."""
+    if loses_cap(model):
         model.set_attn_implementation("eager")
     return model
 

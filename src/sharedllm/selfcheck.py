@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from sharedllm.architectures import Parts, rotate
 from sharedllm.errors import UsageError
 from sharedllm.families import guesses
+from sharedllm.loading import loses_cap
 
 TOKENS = 4  # fewer than any sliding window
 ODD = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -31,7 +32,7 @@ def checked_parts(model: Any, layers: int) -> Parts:
     """
     parts = Parts(model)
     if parts.known:
-        if parts.softcap(0) and parts.config._attn_implementation == "sdpa":
+        if loses_cap(model):
             raise UsageError(
                 "this model caps the logits of its attention, and torch's fused attention does not; load it with "
                 "attn_implementation='eager'."

@@ -32,8 +32,8 @@ class Written:
     """What was written, and what it took."""
 
     ids: list[int] = field(default_factory=list)
-    ended: int | None = None
-    """The token that ended it, which is the last one then."""
+    ended: bool = False
+    """By the last token."""
     over: bool = False
     slots: int = 0
     search_seconds: float = 0.0
@@ -81,7 +81,7 @@ class Session:
         self._take_in(prompt)
         started = time.perf_counter()
         done = self._write(max_new_tokens, {"pad_token_id": prompt.pad_id, **kwargs})
-        if done.ended is not None:
+        if done.ended:
             self.ids.pop()  # the template of the next turn has it
             done.ids.pop()
         return Answer(
@@ -128,8 +128,8 @@ class Session:
             part = self._generate(shown, memory, room, kwargs)
             done.ids += part
             self.ids += part
-            done.ended = part[-1] if part[-1] in self._ends(kwargs) else None
-            done.over = done.ended is not None or len(part) < room  # shorter: a stopping criterion of the caller's
+            done.ended = part[-1] in self._ends(kwargs)
+            done.over = done.ended or len(part) < room  # shorter: a stopping criterion of the caller's
         return done
 
     def _take_in(self, prompt: Prompt) -> None:
@@ -178,7 +178,8 @@ class Session:
     def _generate(self, shown: list[int], memory: Memory | None, most: int, kwargs: dict[str, Any]) -> list[int]:
         """The next tokens, with the one that ends a text where it came."""
         ids = torch.tensor([shown], device=self.llm.device)
-        return [int(token) for token in written(self.llm, ids, memory, most, kwargs).tolist()]
+        new: list[int] = written(self.llm, ids, memory, most, kwargs).tolist()
+        return new
 
     def _ends(self, kwargs: dict[str, Any]) -> set[int]:
         """Tokens that end a text."""

@@ -140,7 +140,7 @@ def read_file(name: str, max_bytes: int) -> bytes:
         with open(name, "rb") as file:
             head = file.read(_SNIFF_BYTES)
             # Before the size, so that a huge binary is called what it is, and does not stop a folder.
-            if b"\0" in head and not head.startswith(_UTF16_BOMS) and not _is_pdf(name, head):
+            if b"\0" in head and not head.startswith(_UTF16_BOMS) and not is_pdf(name, head):
                 raise _Skippable(f"'{name}' is a binary file: {_ACCEPTED}.")
             return _read_bounded(name, file, head, max_bytes)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -176,14 +176,15 @@ def _read_bounded(name: str, stream: IO[Any], head: bytes, max_bytes: int) -> by
     return b"".join(chunks)
 
 
-def _is_pdf(name: str, raw: bytes) -> bool:
+def is_pdf(name: str, raw: bytes) -> bool:
+    """Whether a file is a PDF, by how it begins or what it is called."""
     return raw.startswith(b"%PDF-") or Path(name).suffix.lower() == ".pdf"
 
 
 def _to_text(name: str, raw: bytes) -> str:
     if not raw or raw.isspace():
         raise _Skippable(f"'{name}' is empty: it has no text to read.")
-    if _is_pdf(name, raw):
+    if is_pdf(name, raw):
         return pdf_text(name, raw, MAX_CHARACTERS)
     suffix = Path(name).suffix.lower()
     head = raw[:_SNIFF_BYTES].replace(b"\0", b"")  # without NUL bytes, ASCII in UTF-16 reads as ASCII

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from sharedllm.collection.place import Place
@@ -17,7 +17,7 @@ from sharedllm.library import Library
 from sharedllm.model import SharedLLM
 from sharedllm.ray_pool import Setup
 from sharedllm.reader import Stored
-from sharedllm.sources import DEFAULT_MAX_BYTES, document_of
+from sharedllm.sources import DEFAULT_MAX_BYTES, document_of, is_pdf
 from sharedllm.store import chunk_kind, chunk_name
 
 PDF_SECONDS, PDF_MEMORY = 600.0, 4 * 2**30
@@ -83,7 +83,7 @@ def _text(name: str, raw: bytes) -> str:
     Raises:
         UsageError: there is none, it cannot be read, or not within these limits.
     """
-    if raw.startswith(b"%PDF-") or PurePosixPath(name).suffix.lower() == ".pdf":
+    if is_pdf(name, raw):
         return text_of(name, raw, PDF_SECONDS, PDF_MEMORY)
     return document_of(name, raw).text
 
