@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -108,6 +109,39 @@ def test_of_two_servers_that_append_at_once_one_is_told(pair, monkeypatch):
     assert refused.value.status == 409 and stale.documents == ["items.txt"]
     monkeypatch.undo()
     assert b.shelf.get(key).documents == ["items.txt", "more.txt"]
+
+
+def test_a_context_that_one_server_says_is_ready_is_so_on_all(pair, monkeypatch):
+    a, b = pair
+    key, _ = begin(a, b)
+    disk, about, seen = threading.Event(), Entry.save_about, []
+
+    def watched(entry):
+        about(entry)
+        seen.append(b.shelf.get(key).status)  # before the writing server has removed the text
+
+    monkeypatch.setattr(Entry, "save_about", watched)
+    a.shelf._disk.submit(disk.wait)
+    while a.engine._work:
+        a.engine._advance()
+    assert a.shelf.get(key).status == "reading" and a.shelf.get(key).describe()["read_tokens"] == len(LONG)
+    disk.set()
+    settle(a)
+    assert seen == ["ready"]
+    assert a.shelf.get(key).status == b.shelf.get(key).status == "ready"
+    assert b.shelf.ready(key).tokens == len(LONG)
+
+
+def test_a_context_that_cannot_be_written_is_ready_where_it_was_read(pair, monkeypatch):
+    a, _ = pair
+    key = a.shelf.add("items.txt", a.llm.reader.token_ids(LONG)).id
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Context, "save", full)
+    settle(a)
+    assert a.shelf.get(key).status == "ready" and not a.shelf.get(key).saved
 
 
 def context_of(llm, folder, last: float):

@@ -11,6 +11,7 @@ from tests.serve.conftest import tiny_llm
 pytest.importorskip("fastapi", reason="the server is not installed: pip install sharedllm[serve]")
 
 from sharedllm.serve.engine import Engine
+from sharedllm.serve.failures import ApiError
 from sharedllm.serve.metrics import Metrics
 from sharedllm.serve.sampling import Sampling
 from sharedllm.serve.settings import Settings
@@ -89,3 +90,18 @@ def test_works_of_either_kind_count_towards_what_may_wait(tmp_path):
     with pytest.raises(ApiError, match="too much is being read") as refused:
         engine.check_room()
     assert refused.value.status == 429
+
+
+def test_an_engine_that_fails_at_its_start_takes_nothing(tmp_path, monkeypatch):
+    engine = Engine(tiny_llm(), Settings(tmp_path, rows=1, queue=1), Metrics())
+    early = engine.do(steps([], "upload", 1))
+
+    def fails(*_arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("sharedllm.serve.engine.take_in", fails)
+    engine.start()
+    engine._thread.join(30)
+    assert not engine.alive and early.cancelled()
+    with pytest.raises(ApiError, match="shutting down"):
+        engine.do(steps([], "upload", 1))

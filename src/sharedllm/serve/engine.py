@@ -131,23 +131,38 @@ class Engine:
             self.tokens_per_second = len(ids) / (time.perf_counter() - started)
 
     def _run(self) -> None:
-        self._measure()
-        while True:
-            if not self._awake(REST_SECONDS):
-                gc.collect()  # what waits for it may hold a whole context
-                trim()
-                self._awake(None)
-            if self._stopped:
-                break
-            try:
-                self._admit()
-                self._decode()
-                self._advance()
-            except Exception as error:  # the answers being written are lost; the server goes on
-                for task in {row.task for row in self._rows}:
-                    task.fail(as_api_error(error))
-                self._rows = []
-                self._batch.clear()
+        try:
+            self._measure()
+            while self._turn():
+                pass
+        except Exception as error:
+            log.error("the thread that owns the model has ended", extra={"trace": traced(error)})
+        finally:
+            self._end()
+
+    def _turn(self) -> bool:
+        """Wait for something to do and do a part of it; whether to go on."""
+        if not self._awake(REST_SECONDS):
+            gc.collect()  # what waits for it may hold a whole context
+            trim()
+            self._awake(None)
+        if self._stopped:
+            return False
+        try:
+            self._admit()
+            self._decode()
+            self._advance()
+        except Exception as error:  # the answers being written are lost; the server goes on
+            for task in {row.task for row in self._rows}:
+                task.fail(as_api_error(error))
+            self._rows = []
+            self._batch.clear()
+        return True
+
+    def _end(self) -> None:
+        """Take nothing more, and tell all who wait."""
+        with self._changed:
+            self._stopped = True
         for work in self._work:
             work.slices.close()
             work.done.cancel()

@@ -72,6 +72,9 @@ class Entry:
     reserved: int = 0
     saved: bool = False
     deleted: bool = False
+    unwritten: bool = False
+    """Whether what was read is on its way to the disk, and nobody is told that it is ready before it is there: other
+    servers find it by its folder alone."""
     used: float = field(default_factory=time.monotonic)
     states: tuple[str, str] = ("", "")
     """The last two states of its folder that are its own: that it found, wrote, or is writing."""
@@ -82,7 +85,12 @@ class Entry:
     def status(self) -> str:
         if self.error is not None:
             return "failed"
-        return "ready" if self.context is not None and self.context.tokens == len(self.ids) else "reading"
+        return "ready" if self.whole and not self.unwritten else "reading"
+
+    @property
+    def whole(self) -> bool:
+        """Whether questions see all that is to be read."""
+        return self.context is not None and self.context.tokens == len(self.ids)
 
     @property
     def overtaken(self) -> bool:
@@ -105,7 +113,7 @@ class Entry:
     def describe(self) -> dict[str, Any]:
         """What a client is told."""
         reading = self.status == "reading"
-        read = len(self.ids) if self.status == "ready" else 0 if self.partial is None else self.partial.tokens
+        read = len(self.ids) if self.whole else 0 if self.partial is None else self.partial.tokens
         spent = self.seconds - self.began_seconds
         speed = (read - self.began) / spent if reading and spent > 0 else None
         return {
@@ -184,15 +192,24 @@ class Entry:
         entry.seconds = entry.began_seconds = float(about["seconds"])
         entry.states = "", str(about.get("state", ""))
         context = Context.load(folder / SLOTS, llm) if (folder / SLOTS / MANIFEST).exists() else None
-        if (folder / TEXT).exists():
-            with safe_open(folder / TEXT, framework="pt") as stored:
-                entry.ids = stored.get_tensor("ids")
-            entry.partial = context
-        elif context is None:
+        text = _text(folder / TEXT)
+        if text is None and context is None:
             raise ValueError("it holds no text")
-        else:
+        if context is not None and (text is None or torch.equal(text, context.ids)):
             entry.ids, entry.context, entry.saved = context.ids, context, True
+        elif text is not None:
+            entry.ids, entry.partial = text, context
         return entry
+
+
+def _text(file: Path) -> Tensor | None:
+    """The token ids that a file holds; None where it is not there, or no more."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            ids: Tensor = stored.get_tensor("ids")
+            return ids
+    except FileNotFoundError:
+        return None
 
 
 def _size(file: str) -> int:

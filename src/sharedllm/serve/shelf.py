@@ -292,6 +292,7 @@ class Shelf:
             next(slices)
             yield
         context, entry.reserved = entry.partial, 0
+        entry.unwritten = self.settings.shared and entry.id in self.contexts
         entry.finish(context)
         entry.partial = None
         entry.used = time.monotonic()
@@ -307,6 +308,8 @@ class Shelf:
         except (SharedLLMError, OSError) as error:
             self.metrics.disk_errors.inc()
             log.error("a context cannot be written", extra={"context": entry.id, "reason": str(error)})
+        finally:
+            entry.unwritten = False
         self._fit()
 
     def _overtaken(self, entry: Entry) -> bool:
