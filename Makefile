@@ -34,7 +34,7 @@ $(VENV)/.ray: $(VENV)/.done
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
 	touch $@
 
-# The page in a headless Chromium, where there is one.
+# The page in a headless Chromium, where there is one; PICTURES=docs/figures renews the pictures of the documents.
 test-browser: setup
 	$(BIN)/python -m pytest tests/browser
 

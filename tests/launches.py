@@ -15,23 +15,27 @@ from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model
 
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--main_process_port", "0")
 QUIET = ("--mixed_precision", "no", "--dynamo_backend", "no")
+TORCH = ("--multi_gpu",)  # by torch's launcher, on CPUs as well
 PATIENCE = 400  # seconds for a launch on a busy machine; well below what an exchange waits
 
 
-def started(count: int, *module: str, options: tuple[str, ...] = ("--multi_gpu",)) -> subprocess.Popen[str]:
-    """`accelerate launch -m MODULE ARGUMENTS...` in `count` processes (`--multi_gpu`: by torch's launcher, CPUs as well)."""
+def started(
+    count: int, *module: str, options: tuple[str, ...] = TORCH, settings: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """`accelerate launch -m MODULE ARGUMENTS...` in `count` processes, with further settings of the environment."""
     command = [*LAUNCH, *QUIET, *options, "--num_processes", str(count), "-m", *module]
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(Path("src").resolve()), str(Path.cwd())]),
+        **(settings or {}),
     }
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def launched(count: int, *module: str, options: tuple[str, ...] = ("--multi_gpu",)) -> str:
+def launched(count: int, *module: str, options: tuple[str, ...] = TORCH, settings: dict[str, str] | None = None) -> str:
     """The same, waited for; gives all it said."""
-    process = started(count, *module, options=options)
+    process = started(count, *module, options=options, settings=settings)
     try:
         said, _ = process.communicate(timeout=PATIENCE)
     finally:

@@ -59,12 +59,34 @@ def test_rows_are_dealt_once_and_all_processes_get_equally_many(n, count):
     assert {len(rows) for rows, _ in dealt} == {-(-n // count)}
 
 
-@pytest.mark.parametrize(
-    "name, said", [("DEEPSPEED", "DeepSpeed is not used"), ("MEGATRON_LM", "Megatron-LM is not used")]
-)
-def test_an_engine_that_is_not_used_is_refused(name, said, monkeypatch):
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(UsageError, match=said) as error:
+def test_megatron_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
+    with pytest.raises(UsageError, match="Megatron-LM is not used") as error:
+        Processes(cpu=True)
+    assert_one_sentence(error)
+
+
+@pytest.mark.parametrize("stage, file", [("1", None), ("3", None), ("2", 3), ("3", {}), ("0", 2)])
+def test_of_deepspeed_the_stage_of_zero_counts(stage, file, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    expected = int(stage)
+    if file is not None:  # goes before what accelerate's own configuration says
+        expected = file or 0
+        (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": file}} if file else {}))
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "zero.json"))
+    processes = Processes(cpu=True)
+    assert (processes.zero_stage, processes.sharded) == (expected, expected == 3)
+    assert f"ZeRO stage counts ({expected}" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"zero_optimization": {"stage": "auto"}}', '{"zero_optimization": {"stage": 4}}', None])  # fmt: skip
+def test_settings_of_deepspeed_that_cannot_be_read_are_refused(text, tmp_path, monkeypatch):
+    if text is not None:
+        (tmp_path / "zero.json").write_text(text)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "zero.json"))
+    with pytest.raises(UsageError, match=r"cannot be read|no ZeRO stage 4") as error:
         Processes(cpu=True)
     assert_one_sentence(error)
 

@@ -182,20 +182,29 @@ def stored_bytes(n: int) -> int:
     return 8 + 8 * slots + 2 * 3 * 2 * slots * 8 * 4  # with the chunk's length, and which tokens they are
 
 
-def test_two_processes_that_divide_the_frozen_weights_equal_one(home, values):
+def zero(file: Path, stage: int) -> dict[str, str]:
+    """What `accelerate launch` tells its processes of DeepSpeed's settings (it starts them only where that is installed)."""
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage, "offload_param": {"device": "none"}}}))
+    return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "zero3"])
+def test_two_processes_that_divide_the_frozen_weights_equal_one(home, values, kind):
     short = {**values, "steps": 8, "accumulate": 1, "validate_every": 4}
     low = {**short, "config": {**values["config"], "rank": 2}, "recompute_from": 1}
     request = {
         "train": [
-            {**short, "output": str(home / "sharded"), "parallel": "chunks"},
-            {**low, "output": str(home / "sharded low"), "parallel": "chunks"},
+            {**short, "output": str(home / kind), "parallel": "chunks"},
+            {**low, "output": str(home / f"{kind} low"), "parallel": "chunks"},
         ],
         "refused": {**values, "output": str(home / "never")},
         "note": str(home),
     }
-    launched(2, "tests.distributed_worker", write_recipe(home / "fsdp.yaml", request), options=FSDP)
-    assert_same_run(home / "sharded", alone(short, home / "short"))
-    assert_same_run(home / "sharded low", alone(low, home / "low"))
+    by: dict[str, Any] = {"options": FSDP} if kind == "fsdp" else {"settings": zero(home / "deepspeed.json", 3)}
+    said = launched(2, "tests.distributed_worker", write_recipe(home / f"{kind}.yaml", request), **by)
+    assert said.count("of DeepSpeed's settings the ZeRO stage counts (3") == (kind == "zero3")
+    assert_same_run(home / kind, alone(short, home / f"{kind} alone"))
+    assert_same_run(home / f"{kind} low", alone(low, home / f"{kind} low alone"))
     noted = [json.loads((home / f"{rank}.json").read_text()) for rank in range(2)]
     assert noted[0] == noted[1] and "need parallel=chunks" in noted[0]["refused"]
     # Of a layer's matrices each holds a half; in the three injected layers the low-rank adapter reads q and o whole.

@@ -49,6 +49,26 @@ def test_an_untrained_adapter_can_start_to_learn(init):
         assert start.grad.abs().sum() > 0
 
 
+def test_a_model_in_training_with_recomputed_layers_reads_and_learns_as_ever():
+    ids, text, gradients = tokens(9)[None], tokens(70, 3), []
+    for training in (False, True):
+        model = tiny_model(attention_dropout=0.5)
+        if training:
+            model.gradient_checkpointing_enable()
+            model.train()
+        llm = randomize(attach(model))
+        context = llm.read(text)
+        assert model.training is training and model.model.layers[0].training is training
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.0  # what is read has none; the window would
+        memory = llm.recall(context, ids)
+        with llm.injection.reading(memory):
+            llm.model(ids, use_cache=False).logits.square().mean().backward()
+        gradients.append([p.grad.clone() for p in llm.injection.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_detach_gives_back_the_model_bit_for_bit():
     model, ids = tiny_model(), tokens(9)[None]
     for i, parameter in enumerate(model.parameters()):

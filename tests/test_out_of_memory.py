@@ -39,6 +39,16 @@ def test_only_what_is_still_to_be_read_counts(make, monkeypatch):
     assert wanted == [sum(block.nbytes for block in context.blocks[1:])]
 
 
+@pytest.mark.parametrize("every_token", [False, True])
+def test_what_is_read_is_counted_at_the_bits_it_is_kept_at(make, monkeypatch, every_token):
+    llm, wanted = make(dataclasses.replace(WHOLE, stored_bits=4)), []
+    monkeypatch.setattr("sharedllm.reader.room_bytes", lambda place, needed: wanted.append(needed) or needed)
+    context = llm.reader.new_context()
+    context.ids = TEXT.to(torch.int32)
+    llm.reader.encode(context, every_token=every_token)
+    assert wanted == [sum(block.nbytes for block in context.blocks)]
+
+
 def test_what_goes_to_the_disk_needs_no_room(make, tmp_path, monkeypatch):
     monkeypatch.setattr("sharedllm.reader.room_bytes", lambda place, wanted: 0)
     library = Library(tmp_path / "c", make(WHOLE))

@@ -148,6 +148,22 @@ def test_an_offloaded_model_stays_where_it_was_put():
         SharedLLM.from_pretrained(model, adapter="none", config=CONFIG, device="cpu")
 
 
+def test_the_lower_model_stops_where_it_should_also_under_a_hook_of_the_whole_decoder():
+    import accelerate
+
+    config = dataclasses.replace(CONFIG, search_by="last", injected_layers=2)
+    expected = answer(attach(tiny_model(), config))
+    model, called = tiny_model(), []
+    for j, layer in enumerate(model.model.layers):
+        layer.register_forward_pre_hook(lambda *_, j=j: called.append(j))
+    model = accelerate.dispatch_model(model, {"model": "cpu", "lm_head": "cpu"}, main_device="cpu", force_hooks=True)
+    assert hasattr(model.model, "_hf_hook"), "the decoder has no hook; the test is empty"
+    llm = attach(model, config)
+    llm.read(tokens(90, 2))
+    assert set(called) == {0, 1}
+    torch.testing.assert_close(answer(llm), expected)
+
+
 def test_a_branch_and_its_slots_are_where_their_layer_is():
     # A machine with one device has a second one that computes nothing but shapes: torch's "meta".
     near = attach(tiny_model())

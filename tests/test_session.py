@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from sharedllm import Context, UsageError
+from sharedllm import Context, SharedConfig, SharedLLM, UsageError
 from sharedllm.prompts import Prompt
 from sharedllm.session import Session
 from tests.cli.test_cli import MODEL, home, run  # noqa: F401
-from tests.conftest import CONFIG, tokens
+from tests.conftest import CONFIG, byte_tokenizer, tiny_model, tokens
 from tests.contexts import assert_one_sentence, assert_same_chunks, encoded
 
 ENDLESS = {"suppress_tokens": [257]}  # the tiny model would end its answer anywhere
@@ -114,6 +114,56 @@ def test_a_prompt_longer_than_the_window_is_folded_before_anything_is_written(ll
 def test_generate_past_the_window_ends_where_the_model_ends(llm, monkeypatch):
     monkeypatch.setattr(llm.model, "generate", lambda ids, **_: torch.cat([ids, torch.tensor([[65, 66, 257]])], dim=1))
     assert llm.generate(tokens(70, 1)[None], max_new_tokens=30)[0, 70:].tolist() == [65, 66, 257]
+
+
+def test_a_length_past_the_window_is_found_where_generate_finds_it(llm):
+    one, settings = tokens(70, 1)[None], dict(do_sample=False, pad_token_id=258, suppress_tokens=[257, 258])
+    assert llm.generate(one, **settings).shape[1] == 70 + 20, "as many as Hugging Face's generate writes by default"
+    both = GenerationConfig(max_new_tokens=5, do_sample=False, pad_token_id=258, suppress_tokens=[257, 258])
+    assert llm.generate(one, generation_config=both, max_length=99).shape[1] == 75
+    assert llm.generate(one, max_length=73, **settings).shape[1] == 73
+    with pytest.raises(UsageError, match="max_length leaves none for an answer") as error:
+        llm.generate(one, max_length=70, **settings)
+    assert_one_sentence(error)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
+def test_what_could_not_be_folded_is_folded_once(llm, monkeypatch, error):
+    session, plain = Session(llm), Session(llm)
+    for question in ("a?", "bc?"):
+        session.ask(question, 14, **ENDLESS)
+        plain.ask(question, 14, **ENDLESS)
+    encode = llm.reader.encode_rows
+
+    def fails(*_arguments, **_named):
+        raise error
+
+    before = transcript(session)
+    monkeypatch.setattr(llm.reader, "encode_rows", fails)
+    with pytest.raises(error):
+        session.ask("d?", 40, **ENDLESS)
+    assert session.said.tokens == 0 and transcript(session)[: len(before)] == before
+    monkeypatch.setattr(llm.reader, "encode_rows", encode)
+    written = len(transcript(session))
+    session.ask("e?", 3, **ENDLESS)
+    assert session.said.tokens > 0 and transcript(session)[: len(before)] == before
+    assert len(transcript(session)) == written + len(Prompt(llm.tokenizer, "e?").following()[0]) + 3
+
+
+def test_an_answer_ends_by_the_token_of_its_configuration(llm, monkeypatch):
+    monkeypatch.setattr(llm.model, "generate", lambda ids, **_: torch.cat([ids, torch.tensor([[65, 66, 70]])], dim=1))
+    for given in (70, [69, 70], (70,)):
+        session = Session(llm)
+        config = GenerationConfig(eos_token_id=list(given) if isinstance(given, tuple) else given)
+        assert session.ask("a?", 9, generation_config=config).text == llm.tokenizer.decode([65, 66])
+        assert Session(llm).ask("a?", 9, eos_token_id=given).text == llm.tokenizer.decode([65, 66])
+
+
+def test_a_small_window_has_smaller_chunks_so_that_it_can_be_folded():
+    llm = SharedLLM.from_pretrained(tiny_model(), adapter="none", tokenizer=byte_tokenizer())
+    assert llm.config.chunk_length == 16 and Session(llm).ask("a?", 80, **ENDLESS).generated_tokens == 80
+    lengths = {window: SharedConfig.fitting(30, window).chunk_length for window in (8, 2048, 4096, 131072)}
+    assert lengths == {8: 16, 2048: 512, 4096: 1024, 131072: 1024}
 
 
 def test_what_cannot_go_past_the_window_is_one_sentence(llm):

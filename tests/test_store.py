@@ -120,6 +120,18 @@ def test_a_chunk_of_other_layers_has_another_name(llm, make):
     assert len(kinds) == 3
 
 
+def test_a_chunk_stored_at_other_bits_has_another_name(make, tmp_path):
+    readers = [make(dataclasses.replace(CONFIG, stored_bits=bits)).reader for bits in (16, 8, 4)]
+    assert len({chunk_kind(r.layout(16), "m", r.new_context().shape) for r in readers}) == 3
+    ids, nbytes = tokens(16 * 5), []
+    for reader in readers[1::-1]:
+        context = reader.new_context()
+        context.append(ids)
+        context.save(tmp_path / "c")
+        nbytes.append(Context.load(tmp_path / "c").nbytes)
+    assert nbytes[0] < nbytes[1], "the finer numbers were not written"
+
+
 def test_saving_again_writes_only_what_is_new(llm, tmp_path):
     context = llm.read(tokens(16 * 40 + 7))
     context.save(tmp_path / "c")

@@ -124,14 +124,16 @@ class SharedConfig:
             )
 
     @classmethod
-    def fitting(cls, layers: int) -> SharedConfig:
-        """What measured best (docs/LOG.md), for a model of so many layers.
+    def fitting(cls, layers: int, window: int = 8192) -> SharedConfig:
+        """What measured best (docs/LOG.md), for a model of so many layers and so many tokens in its window.
 
         Four fifths of the layers are injected, because heads that copy sit that deep; one chunk keeps every
         token and eight are read; projections are changed at rank 64, numbers stored at 4 bits; the null logit grows;
-        the search counts in attention, and words count for what is quoted.
+        the search counts in attention, and words count for what is quoted. A window holds at least four chunks, so that a
+        conversation can be folded.
         """
         return cls(
+            chunk_length=max(16, min(1024, window // 4)),
             injected_layers=max(1, layers * 4 // 5),
             fine_chunks=1,
             read_chunks=8,

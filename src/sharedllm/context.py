@@ -71,7 +71,7 @@ class Context:
 
     @property
     def slots(self) -> int:
-        """Slots one question selects, over all chunks it reads (each layer has as many)."""
+        """Slots taken in without a question (each layer has as many); a question that reads a chunk in whole takes in more."""
         if not self.blocks:
             return 0
         config = self.reader.config if self.reader is not None else self.config

@@ -10,8 +10,8 @@ Shapes: as in `encoded`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,19 @@ class _Catch(DynamicCache):
         return states.to(self.wanted.tokens.device)
 
 
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Without what a model in training does: dropout, and layers that are computed again and so take no cache."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 class LowerModel:
     """The lowest `layers` layers of a decoder, run over chunks with positions from 0.
 
@@ -99,6 +112,8 @@ class LowerModel:
         self.apart: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered while chunks are read, so that slots of a running answer stay out of them."""
         self.module: Any = copy.copy(parts.base)
+        for name in ("_hf_hook", "_old_forward", "forward"):  # accelerate's, which would call the whole base
+            vars(self.module).pop(name, None)
         self.module._modules = dict(parts.base._modules)
         self.module._modules[parts.family.layers] = nn.ModuleList(list(parts.layers[:layers]))
         self.module._modules[parts.family.final_norm] = nn.Identity()
@@ -114,7 +129,7 @@ class LowerModel:
     def first_layer(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Normed hidden state after the first layer, [B, T, E]."""
         short = LowerModel(self.parts, 1).module
-        with self.apart():
+        with self.apart(), _evaluating(short):
             hidden = short(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         return self._norm_first(hidden)
 
@@ -146,10 +161,8 @@ class LowerModel:
 
     def fill(self, caught: _Catch, **inputs: Any) -> None:
         """A forward pass into a cache."""
-        try:
+        with _evaluating(self.module), suppress(_Caught):
             self.module(**inputs, past_key_values=caught, use_cache=True)
-        except _Caught:
-            return
 
     def _norm_first(self, hidden: Tensor) -> Tensor:
         return self.parts.norm(1)(hidden).to(self.device)

@@ -28,6 +28,9 @@ SETTINGS = {
 }
 """Of Hugging Face's `generate`, what means the same for a text that is written a window at a time."""
 
+DEFAULT_NEW_TOKENS = 20
+"""That `generate` writes where nothing says how many."""
+
 
 def goes_past(llm: SharedLLM, tokens: int, kwargs: dict[str, Any]) -> bool:
     """Whether prompts of `tokens` and the longest answer that `kwargs` ask for are more than the model's window."""
@@ -35,14 +38,18 @@ def goes_past(llm: SharedLLM, tokens: int, kwargs: dict[str, Any]) -> bool:
 
 
 def new_tokens(model: Any, tokens: int, kwargs: dict[str, Any]) -> int:
-    """How many tokens Hugging Face's `generate` writes at most behind a prompt of `tokens`; 0 where nothing says."""
-    settings = kwargs.get("generation_config") or model.generation_config
-    for said in (kwargs.get, lambda name: getattr(settings, name, None)):
-        if (most := said("max_new_tokens")) is not None:
-            return int(most)
-        if (longest := said("max_length")) is not None:
-            return max(0, int(longest) - tokens)
-    return 0
+    """How many tokens Hugging Face's `generate` writes at most behind a prompt of `tokens`."""
+    if (most := _setting(model, "max_new_tokens", kwargs)) is not None:
+        return most
+    if (longest := _setting(model, "max_length", kwargs)) is not None:
+        return max(0, longest - tokens)
+    return DEFAULT_NEW_TOKENS
+
+
+def _setting(model: Any, name: str, kwargs: dict[str, Any]) -> int | None:
+    """A length as `generate` finds it: in the call, in the configuration of the call, in the model's own."""
+    said = (kwargs, vars(kwargs.get("generation_config") or object), vars(model.generation_config))
+    return next((int(value) for where in said if (value := where.get(name)) is not None), None)
 
 
 def generated(
@@ -62,6 +69,11 @@ def generated(
     from sharedllm.session import Session  # which needs the model
 
     most = new_tokens(llm.model, input_ids.shape[1], kwargs)
+    if most < 1:
+        raise UsageError(
+            f"the prompt has {input_ids.shape[1]:,} tokens, and max_new_tokens or max_length leaves none for an answer; "
+            "set max_new_tokens to at least 1."
+        )
     much = f"prompt and answer have {input_ids.shape[1] + most:,} tokens and the model's window {llm.window:,}"
     if len(input_ids) > 1:
         raise UsageError(f"{much}; past it one row is written at a time: give them one by one, or ask for less.")

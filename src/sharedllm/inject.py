@@ -15,10 +15,12 @@ Source: arXiv 2603.04759.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sharedllm.architectures import Parts
@@ -26,8 +28,21 @@ from sharedllm.branch import Branch, Memory, Place
 from sharedllm.config import SharedConfig
 
 
+class _Turn:
+    """Whose turn it is on a model that several threads use; a copy of the model has one of its own."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type[_Turn], tuple[()]]:
+        return _Turn, ()
+
+
 class Injection(nn.Module):
-    """The adapter (one `Branch` a layer) and its hooks on a model."""
+    """The adapter (one `Branch` a layer) and its hooks on a model.
+
+    What a model attends to belongs to one answer at a time: threads that read or answer with it wait for each other.
+    """
 
     def __init__(self, parts: Parts, config: SharedConfig) -> None:
         super().__init__()
@@ -42,6 +57,7 @@ class Injection(nn.Module):
         self._place: Place | None = None
         self._handles: list[Any] = [parts.rotary.register_forward_pre_hook(self._locate, with_kwargs=True)]
         self._hidden: dict[int, Tensor] = {}
+        self._turn = _Turn()
         for j in injected:
             self._handles.append(parts.layers[j].register_forward_pre_hook(self._before(j), with_kwargs=True))
             self._handles.append(parts.attention(j).register_forward_hook(self._after(j)))
@@ -49,14 +65,16 @@ class Injection(nn.Module):
     @contextmanager
     def reading(self, memory: Memory | None, heard: Callable[[Tensor], None] | None = None) -> Iterator[None]:
         """Within this block the model's forward passes take `memory` in; backward passes that compute layers again belong
-        inside as well. `heard` hears of each branch what was attended to, as `Branch.forward` says."""
-        before = self._memory, self._heard, self._place
-        self._memory, self._heard = memory, heard
-        try:
-            yield
-        finally:
-            self._memory, self._heard, self._place = before
-            self._hidden.clear()
+        inside as well. `heard` hears of each branch what was attended to, as `Branch.forward` says. Another thread waits
+        until the block ends."""
+        with self._turn.lock:
+            before = self._memory, self._heard, self._place
+            self._memory, self._heard = memory, heard
+            try:
+                yield
+            finally:
+                self._memory, self._heard, self._place = before
+                self._hidden.clear()
 
     def remove(self) -> None:
         """Take the hooks off the model; what is left is the model as it was."""
@@ -86,7 +104,10 @@ class Injection(nn.Module):
             if self._memory is None:
                 return None
             attended = output[0] if isinstance(output, tuple) else output
-            hidden = self._parts.joined(layer, self._hidden.pop(layer), attended)
+            before = self._hidden[layer]
+            if not torch.is_grad_enabled():  # else a backward pass may compute this again, without the layer around it
+                del self._hidden[layer]
+            hidden = self._parts.joined(layer, before, attended)
             number = layer - self._config.skipped_layers
             added = attended + self.branches[layer](hidden, self._memory, number, self._place, self._heard)
             return (added, *output[1:]) if isinstance(output, tuple) else added

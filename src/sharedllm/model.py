@@ -39,7 +39,7 @@ SEARCHES = ("query", "later")
 
 
 class SharedLLM(Published):
-    """A Hugging Face decoder with the injection attached.
+    """A Hugging Face decoder with the injection attached. Threads may share one: they read and answer in turns.
 
     Attributes:
         model: the Hugging Face model underneath, frozen by convention; `detach` gives it back.
@@ -104,7 +104,8 @@ class SharedLLM(Published):
         if described is not None:
             config = described["config"]
         elif config is None:
-            config = SharedConfig.fitting(len(Parts(model).layers))
+            parts = Parts(model)
+            config = SharedConfig.fitting(len(parts.layers), parts.window)
         llm = cls(model, tokenizer, config, name)
         if folder is not None:
             try:

@@ -6,16 +6,21 @@ library asks of it.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from sharedllm.errors import UsageError, WorkError
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = timedelta(minutes=10)  # for the slowest process at any exchange
 DTYPES = {"no": None, "bf16": "bfloat16", "fp16": "float16"}
@@ -37,6 +42,7 @@ class Processes:
     Attributes:
         index, count: this process among all.
         device: where this process computes.
+        zero_stage: of DeepSpeed, where the launcher's configuration is one of DeepSpeed; else None.
         received: bytes that came from the others so far, an all-reduce counted as by a ring.
     Raises:
         UsageError: the launcher asks for what this library does not do.
@@ -45,18 +51,26 @@ class Processes:
     def __init__(self, cpu: bool = False, patience: timedelta = PATIENCE) -> None:
         from accelerate import Accelerator, InitProcessGroupKwargs
 
-        for name, label in (("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
-            if _flag(f"ACCELERATE_USE_{name}"):
-                raise UsageError(
-                    f"{label} is not used here: what is trained is an adapter of a few megabytes, and it would divide no more "
-                    "than that; take a launch configuration without it, or with FSDP 2 to divide the frozen weights."
-                )
+        if _flag("ACCELERATE_USE_MEGATRON_LM"):
+            raise UsageError(
+                "Megatron-LM is not used here: what is trained is an adapter of a few megabytes, and it would divide no more "
+                "than that; take a launch configuration without it, or with FSDP 2 to divide the frozen weights."
+            )
+        self.zero_stage = _zero_stage()
+        if self.zero_stage is not None:
+            os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"  # its engine would want to wrap the whole model
         with _heard(torch.distributed.DistError):
             handlers: list[Any] = [InitProcessGroupKwargs(timeout=patience)]
             self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=handlers)
         self.index, self.count = self.accelerator.process_index, self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
         self.received = 0
+        if self.zero_stage is not None and self.main:
+            logger.warning(
+                "of DeepSpeed's settings the ZeRO stage counts (%d: frozen layers %s); torch does it, not DeepSpeed's engine.",
+                self.zero_stage,
+                "are divided over the processes" if self.zero_stage == 3 else "are whole in every process",
+            )
 
     @property
     def main(self) -> bool:
@@ -73,7 +87,7 @@ class Processes:
 
     @property
     def sharded(self) -> bool:
-        """Whether the launcher asks for weights divided over the processes.
+        """Whether the launcher asks for weights divided over the processes: by FSDP 2, or by ZeRO stage 3.
 
         Raises:
             UsageError: by FSDP 1.
@@ -83,7 +97,7 @@ class Processes:
                 "FSDP 1 makes one flat tensor of a layer's weights, which the adapter could not read; "
                 "set fsdp_version: 2 in the launch configuration."
             )
-        return _flag("ACCELERATE_USE_FSDP")
+        return _flag("ACCELERATE_USE_FSDP") or self.zero_stage == 3
 
     @contextmanager
     def first(self) -> Iterator[None]:
@@ -158,3 +172,24 @@ def _heard(kind: type[RuntimeError] = RuntimeError) -> Iterator[None]:
 
 def _flag(name: str) -> bool:
     return os.environ.get(name, "false").lower() == "true"
+
+
+def _zero_stage() -> int | None:
+    """The ZeRO stage that a launcher's DeepSpeed settings name, in a file of their own or beside accelerate's.
+
+    Raises:
+        UsageError: the file cannot be read, or the stage is none.
+    """
+    if not _flag("ACCELERATE_USE_DEEPSPEED"):
+        return None
+    stage: Any = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    try:
+        if file.lower() != "none":
+            stage = json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
+        found = int(stage)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"the DeepSpeed settings {file} cannot be read: {error}.") from error
+    if found not in (0, 1, 2, 3):
+        raise UsageError(f"there is no ZeRO stage {found}; DeepSpeed has 0 to 3.")
+    return found

@@ -266,7 +266,7 @@ class Reader:
         apart = self.config.compared_layer(stored.compact) >= 0
         searched = keys.new_empty(1, parts.kv_heads, len(compared), parts.head_dim) if apart else none[0]
         kept = (keys, keys, none, none, none, none, reps, told, searched, none[0], none[0])
-        return Encoded(lengths, tokens, *kept).packed(self.config.stored_bits)
+        return Encoded(lengths, tokens, *kept).packed(16 if stored.every_token else self.config.stored_bits)
 
     def _kept(self, n: int, stored: Stored) -> tuple[Tensor, Tensor, Tensor]:
         """Of a chunk of `n` tokens those that are stored, those that have a representation, and those that are compared where

@@ -155,8 +155,15 @@ class Session:
         if len(self.ids) < self.window:
             return
         leaving = -(-(len(self.ids) - self.window // 2) // self.chunk) * self.chunk
-        self.said.append(self.ids[:leaving], keep=clipped(self._keep, 0, leaving))
-        self.llm.reader.encode(self.said)
+        said = self.said
+        before = said.ids, said.keep, list(said.blocks)
+        try:
+            said.append(self.ids[:leaving], keep=clipped(self._keep, 0, leaving))
+            self.llm.reader.encode(said)
+        except BaseException:  # no room, or stopped: what is still in the window is not in `said` too
+            said.ids, said.keep, said.blocks = before
+            said.again.clear()
+            raise
         self._keep = clipped(self._keep, leaving, len(self.ids))
         del self.ids[:leaving]
         self._asked = range(max(0, self._asked.start - leaving), max(0, self._asked.stop - leaving))
@@ -185,5 +192,7 @@ class Session:
         """Tokens that end a text."""
         given = kwargs.get("eos_token_id")
         if given is None:
+            given = getattr(kwargs.get("generation_config"), "eos_token_id", None)
+        if given is None:
             return end_tokens(self.llm.model)
-        return set(given) if isinstance(given, list) else {given}
+        return set(given) if isinstance(given, list | tuple) else {given}

@@ -31,7 +31,9 @@ def shard(llm: SharedLLM, processes: Processes) -> None:
     for layer in llm.parts.layers:
         weights = list(layer.parameters())
         if not all(map(is_plain, weights)):
-            raise UsageError("a quantised model cannot be divided; load it without quantisation, or do without FSDP.")
+            raise UsageError(
+                "a quantised model cannot be divided; load it without quantisation, or do without FSDP and ZeRO 3."
+            )
         whole = {w for w in weights if w.ndim < 2 or w.untyped_storage().data_ptr() in read}
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
     llm.model.to(processes.device)

@@ -50,6 +50,8 @@ def chunk_kind(kept: Encoded | None, model: str, shape: dict[str, int]) -> str:
         return f"{model} ids"
     layers, _, _, stored, width = kept.keys.shape
     numbers = kept.keys if kept.keys.is_floating_point() else kept.key_low
+    if not kept.keys.is_floating_point() and width == kept.key_low.shape[-1]:  # else it looks like 16
+        model = f"{model} 8 bits"
     if shape["compact"]:
         model = f"{model} compact, values of {shape['compared_layer']}"
     if shape["skipped_layers"]:

@@ -27,7 +27,7 @@ def test_sources_are_added_removed_and_asked_in_any_mix(run, texts):  # noqa: F8
 
     first, _ = encode("long.txt")
     assert first["documents"] == {"long.txt": len(TEXT)} and first["context_tokens"] == len(TEXT)
-    plan, _ = encode("long.txt", "other.txt", "--dry-run", "--append")
+    plan, _ = encode("long.txt", "other.txt", "--dry-run", "--append", "--seed", "7")
     assert (plan["context_tokens"], plan["new_tokens"]) == (len(TEXT) + len(OTHER), len(OTHER))
     assert plan["encode_seconds"] > 0 and plan["documents"] == {"long.txt": len(TEXT)}
     both, said = encode("other.txt", "--append")

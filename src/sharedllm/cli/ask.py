@@ -123,7 +123,11 @@ def _show(llm: SharedLLM, context: Context, answer: Answer, read: list[Passage],
         err=True,
     )
     if answer.compressed and llm.adapter == "none":
-        typer.echo("no trained adapter is in use: the text that was read cannot influence the answer.", err=True)
+        typer.echo(
+            "no trained adapter is in use: of the text only the passages quoted before the question (--quoted-tokens) "
+            "reach the answer.",
+            err=True,
+        )
 
 
 def _line(passage: Passage) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Hugging Face name, folder or .gguf file; the default ships with the package."),
+    typer.Option("--model", help="Hugging Face name, folder or .gguf file; SmolLM2-135M-Instruct where none is given."),
 ]
 AdapterOption = Annotated[
     str,

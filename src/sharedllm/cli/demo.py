@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sharedllm.cli import common
+
+if TYPE_CHECKING:
+    from sharedllm.model import SharedLLM
 
 
 def demo(
@@ -26,7 +29,7 @@ def demo(
     llm = common.load(model, adapter, device, dtype)
     from sharedllm import demo as shown
     from sharedllm.evaluate.row import machine
-    from sharedllm.methods.estimate import cache_bytes, slot_bytes
+    from sharedllm.methods.estimate import cache_bytes
 
     say = (lambda line: typer.echo(line, err=True)) if as_json else print
     say(
@@ -43,9 +46,7 @@ def demo(
         "context_tokens": context.tokens,
         "window": llm.window,
         "chunks": context.chunks,
-        "slots": context.slots,
         "bytes_kept": context.nbytes,
-        "bytes_one_question": slot_bytes(llm, context.slots),
         "bytes_full_cache": full,
         "encode_seconds": round(encode_seconds, 1),
         "tokens_a_second": round(context.tokens / encode_seconds, 1),
@@ -53,12 +54,12 @@ def demo(
     say(
         f"\nread {context.tokens:,} tokens in {encode_seconds:.0f} s ({figures['tokens_a_second']:,.0f} tokens/s), "
         f"{context.tokens / llm.window:.0f} times the window\n"
-        f"kept {context.nbytes / 1e6:,.0f} MB for any later question, {figures['bytes_one_question'] / 1e6:,.0f} MB "
-        f"({context.slots:,} slots a layer) for one; the full key/value cache would take {full / 1e6:,.0f} MB"
+        f"kept {context.nbytes / 1e6:,.0f} MB for any later question; the full key/value cache would take {full / 1e6:,.0f} MB"
     )
     figures |= shown.deep_passages(llm, context)
     say(_deep(figures))
     figures["questions"] = shown.ask_all(llm, context, say)
+    figures |= _attended(llm, max(q["slots"] for q in figures["questions"]))
     figures |= machine(llm) | {"total_seconds": round(time.perf_counter() - started, 1)}
     say(_closing(figures))
     if output is not None:
@@ -83,6 +84,19 @@ def _deep(figures: dict[str, Any]) -> str:
     )
 
 
+def _attended(llm: SharedLLM, slots: int) -> dict[str, Any]:
+    """What one question attends to of the text: slots in the injected layers, and the passages quoted before it in all."""
+    from sharedllm.methods.estimate import cache_bytes, slot_bytes
+
+    quoted = llm.config.quoted_tokens
+    return {
+        "slots": slots,
+        "bytes_one_question": slot_bytes(llm, slots),
+        "quoted_tokens": quoted,
+        "bytes_quoted": cache_bytes(llm, quoted),
+    }
+
+
 def _closing(figures: dict[str, Any]) -> str:
     right = sum(q["right"] for q in figures["questions"])
     asked = len(figures["questions"])
@@ -92,5 +106,7 @@ def _closing(figures: dict[str, Any]) -> str:
     return (
         f"\n{right} of {asked} answers have the expected word.{weak}\n"
         f"reading {figures['encode_seconds']:.0f} s, searching {search:.2f} s and generating {generate:.1f} s a question, "
+        f"attending to {figures['slots']:,} slots a layer ({figures['bytes_one_question'] / 1e6:,.0f} MB) and "
+        f"{figures['quoted_tokens']} quoted tokens ({figures['bytes_quoted'] / 1e6:,.0f} MB)\n"
         f"peak memory {figures['peak_memory_bytes'] / 1e6:,.0f} MB, {figures['total_seconds']:.0f} s in all"
     )

@@ -50,13 +50,15 @@ def encode(
     adapter: common.AdapterOption = "default",
     device: common.DeviceOption = None,
     dtype: common.DtypeOption = None,
+    seed: common.SeedOption = 0,
     as_json: common.JsonOption = False,
 ) -> None:
     """Read files once and keep the context in a folder, for any number of later questions.
 
     Each SOURCE is kept as a document of its own. What was read is on the disk: stopped, the same command goes on.
+    Documents of the folder that this command does not name are dropped from it, unless --append is given.
     A compact context stays one: what is added to it is compact too.
-    With --separate each file has a store of its own, and sources and DIR may be addresses such as s3://bucket/folder.
+    With --separate each file has a store of its own, and sources and --output may be addresses such as s3://bucket/folder.
     """
     from sharedllm.errors import UsageError
     from sharedllm.manifest import check_target
@@ -86,7 +88,7 @@ def encode(
         return
     from sharedllm.library import Library
 
-    library = Library(folder, common.load(model, adapter, device, dtype), compact or None)
+    library = Library(folder, common.load(model, adapter, device, dtype, seed), compact or None)
     texts = {source: common.text_of([source]) for source in sources or []}
     keep: dict[str, Keep] | None = dict.fromkeys(texts, "tags") if keep_tags else None
     if dry_run:

@@ -47,7 +47,7 @@ class DistributedTrainer(Trainer):
         sharded = self.processes.sharded
         if sharded and not self.chunks:
             raise UsageError(
-                "weights divided by FSDP need parallel=chunks: with parallel=samples the processes would call the layers "
+                "weights divided by FSDP or ZeRO 3 need parallel=chunks: with parallel=samples the processes would call the layers "
                 "each in an order of its own."
             )
         place = str(self.processes.device)
