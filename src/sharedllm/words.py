@@ -18,6 +18,23 @@ from sharedllm.tree import placed
 SATURATION, BY_LENGTH = 1.2, 0.75  # k1 and b
 
 
+def lengthened(sizes: Tensor) -> Tensor:
+    """What the lengths of parts in tokens, [N], do to the weight of a word in them."""
+    return 1 - BY_LENGTH + BY_LENGTH * sizes / sizes.float().mean().clamp(min=1)
+
+
+def term(counts: Tensor, long: Tensor) -> Tensor:
+    """What one word adds to the score of each part, [N].
+
+    Args:
+        counts: [N], how often it stands there.
+        long: [N], as `lengthened` says.
+    """
+    held = int((counts > 0).sum())
+    rare = torch.tensor((len(counts) - held + 0.5) / (held + 0.5)).log1p()
+    return rare * counts * (SATURATION + 1) / (counts + SATURATION * long)
+
+
 @dataclass(frozen=True)
 class Words:
     """A text and a question, as token ids.
@@ -36,14 +53,11 @@ class Words:
         """
         text, (starts, ends) = self.text.cpu(), placed(lengths_X, borders_XF).T.contiguous()
         sizes = ends - starts
-        scores = torch.zeros(len(ends))
-        long = 1 - BY_LENGTH + BY_LENGTH * sizes / sizes.float().mean().clamp(min=1)
+        scores, long = torch.zeros(len(ends)), lengthened(sizes)
         for token in self.asking.unique().tolist():
             at = (text == token).nonzero().flatten()
             counts = torch.bincount(torch.searchsorted(ends, at, right=True), minlength=len(ends))[: len(ends)]
-            held = int((counts > 0).sum())
-            rare = torch.tensor((len(ends) - held + 0.5) / (held + 0.5)).log1p()
-            scores += rare * counts * (SATURATION + 1) / (counts + SATURATION * long)
+            scores += term(counts, long)
         scores /= scores.max().clamp(min=torch.finfo(torch.float32).tiny)
         sizes_XF = [borders.shape[0] * (borders.shape[1] - 1) for borders in borders_XF]
         parts = zip(scores.split(sizes_XF), borders_XF, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -11,23 +12,25 @@ from threading import Barrier
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 
 from sharedllm import UsageError, WorkError
 from sharedllm.cli import main
 from sharedllm.collection import place
 from sharedllm.collection.engines import LocalEngine
 from sharedllm.collection.read import read_collection
-from sharedllm.collection.search import Collection, is_collection
+from sharedllm.collection.search import Collection, Hit, is_collection
 from sharedllm.collection.sketch import (
     Sketch,
     load_sketch,
+    nearness,
     pack_signs,
     save_sketch,
-    scores,
     sketch_made_of,
     sketch_of,
     unpack_signs,
 )
+from sharedllm.collection.words import Postings
 from sharedllm.collection.worker import Worker
 from sharedllm.prompts import Prompt
 from sharedllm.relevance import represented
@@ -58,7 +61,7 @@ def plain_score(llm, contexts, question):
     mean = torch.cat([row for rows in chunks for row in rows]).mean(0)
     return [
         max(
-            sum(max(float(F.cosine_similarity(q - mean, t - mean, dim=0)) for t in row) for q in asked)
+            sum(max(float(F.cosine_similarity(q - mean, t - mean, dim=0)) for t in row) for q in asked) / len(asked)
             for row in rows
         )
         for rows in chunks
@@ -96,6 +99,7 @@ def test_a_sketch_keeps_the_signs_of_each_tokens_mean(home):
         for token in sorted(set(of.tolist())):
             expected = row[of == token].mean(0) - mean
             assert sketch.chunk[at] == chunk and torch.equal(signs[at] > 0, expected > 0)
+            assert (sketch.token[at], sketch.count[at]) == (token, (of == token).sum())
             at += 1
     assert at == len(sketch.signs)
     again = load_sketch("sketch", save_sketch(sketch))
@@ -132,11 +136,48 @@ def test_a_documents_score_is_that_of_its_nearest_chunk():
 
     def document(*chunks):
         places = torch.arange(len(chunks), dtype=torch.int32).repeat_interleave(torch.tensor([len(c) for c in chunks]))
-        return Sketch(pack_signs(torch.cat([torch.stack(c) for c in chunks])), places, mean)
+        return Sketch(pack_signs(torch.cat([torch.stack(c) for c in chunks])), places, places, places, mean)
 
-    apart, together = scores([document([first], [second]), document([first, second], [-first])], question).tolist()
+    documents = [document([first], [second]), document([first, second], [-first])]
+    apart, together = (float(near.amax()) for near in nearness(documents, question))
     cosine = [float(F.cosine_similarity(q.sign(), q, dim=0)) for q in question]
-    assert together == pytest.approx(sum(cosine)) and apart < together - 0.1
+    assert together == pytest.approx(sum(cosine) / 2) and apart < together - 0.05
+
+
+def plain_words(chunks: list[list[int]], asking: set[int]) -> list[float]:
+    """BM25 of every chunk as a share of the best one's, with k1 = 1.2 and b = 0.75: loops over chunks and words."""
+    mean, found = sum(map(len, chunks)) / len(chunks), []
+    for chunk in chunks:
+        score = 0.0
+        for word in asking:
+            n, held = chunk.count(word), sum(word in other for other in chunks)
+            rare = math.log(1 + (len(chunks) - held + 0.5) / (held + 0.5))
+            score += rare * n * 2.2 / (n + 1.2 * (0.25 + 0.75 * len(chunk) / mean))
+        found.append(score)
+    return [score / max(found) for score in found]
+
+
+def test_words_count_beside_nearness(home, make, tmp_path):
+    config = dataclasses.replace(CONFIG, fine_chunks=1)
+    plain, wordy = (make(dataclasses.replace(config, search_words=weight)) for weight in (0.0, 2.0))
+    (tmp_path / "texts").mkdir()
+    for i in range(8):
+        word = "QZX" if i == 5 else ""  # in no other document; to random weights it is as near as any
+        (tmp_path / "texts" / f"{i}.txt").write_text(text(i, 20 + i) + word)
+    read_collection([str(tmp_path / "texts")], tmp_path / "kept", LocalEngine(Worker(plain, tmp_path / "kept")))
+    near, both = Collection(tmp_path / "kept", plain), Collection(tmp_path / "kept", wordy)
+    question = "QZX"
+    prompt = Prompt(plain.tokenizer, question)
+    asking = torch.tensor(prompt.alone())[prompt.question_mask()[0]]
+    chunks = [c.tolist() for r in near.records for c in near.context([Hit("", r.store, 0, 0.0)]).ids.split(16)]
+    shares = torch.cat(both.postings.shares(asking)).tolist()
+    assert shares == pytest.approx(plain_words(chunks, set(asking.tolist())), abs=1e-5) and max(shares) == 1
+    for opened in (0, 8):
+        assert both.search(question, documents=1, opened=opened)[0].source.endswith("5.txt")
+        scores = {hit.source: hit.score for hit in near.search(question, documents=8, opened=opened)}
+        for hit in both.search(question, documents=8, opened=opened):
+            assert -1e-5 <= hit.score - scores[hit.source] <= 2.0 + 1e-5
+    assert not torch.cat(both.postings.shares(torch.tensor([255]))).any()
 
 
 def test_ask_answers_from_the_documents_found(home, many, capsys):
@@ -178,6 +219,8 @@ def test_sketches_of_earlier_releases_are_read(many):
     old = save_sketch(sketch)
     assert sketch_made_of(data) and sketch_made_of(old) == ""
     assert torch.equal(load_sketch("old", old).signs, sketch.signs)
+    first = load_sketch("first", save({"signs": sketch.signs, "chunk": sketch.chunk, "mean": sketch.mean}))
+    assert first.count.sum() == 0 and not torch.cat(Postings([first]).shares(sketch.token)).any()
     assert [sketch_made_of(broken) for broken in (b"", b"\x02\0\0\0\0\0\0\0[]", b"x" * 9)] == [""] * 3
 
 

@@ -15,7 +15,8 @@ import torch
 
 from sharedllm.collection.place import Place
 from sharedllm.collection.records import KEPT, RECORDS, SKETCHES, STORES, Record, read_records, searchable
-from sharedllm.collection.sketch import Sketch, load_sketch, represented_by, scores
+from sharedllm.collection.sketch import Sketch, load_sketch, nearness, represented_by
+from sharedllm.collection.words import Postings
 from sharedllm.context import Context
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.model import SharedLLM
@@ -35,7 +36,8 @@ class Hit:
     store: str
     tokens: int
     score: float
-    """Of its nearest chunk: the sum over the question's tokens of the cosine with the nearest token there."""
+    """Of its nearest chunk: the mean over the question's tokens of the cosine with the nearest token there, and
+    `config.search_words` times its words as a share of the best chunk's."""
 
 
 class Collection:
@@ -64,6 +66,11 @@ class Collection:
             raise WorkError(f"{self.place.where} lacks {missing[0]}; run `sharedllm encode --separate` again.")
         return [load_sketch(name, read[name]) for name in names]
 
+    @cached_property
+    def postings(self) -> Postings:
+        """Where each token stands."""
+        return Postings(self.sketches)
+
     def search(self, question: str, documents: int = 4, opened: int | None = None) -> list[Hit]:
         """The documents nearest to a question, the nearest first.
 
@@ -76,12 +83,14 @@ class Collection:
         (asked,) = self.llm.query(ids, question_mask=prompt.question_mask().to(self.llm.device))
         if any(len(sketch.mean) != asked.shape[1] for sketch in self.sketches):  # of a record that does not say
             raise self._foreign()
-        near = scores(self.sketches, asked)
+        weight = self.llm.config.search_words
+        words = [weight * some for some in self.postings.shares(ids[0][prompt.question_mask()[0]])]
+        near = best_chunks(nearness(self.sketches, asked), words)
         opened = OPENED * documents if opened is None else opened
         order = near.argsort(descending=True, stable=True)[: max(documents, opened)].tolist()
         chosen, best = [self.records[i] for i in order], near[order]
         if opened:
-            best = self._look_into(chosen, asked)
+            best = best_chunks(self._look_into(chosen, asked), [words[i] for i in order])
         ranked = best.argsort(descending=True, stable=True)[:documents].tolist()
         return [Hit(chosen[i].source, chosen[i].store, chosen[i].tokens, float(best[i])) for i in ranked]
 
@@ -102,14 +111,19 @@ class Collection:
             f"{self.place.where} was made with another model or adapter; ask it with the one that read it."
         )
 
-    def _look_into(self, records: Sequence[Record], question_QR: torch.Tensor) -> torch.Tensor:
-        """How near the nearest chunk of each document is to a question, from its store; [documents]."""
+    def _look_into(self, records: Sequence[Record], question_QR: torch.Tensor) -> list[torch.Tensor]:
+        """How near each chunk is to a question, from the stores; [chunks] a document, the mean over Q."""
         contexts = [Context.load(self.folder(record.store), self.llm) for record in records]
         whole, config = Context.compose(contexts), self.llm.config
         borders = [tree_borders(block.lengths, config.tree_depth) for block in whole.blocks]
         spans = span_scores(whole.blocks, config, question_QR, borders)
         roots = [node_scores(some, config.search_by)[0][:, 0] for some in spans]
-        return torch.stack([part.amax() for part in torch.cat(roots).split([c.chunks for c in contexts])])
+        return list((torch.cat(roots) / len(question_QR)).split([c.chunks for c in contexts]))
+
+
+def best_chunks(near: Sequence[torch.Tensor], words: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of each document its nearest chunk, by meaning and words together; [documents]."""
+    return torch.stack([(here.cpu() + there).amax() for here, there in zip(near, words, strict=True)])
 
 
 def is_collection(source: str) -> bool:

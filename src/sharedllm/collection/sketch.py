@@ -1,8 +1,8 @@
 """A sketch of a document: the signs of its tokens' representations, by which a question finds it while its store stays closed.
 
 They live in the space that questions are compared in (`relevance`). In each chunk the occurrences of one token are one
-vector, their mean; of it, less the document's mean, the signs alone are kept, a bit a number. That is two thousandths of
-what a store takes, and ranks documents nearly as all of their tokens do; clusters of alike tokens, or every fourth token,
+vector, their mean; of it, less the document's mean, the signs alone are kept, a bit a number, beside the token's id and how
+often it stands there, for the words of a question. That is less than three thousandths of what a store takes, and ranks documents nearly as all of their tokens do; clusters of alike tokens, or every fourth token,
 lose the rare words that questions ask for (measured by tools/probes/sketches.py).
 
 Shapes: V vectors of a document, R size of a representation, Q tokens of a question.
@@ -25,6 +25,8 @@ from sharedllm.context import Context
 from sharedllm.errors import WorkError
 from sharedllm.relevance import represented
 
+KIND = "sketch 2"  # 1 had no words
+
 
 @dataclass
 class Sketch:
@@ -34,8 +36,17 @@ class Sketch:
     """[V, ceil(R / 8)], uint8: bit i of byte j is set where number 8j + i is above zero."""
     chunk: Tensor
     """[V], number of the chunk, from 0, ascending, int32."""
+    token: Tensor
+    """[V], id of the token, int32."""
+    count: Tensor
+    """[V], how often it stands in the chunk, int16."""
     mean: Tensor
     """[R], of the representations of all its tokens, float32."""
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the document has."""
+        return int(self.chunk[-1]) + 1
 
 
 def sketch_of(context: Context, config: SharedConfig) -> Sketch:
@@ -47,9 +58,11 @@ def sketch_of(context: Context, config: SharedConfig) -> Sketch:
             rows.append((reps[mask], context.ids[before + at[mask]]))
             before += length
     mean = torch.cat([reps for reps, _ in rows]).mean(0)
-    vectors = [by_token(reps, ids) - mean for reps, ids in rows]
-    chunk = torch.arange(len(rows), dtype=torch.int32).repeat_interleave(torch.tensor([len(v) for v in vectors]))
-    return Sketch(pack_signs(torch.cat(vectors)), chunk, mean)
+    words = [ids.unique(return_counts=True) for _, ids in rows]
+    signs = [pack_signs(by_token(reps, ids) - mean) for reps, ids in rows]
+    chunk = torch.arange(len(rows), dtype=torch.int32).repeat_interleave(torch.tensor([len(s) for s in signs]))
+    token, count = (torch.cat(part) for part in zip(*words, strict=True))
+    return Sketch(torch.cat(signs), chunk, token.to(torch.int32), count.to(torch.int16), mean)
 
 
 def represented_by(config: SharedConfig) -> str:
@@ -76,18 +89,18 @@ def unpack_signs(signs: Tensor, size: int) -> Tensor:
     return bits.flatten(1)[:, :size].float() * 2 - 1
 
 
-def scores(sketches: Sequence[Sketch], question_QR: Tensor) -> Tensor:
-    """How near each document's nearest chunk is to a question, [documents]: late interaction over the vectors."""
+def nearness(sketches: Sequence[Sketch], question_QR: Tensor) -> list[Tensor]:
+    """How near each chunk is to a question, [chunks] a document: late interaction over the vectors, the mean over Q."""
     question = question_QR.float().cpu()
     found = []
     for sketch in sketches:
         asked = F.normalize(question - sketch.mean, dim=1)
         size = asked.shape[1]
         cosines = unpack_signs(sketch.signs, size) @ asked.T / size**0.5
-        best = cosines.new_full((int(sketch.chunk[-1]) + 1, len(asked)), -1.0)
+        best = cosines.new_full((sketch.chunks, len(asked)), -1.0)
         best.scatter_reduce_(0, sketch.chunk.long()[:, None].expand_as(cosines), cosines, "amax")
-        found.append(best.sum(1).amax())
-    return torch.stack(found)
+        found.append(best.mean(1))
+    return found
 
 
 def save_sketch(sketch: Sketch, made_of: str = "") -> bytes:
@@ -116,6 +129,8 @@ def load_sketch(name: str, data: bytes) -> Sketch:
         WorkError: it is broken.
     """
     try:
-        return Sketch(**load(data))
-    except (SafetensorError, TypeError, ValueError) as error:
+        kept = load(data)
+        unsaid = torch.zeros_like(kept["chunk"])
+        return Sketch(**{"token": unsaid - 1, "count": unsaid, **kept})  # the first kind had no words
+    except (SafetensorError, TypeError, ValueError, KeyError) as error:
         raise WorkError(f"{name} is broken ({error}); remove it and encode again.") from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from sharedllm.collection.place import Place
 from sharedllm.collection.records import FAILED, KEPT, SEARCHED_BY, SKETCHES, STORES, Record, store_name
-from sharedllm.collection.sketch import represented_by, save_sketch, sketch_made_of, sketch_of
+from sharedllm.collection.sketch import KIND, represented_by, save_sketch, sketch_made_of, sketch_of
 from sharedllm.collection.sources import Source, read_bytes
 from sharedllm.errors import SharedLLMError
 from sharedllm.extract import text_of
@@ -68,7 +68,7 @@ class Worker:
     def _keep(self, source: str, name: str, text: str) -> int:
         """Read a text into the store `name`, unless it is there; returns its tokens."""
         ids = self.llm.reader.token_ids(text)
-        sketch, made_of = f"{SKETCHES}/{name}.safetensors", chunk_name(self.made_with(), ids)
+        sketch, made_of = f"{SKETCHES}/{name}.safetensors", chunk_name(f"{self.made_with()} {KIND}", ids)
         with self.place.store(f"{STORES}/{name}") as folder:
             library = Library(folder, self.llm, self.compact)
             if not (library.holds(source, ids) and sketch_made_of(self.place.read(sketch) or b"") == made_of):
