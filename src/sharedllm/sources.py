@@ -172,7 +172,9 @@ def _read_bounded(name: str, stream: IO[Any], head: bytes, max_bytes: int) -> by
         chunks.append(chunk.encode("utf-8", "surrogatepass") if isinstance(chunk, str) else chunk)
         size += len(chunks[-1])
     if size > max_bytes:
-        raise UsageError(f"'{name}' is larger than the limit of {max_bytes:,} bytes: split it, or save it as plain text.")
+        raise UsageError(
+            f"'{name}' is larger than the limit of {max_bytes:,} bytes: split it, or save it as plain text."
+        )
     return b"".join(chunks)
 
 

@@ -184,21 +184,26 @@ def test_a_document_that_is_read_before_it_is_listed_is_chosen(page, tmp_path):
     assert "at-once.txt: ready." in page.text("#read")
 
 
-def test_a_reading_is_looked_for_until_the_server_answers(page, tmp_path):
+AWAY = "throw new TypeError('refused')"
+PROXY = "return new Response('<html>', {{ status: {} }})"  # what stands before a server that is started anew
+
+
+@pytest.mark.parametrize("away", [AWAY, *map(PROXY.format, (429, 502, 503, 504))])
+def test_a_reading_is_looked_for_until_the_server_answers(page, tmp_path, away):
     """A server that is started anew: what tells of a reading ends, and then the list cannot be had."""
     replace_fetch(
         page,
         """let lost = 0, listed = false;
         window.fetch = async (path, about = {}) => {
           if (path.endsWith("/events") && !lost) { lost = 1; return new Response(""); }
-          if (path === "/v1/contexts" && !about.method && lost === 1) { lost = 2; throw new TypeError("refused"); }
+          if (path === "/v1/contexts" && !about.method && lost === 1) { lost = 2; AWAY; }
           const answer = await sent(path, about);
           if (path !== "/v1/contexts" || about.method || listed) return answer;
           listed = true;
           const told = await answer.json();
           told.data.at(-1).status = "reading";
           return new Response(JSON.stringify(told));
-        };""",
+        };""".replace("AWAY", away),
     )
     file = tmp_path / "restarted.txt"
     file.write_text(f"Of the restart. {LONG}")
@@ -206,6 +211,46 @@ def test_a_reading_is_looked_for_until_the_server_answers(page, tmp_path):
     page.wait("document.getElementById('read').textContent.includes('asked again')", 20)
     page.wait(CHOSEN.format("'restarted.txt'"), 20)
     assert page.text("#read") == "restarted.txt: ready." and page.js(f"{ERROR}.hidden")
+
+
+def test_a_proxy_without_its_server_is_told_in_a_sentence(page):
+    replace_fetch(
+        page,
+        "window.fetch = (path, about) => path === '/v1/chat/completions' "
+        "? Promise.resolve(new Response('<html>', { status: 502 })) : sent(path, about);",
+    )
+    send(page, QUESTION)
+    page.wait(f"!{ERROR}.hidden")
+    assert page.text("#error") == "The server is starting again, or has too much to do. Try again in a moment."
+
+
+def test_what_is_wrong_with_a_question_stays_while_a_reading_is_followed(page, tmp_path):
+    """What tells of the reading ends each time at once, so that it is looked for every two seconds."""
+    replace_fetch(
+        page,
+        """window.looked = 0;
+        window.reading = true;
+        window.fetch = async (path, about = {}) => {
+          if (path === "/v1/chat/completions") return new Response("");
+          if (path.endsWith("/events")) { looked += 1; return new Response(""); }
+          const answer = await sent(path, about);
+          if (path !== "/v1/contexts" || about.method) return answer;
+          const told = await answer.json();
+          if (reading) told.data.at(-1).status = "reading";
+          return new Response(JSON.stringify(told));
+        };""",
+    )
+    file = tmp_path / "followed.txt"
+    file.write_text(f"Of what is followed. {LONG}")
+    page.upload("#files", file)
+    page.wait("looked > 0")
+    send(page, QUESTION)
+    page.wait(f"!{ERROR}.hidden")
+    page.js("window.looked = 0")
+    page.wait("looked > 1", 20)
+    assert page.text("#error") == "The connection to the server broke off. Ask again."
+    page.js("void (window.reading = false)")
+    page.wait(CHOSEN.format("'followed.txt'"), 20)
 
 
 def test_a_document_that_was_deleted_elsewhere_leaves_the_list(page, tmp_path):

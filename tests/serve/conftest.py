@@ -53,7 +53,8 @@ def started(folder, llm=None, **changes):
         thread.join(30)
         assert not thread.is_alive(), "the server does not end"
 
-    return SimpleNamespace(service=service, llm=service.llm, url=f"http://127.0.0.1:{port}", stop=stop)
+    url = f"http://127.0.0.1:{port}"
+    return SimpleNamespace(service=service, llm=service.llm, url=url, stop=stop, ended=thread)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def test_what_memory_cannot_hold_is_refused_before_it_is_read(tmp_path):
             assert_refused(http.post(CHAT, json=asks), 413, "split it")
             after = http.get(f"{CONTEXTS}/{key}").json()
             assert (after["documents"], after["tokens"], after["status"]) == (before["documents"], len(LONG), "ready")
-        assert len(list((tmp_path / "contexts").iterdir())) == 1 and not running.service.shelf.prompts
+        assert len(list((tmp_path / "contexts").iterdir())) == 1 and not running.service.shelf.kept.prompts
     finally:
         running.stop()
 

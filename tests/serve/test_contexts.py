@@ -13,6 +13,7 @@ from sharedllm.prompts import Prompt
 from tests.contexts import assert_same_chunks, encoded
 from tests.serve.conftest import LONG, read, started, tiny_llm, upload
 from tests.serve.test_budget import bytes_of
+from tests.serve.test_wrong import assert_refused
 
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
@@ -36,6 +37,24 @@ def test_a_context_is_followed_listed_appended_to_and_deleted(http, served):
     assert_same_chunks(context, encoded(served.llm, context.ids))
     assert http.delete(f"/v1/contexts/{key}").json()["deleted"]
     assert http.get(f"/v1/contexts/{key}").status_code == 404
+
+
+def test_a_question_is_not_answered_without_what_is_being_appended(http, served, monkeypatch):
+    key, go, rows = upload(http), threading.Event(), served.llm.reader.encode_rows
+    body = {"messages": [{"role": "user", "content": "Why?"}], "context": key, "max_tokens": 2}
+    before = http.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens"]
+    monkeypatch.setattr(served.llm.reader, "encode_rows", lambda *a, **k: (go.wait(60), rows(*a, **k))[1])
+    try:
+        http.post(f"/v1/contexts/{key}", files={"file": ("more.txt", LONG.encode())})
+        for path in ("/v1/chat/completions", "/v1/map"):
+            refused = http.post(path, json=body)
+            assert_refused(refused, 409, "still being read")
+            assert refused.json()["error"]["code"] == "context_not_ready" and int(refused.headers["Retry-After"]) > 0
+    finally:
+        go.set()
+    read(http, key)
+    after = http.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens"]
+    assert after == before + len("\n\n") + len(LONG)
 
 
 def test_all_readings_are_followed_over_one_connection(http, served, monkeypatch):
@@ -201,16 +220,16 @@ def test_a_map_ends_when_it_is_late_or_nobody_hears_it(http, served, monkeypatch
 
 
 def test_prompts_may_be_forgotten_while_a_known_one_is_sought(http, served, monkeypatch):
-    shelf = served.service.shelf
+    prompts = served.service.shelf.prompts
     asks = [{"messages": [{"role": "user", "content": f"{i} {LONG}\n\nWhy?"}], "max_tokens": 1} for i in range(3)]
     for body in asks[:2]:
         assert http.post("/v1/chat/completions", json=body).status_code == 200
 
     def forget(_ids, entry):
-        shelf.prompts.pop(entry.id, None)
+        prompts.kept.prompts.pop(entry.id, None)
         return 0
 
-    monkeypatch.setattr(shelf, "_shared", forget)
+    monkeypatch.setattr(prompts, "_shared", forget)
     assert http.post("/v1/chat/completions", json=asks[2]).status_code == 200
 
 

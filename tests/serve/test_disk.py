@@ -51,6 +51,47 @@ def test_a_context_that_cannot_be_written_is_answered_from_memory(http, monkeypa
     assert "sharedllm_disk_errors_total 1.0" in http.get("/metrics").text
 
 
+def test_what_a_full_disk_did_not_take_is_written_later(tmp_path, monkeypatch):
+    from sharedllm.context import Context
+    from sharedllm.serve import keeping
+    from sharedllm.serve.service import Service
+    from sharedllm.serve.settings import Settings
+
+    def opened():
+        service = Service(tiny_llm(), Settings(tmp_path))  # its engine does nothing by itself
+        service.shelf.open()
+        return service
+
+    def read(service, text):
+        entry = service.shelf.add("a.txt", service.llm.reader.token_ids(text))
+        while service.engine._work:
+            service.engine._advance()
+        service.shelf.kept.later(lambda: None).result()
+        return entry
+
+    service, saves = opened(), []
+    with monkeypatch.context() as broken:
+        broken.setattr(Context, "save", lambda *_: (saves.append(1), full()))
+        entries = [read(service, text) for text in (LONG, LONG[::-1])]
+        assert not any(entry.saved for entry in entries) and len(saves) == 2, "it is not tried again at once"
+    assert read(service, f"{LONG}!").saved and not any(entry.saved for entry in entries)
+    later = service.shelf.kept._retry
+    assert later - keeping.time.monotonic() <= keeping.RETRY_SECONDS
+    with monkeypatch.context() as waited:
+        waited.setattr(keeping.time, "monotonic", lambda: later)
+        service.shelf.kept.later(service.shelf.kept.fit).result()
+    assert all(entry.saved for entry in entries)
+    with monkeypatch.context() as broken:
+        broken.setattr(Context, "save", full)
+        last = read(service, f"{LONG}?")
+    assert not last.saved
+    service.shelf.close()
+    after = opened().shelf
+    assert {key: entry.status for key, entry in after.contexts.items()} == dict.fromkeys(
+        service.shelf.contexts, "ready"
+    )
+
+
 def test_contexts_on_the_disk_are_bounded(tmp_path):
     llm = tiny_llm()
     running = started(tmp_path, llm=llm, context_disk_bytes=bytes_of(llm, LONG, tmp_path) * 3 // 2)

@@ -141,7 +141,7 @@ def test_what_the_full_queue_refuses_is_not_split_first(http, served, monkeypatc
 def test_the_log_of_an_error_says_what_and_where_and_never_its_words(caplog):
     import sys
 
-    from sharedllm.serve.engine import as_api_error
+    from sharedllm.serve.failures import as_api_error
     from sharedllm.serve.run import Lines
 
     secret = "my dear diary"

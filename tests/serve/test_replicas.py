@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -65,55 +66,121 @@ def test_without_ray_replicas_say_how_to_install_it(monkeypatch, capsys):
     assert ended.value.code == 2 and "pip install 'sharedllm[ray]'" in said and said.count("\n") == 1
 
 
-def test_a_replica_is_killed_under_load_and_no_request_is_lost(cluster, home, tmp_path):  # noqa: F811
+@contextmanager
+def replicated_server(home, folder, replicas, **options):  # noqa: F811
+    """A client of replicas of the tiny model under Ray Serve."""
     httpx = pytest.importorskip("httpx", reason="httpx is not installed")
-    psutil = pytest.importorskip("psutil")
     serve = pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'sharedllm[ray]'")
     from sharedllm.serve.replicas import NAME, replicated
     from sharedllm.serve.settings import Settings
 
-    def replicas() -> list[int]:
-        family = psutil.Process().children(recursive=True)
-        return [p.pid for p in family if f"ServeReplica:{NAME}" in " ".join(p.cmdline())]
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = Settings(folder=tmp_path / "store", window=48, grace=5.0)
+    settings = Settings(folder=folder, window=48, grace=5.0)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(replicated(home.loading, settings, 2, threads=1, ray_actor_options={"num_cpus": 0.5}), name=NAME)
+    options = {"ray_actor_options": {"num_cpus": 0.5}, **options}
+    serve.run(replicated(home.loading, settings, replicas, threads=1, **options), name=NAME)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-            key = upload(client, LONG)
-            expected = client.post("/v1/chat/completions", json={**QUESTION, "context": key}).json()["choices"]
-            answers, failures = [], []
-
-            def ask(session: int) -> None:
-                for _ in range(6):
-                    until = time.monotonic() + 240
-                    while time.monotonic() < until:
-                        try:
-                            answer = client.post("/v1/chat/completions", json={**QUESTION, "context": key}, headers={"x-session-id": str(session)})  # fmt: skip
-                        except httpx.HTTPError as error:
-                            failures.append(str(error))
-                        else:
-                            if answer.status_code == 200:
-                                answers.append(answer.json()["choices"])
-                                break
-                            failures.append(answer.text)
-                        time.sleep(0.2)
-
-            threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
-            for thread in threads:
-                thread.start()
-            before = replicas()
-            while len(answers) < 4:
-                time.sleep(0.05)
-            os.kill(before[0], signal.SIGKILL)
-            for thread in threads:
-                thread.join(300)
-            assert len(before) == 2 and len(answers) == 24, failures
-            assert all(answer == expected for answer in answers)
-            assert client.get(f"/v1/contexts/{key}").json()["status"] == "ready"
+            yield client
     finally:
         serve.shutdown()
+
+
+def running() -> list[int]:
+    """Process ids of the replicas."""
+    psutil = pytest.importorskip("psutil")
+    from sharedllm.serve.replicas import NAME
+
+    family = psutil.Process().children(recursive=True)
+    return [p.pid for p in family if f"ServeReplica:{NAME}" in " ".join(p.cmdline())]
+
+
+def test_a_replica_is_killed_under_load_and_no_request_is_lost(cluster, home, tmp_path):  # noqa: F811
+    httpx = pytest.importorskip("httpx", reason="httpx is not installed")
+    with replicated_server(home, tmp_path / "store", 2) as client:
+        key = upload(client, LONG)
+        expected = client.post("/v1/chat/completions", json={**QUESTION, "context": key}).json()["choices"]
+        answers, failures = [], []
+
+        def ask(session: int) -> None:
+            for _ in range(6):
+                until = time.monotonic() + 240
+                while time.monotonic() < until:
+                    try:
+                        answer = client.post("/v1/chat/completions", json={**QUESTION, "context": key}, headers={"x-session-id": str(session)})  # fmt: skip
+                    except httpx.HTTPError as error:
+                        failures.append(str(error))
+                    else:
+                        if answer.status_code == 200:
+                            answers.append(answer.json()["choices"])
+                            break
+                        failures.append(answer.text)
+                    time.sleep(0.2)
+
+        threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        before = running()
+        while len(answers) < 4:
+            time.sleep(0.05)
+        os.kill(before[0], signal.SIGKILL)
+        for thread in threads:
+            thread.join(300)
+        assert len(before) == 2 and len(answers) == 24, failures
+        assert all(answer == expected for answer in answers)
+        assert client.get(f"/v1/contexts/{key}").json()["status"] == "ready"
+
+
+def test_there_are_more_replicas_where_there_are_more_requests(cluster, home, tmp_path):  # noqa: F811
+    sooner = {"target_ongoing_requests": 1, "upscale_delay_s": 1, "metrics_interval_s": 0.5, "look_back_period_s": 2}
+    with replicated_server(home, tmp_path / "store", (1, 2), autoscaling_config=sooner) as client:
+        assert len(running()) == 1
+        done, answers = threading.Event(), []
+
+        def ask() -> None:
+            while not done.is_set():
+                answers.append(client.post("/v1/chat/completions", json={**QUESTION, "max_tokens": 24}).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 120
+        while len(running()) < 2 and time.monotonic() < until:
+            time.sleep(0.2)
+        done.set()
+        for thread in threads:
+            thread.join(120)
+        assert len(running()) == 2 and set(answers) == {200}
+
+
+def test_a_replica_whose_model_ends_is_replaced(cluster, home, tmp_path, monkeypatch):  # noqa: F811
+    from sharedllm.serve import replicas
+
+    order = tmp_path / "order"
+
+    class Ending(replicas.Replica):
+        """Its model ends when it is ordered to."""
+
+        def check_health(self) -> None:
+            if order.exists():
+                order.unlink()
+                engine = self.app.state.service.engine
+                engine._turn = None
+                engine.do(nothing for nothing in ())
+                engine._thread.join(30)
+            super().check_health()
+
+    monkeypatch.setattr(replicas, "Replica", Ending)
+    with replicated_server(home, tmp_path / "store", 1, health_check_period_s=1) as client:
+        before = running()
+        assert client.post("/v1/chat/completions", json=QUESTION).status_code == 200
+        order.touch()
+        until = time.monotonic() + 120
+        while (not running() or running() == before) and time.monotonic() < until:
+            time.sleep(0.5)
+        assert len(before) == 1 and running() != before
+        while client.post("/v1/chat/completions", json=QUESTION).status_code != 200 and time.monotonic() < until:
+            time.sleep(0.5)
+        assert client.get("/health").status_code == 200

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
@@ -9,7 +11,7 @@ hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not install
 
 from tests.serve.conftest import upload  # noqa: E402
 
-EXAMPLES = 4  # of each operation
+EXAMPLES = int(os.environ.get("EXAMPLES", "4"))  # of each operation; EXAMPLES=100 looks harder
 
 
 def test_no_request_of_the_schema_breaks_the_server(http, served):

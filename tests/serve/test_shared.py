@@ -34,7 +34,7 @@ def settle(service) -> None:
     while service.engine._work:
         service.engine._advance()
     for _ in range(2):
-        service.shelf._disk.submit(lambda: None).result()
+        service.shelf.kept.later(lambda: None).result()
 
 
 def begin(a, b):
@@ -111,6 +111,42 @@ def test_of_two_servers_that_append_at_once_one_is_told(pair, monkeypatch):
     assert b.shelf.get(key).documents == ["items.txt", "more.txt"]
 
 
+def test_a_context_that_is_let_go_twice_at_once_is_not_found(pair, monkeypatch):
+    a, b = pair
+    key, _ = begin(a, b)
+    settle(a)
+    a.shelf.delete(key)
+    settle(a)
+    looked = []
+
+    def nested(folder):
+        if not looked:
+            looked.append(True)
+            with pytest.raises(ApiError, match="there is no context"):
+                b.shelf.get(key)
+        return state_of(folder)
+
+    monkeypatch.setattr("sharedllm.serve.shelf.state_of", nested)
+    with pytest.raises(ApiError, match="there is no context"):
+        b.shelf.get(key)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_context_that_is_deleted_while_it_is_appended_to_stays_deleted(tmp_path, monkeypatch, shared):
+    service = Service(tiny_llm(), Settings(tmp_path, shared=shared))
+    shelf = service.shelf
+    shelf.open()
+    key = shelf.add("items.txt", service.llm.reader.token_ids(LONG)).id
+    settle(service)
+    folder = shelf.get(key).folder
+    monkeypatch.setattr(shelf.kept.budget, "check_disk", lambda *_: shelf.delete(key))
+    with pytest.raises(ApiError, match="there is no context") as refused:
+        shelf.append(key, "more.txt", service.llm.reader.token_ids(" One more."))
+    assert refused.value.status == 404
+    settle(service)
+    assert not folder.exists() and not shelf.contexts
+
+
 def test_a_context_that_one_server_says_is_ready_is_so_on_all(pair, monkeypatch):
     a, b = pair
     key, _ = begin(a, b)
@@ -121,7 +157,7 @@ def test_a_context_that_one_server_says_is_ready_is_so_on_all(pair, monkeypatch)
         seen.append(b.shelf.get(key).status)  # before the writing server has removed the text
 
     monkeypatch.setattr(Entry, "save_about", watched)
-    a.shelf._disk.submit(disk.wait)
+    a.shelf.kept.later(disk.wait)
     while a.engine._work:
         a.engine._advance()
     assert a.shelf.get(key).status == "reading" and a.shelf.get(key).describe()["read_tokens"] == len(LONG)

@@ -42,10 +42,26 @@ def test_older_messages_are_read_and_the_newest_stay():
 def test_a_long_message_keeps_its_first_and_last_paragraph():
     text = "\n\n".join(["Read.", "p" * 150, "q" * 100, "Who?"])
     window, read, found = split(("user", text))
-    assert window == "Read.\n\nWho?\n\nAnswer:" and read == f"{'p' * 150}\n\n{'q' * 100}"
+    assert window == "Read.\n\nWho?\n\nAnswer:" and read == text.removesuffix("\n\nWho?")
     assert asked(found) == "Read.\n\nWho?"
     window, read, _ = split(("user", "z" * 300))
     assert window.count("z") <= 40 and window.count("z") + read.count("z") == 300, "nothing is lost"
+
+
+def test_of_a_long_message_is_read_what_the_next_turn_reads_first():
+    text = "\n Read.\n\n\n\n" + "p" * 150 + " \n \n\n\n" + "q" * 100 + "\n\n\n\nWho?\n\n"
+    window, read, _ = split(("user", text))
+    assert window == "\n Read.\n\nWho?\n\nAnswer:" and read == text[: text.index("\n\n\n\nWho?")]
+    _, after, _ = split(("user", text), ("assistant", "No."), ("user", "Why?"))
+    assert after.startswith(text) and after.startswith(read)
+
+
+@pytest.mark.parametrize("size", range(4))
+def test_a_long_paragraph_is_cut_between_characters(size):
+    text = "x" * size + "😀" * 80
+    window, read, _ = split(("user", text))
+    kept = window.removesuffix("\n\nAnswer:")
+    assert read + kept == text and 5 <= len(kept) <= 10, "about 40 bytes of it stay"
 
 
 def test_a_given_context_is_read_in_the_window_if_it_fits():

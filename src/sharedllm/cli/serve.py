@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,9 +19,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LEVELS = ("debug", "info", "warning", "error")
 
 HostOption = Annotated[str, typer.Option("--host", help="Address to listen on; others than 127.0.0.1 let others in.")]
-KeyOption = Annotated[
-    str | None, typer.Option("--api-key", envvar="SHAREDLLM_API_KEY", help="Key that clients must send.")
-]
+KEY = "SHAREDLLM_API_KEY"
+KeyOption = Annotated[str | None, typer.Option("--api-key", envvar=KEY, help="Key that clients must send.")]
 NameOption = Annotated[list[str] | None, typer.Option("--allow-host", help="A name that clients call this server by.")]
 ShareOption = Annotated[
     float, typer.Option("--reading-share", help="Share of the time for reading while answers are written.")
@@ -61,16 +61,18 @@ def serve(
     from sharedllm.errors import UsageError
 
     check_choice("--log-level", log_level, LEVELS)
+    if ray_address is not None and replicas is None:
+        raise UsageError("--ray-address is for --replicas; say how many, or leave it out.")
     if not 0 <= port < 65536:
         raise UsageError(f"--port is {port}; it must lie between 0 and 65535.")
     _installed()
     from sharedllm.serve.settings import Settings
 
-    loopback = host in LOOPBACK
+    key = os.environ.get(KEY) if api_key is None else api_key  # typer takes an empty variable for none
     settings = Settings(
         folder=folder or Path.home() / ".local" / "share" / "sharedllm" / "serve",
-        api_key=api_key or None,
-        hosts=(*LOOPBACK, *(allow_host or [])) if loopback or allow_host else (),
+        api_key=key,
+        hosts=_names(host, allow_host or [], key),
         rows=rows,
         queue=queue,
         window=window,
@@ -83,15 +85,19 @@ def serve(
         requests_a_minute=rate,
         grace=grace,
     )
-    if not loopback and settings.api_key is None:
+    if host not in LOOPBACK and settings.api_key is None:
         common.say(f"sharedllm: anyone who reaches {host}:{port} can use this server; --api-key asks for a key.")
     loading: dict[str, Any] = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
     if replicas is not None:
         from sharedllm.serve.replicas import run_until_told
 
-        run_until_told(loading, settings, _replicas(replicas), host, port, ray_address)
+        about = {"seed": seed, "log_level": log_level}
+        run_until_told(loading, settings, _replicas(replicas), host, port, ray_address, **about)
         return
-    _run(common.load(**loading, seed=seed), settings, host, port, log_level)
+    from sharedllm.serve.folder import held
+
+    with held(settings.folder):
+        _run(common.load(**loading, seed=seed), settings, host, port, log_level)
 
 
 def _installed() -> None:
@@ -103,6 +109,12 @@ def _installed() -> None:
         import_module("sharedllm.serve.service")
     except ModuleNotFoundError as error:
         raise UsageError(f"the server needs the package {error.name}; install sharedllm[serve].") from error
+
+
+def _names(host: str, allowed: list[str], key: str | None) -> tuple[str, ...]:
+    """Names that clients may call a server by which listens on `host`, as `Settings.hosts` has them."""
+    names = [*LOOPBACK, *allowed] if host in LOOPBACK else allowed or ([] if key else [host])
+    return tuple(name.lower() for name in names)
 
 
 def _run(llm: SharedLLM, settings: Settings, host: str, port: int, log_level: str) -> None:

@@ -13,8 +13,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from sharedllm.serve import routes_completions, routes_contexts, routes_map, routes_operation
-from sharedllm.serve.engine import as_api_error
-from sharedllm.serve.failures import ApiError
+from sharedllm.serve.bodies import Invalid
+from sharedllm.serve.failures import ApiError, as_api_error
 from sharedllm.serve.guard import Guard
 from sharedllm.serve.service import Service
 
@@ -37,9 +37,11 @@ def application(service: Service) -> FastAPI:
     app = FastAPI(title="SharedLLM", lifespan=lifespan, docs_url=None, redoc_url=None)
     for part in (routes_completions, routes_contexts, routes_map, routes_operation):
         app.include_router(part.routes(service))
-    app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
+    app.state.service = service
+    app.add_middleware(Guard, service=service)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Invalid, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _failed)
     return app

@@ -48,6 +48,8 @@ class Prepared:
     split: Split
     most: int
     usage: Usage
+    reading: bool = False
+    """Whether what of it is read is being read now."""
 
 
 def composed(service: Service, asked: Prepared) -> Generator[None, None, Context]:
@@ -56,7 +58,9 @@ def composed(service: Service, asked: Prepared) -> Generator[None, None, Context
     for entry, context in zip(asked.entries, asked.contexts, strict=True):
         parts.append((yield from service.shelf.encoded(entry, context)))
     if reads is not None:
-        said, known = yield from service.shelf.prompt(reads)
+        asked.reading = True
+        said, known = yield from service.shelf.prompts.context(reads)
+        asked.reading = False
         asked.usage.known_tokens += known
         asked.usage.read_tokens = len(reads) - known
         parts.append(said)
@@ -80,6 +84,7 @@ class Asked:
             stops=ask.stops,
             send=self._send,
             deadline=time.monotonic() + service.settings.seconds,
+            reading=lambda: prepared.reading,
         )
 
     def _send(self, event: Event) -> None:

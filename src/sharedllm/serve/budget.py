@@ -79,15 +79,12 @@ class Budget:
                     over -= self._freed(entry, context)
                 elif prompts.get(entry.id) is entry:
                     over -= context.nbytes
-                    entry.deleted = True
-                    prompts.pop(entry.id, None)
+                    _forget(entry, prompts)
         over = sum(e.disk_bytes for e in list(prompts.values()) if e.saved) - self.settings.prompt_disk_bytes
         for entry in entries:
             if over > 0 and entry.saved and prompts.get(entry.id) is entry:
                 over -= entry.disk_bytes
-                entry.deleted = True
-                prompts.pop(entry.id, None)
-                entry.remove()
+                _forget(entry, prompts)
 
     def _freed(self, entry: Entry, context: Context) -> int:
         """Let an entry's context leave memory, unless another has taken its place meanwhile; bytes that this frees."""
@@ -97,6 +94,12 @@ class Budget:
             log.warning("a context stays in memory", extra={"context": entry.id, "reason": str(error)})
             return 0
         return context.nbytes if entry.leave_memory(context, stored) else 0
+
+
+def _forget(entry: Entry, prompts: dict[str, Entry]) -> None:
+    entry.deleted = True
+    prompts.pop(entry.id, None)
+    entry.remove()  # its folder may hold what it grew from though it was not written itself
 
 
 def held_bytes(entries: Iterable[Entry]) -> int:

@@ -7,7 +7,6 @@ within it what prepares answers goes before what reads texts (`work.py`).
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
 import threading
@@ -19,13 +18,12 @@ from typing import Any
 
 import torch
 
-from sharedllm.errors import UsageError
 from sharedllm.hardware import trim
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import end_tokens
 from sharedllm.quote import inserted
 from sharedllm.serve.batch import Batch, TakenIn, take_in
-from sharedllm.serve.failures import ApiError, traced
+from sharedllm.serve.failures import ApiError, as_api_error, too_late, traced
 from sharedllm.serve.metrics import Metrics
 from sharedllm.serve.settings import Settings
 from sharedllm.serve.task import Ended, Row, Task
@@ -43,6 +41,8 @@ class Engine:
     def __init__(self, llm: SharedLLM, settings: Settings, metrics: Metrics) -> None:
         self.llm, self.settings, self.metrics = llm, settings, metrics
         self.draining = False
+        self.failed = False
+        """Whether its thread has ended by an error: nothing is answered any more, and the process should end."""
         self.tokens_per_second = 0.0
         """Of the whole model over a piece of text, measured at the start."""
         self._changed = threading.Condition()
@@ -113,7 +113,7 @@ class Engine:
         """Take no more tasks, give those that are here `grace` seconds, then end."""
         self.draining = True
         until = time.monotonic() + grace
-        while time.monotonic() < until and (self._waiting or self._preparing or self._rows):
+        while self.alive and time.monotonic() < until and (self._waiting or self._preparing or self._rows):
             time.sleep(0.02)
         with self._changed:
             self._stopped = True
@@ -137,6 +137,7 @@ class Engine:
                 pass
         except Exception as error:
             log.error("the thread that owns the model has ended", extra={"trace": traced(error)})
+            self.failed = self.draining = True
         finally:
             self._end()
 
@@ -205,7 +206,7 @@ class Engine:
                 if task.cancelled:
                     return
                 if task.late:
-                    raise too_late()
+                    raise too_late(task.reading())
                 try:
                     next(slices)
                 except StopIteration as end:
@@ -299,23 +300,3 @@ class Engine:
                 self._work.put(work)
         if decoding:
             self._credit -= time.perf_counter() - started
-
-
-def too_late() -> ApiError:
-    return ApiError(504, "the answer took longer than this server allows; ask for a shorter one.", "timeout")
-
-
-def as_api_error(error: Exception) -> ApiError:
-    """What a client is told of an error; one that was not foreseen is logged, and says nothing of itself."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, UsageError):
-        return ApiError(400, str(error))
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return ApiError(
-            503, "there is not enough memory for this now; try again, or send less.", "out_of_memory", None, 5
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ApiError(507, "the server's disk is full; delete contexts that are not needed.", "disk_full")
-    log.error("unforeseen error", extra={"trace": traced(error)})
-    return ApiError(500, "something failed inside the server; its log has the reason.", "internal_error")

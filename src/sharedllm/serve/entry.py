@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sharedllm.context import Context
+from sharedllm.errors import UsageError
 from sharedllm.manifest import MANIFEST
 from sharedllm.model import SharedLLM
 
@@ -50,7 +51,7 @@ class Entry:
 
     Attributes:
         ids: [n], all that is to be read.
-        context: what questions see: the last whole state; None until there is one.
+        context: the last whole state, which questions see once it is all that is to be read; None until there is one.
         partial: what is being read now.
         loaded: whether its slots are in memory, and not on the disk alone.
         reserved: bytes of memory set apart for what is being read.
@@ -61,6 +62,8 @@ class Entry:
     documents: list[str] = field(default_factory=list)
     created: int = field(default_factory=lambda: int(time.time()))
     ids: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
+    model: str = ""
+    """Whose token ids they are; empty where an earlier server did not say."""
     context: Context | None = None
     partial: Context | None = None
     error: str | None = None
@@ -142,7 +145,8 @@ class Entry:
         self.save_about()
 
     def save_about(self) -> None:
-        about = {"id": self.id, "documents": self.documents, "created": self.created, "seconds": self.seconds}
+        about: dict[str, Any] = {"id": self.id, "documents": self.documents, "created": self.created}
+        about |= {"seconds": self.seconds, "model": self.model}
         self.states = self.states[1], secrets.token_hex(8)
         about["state"] = self.states[1]
         unfinished = self.folder / "about.unfinished"
@@ -190,7 +194,9 @@ class Entry:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         entry = cls(folder.name, folder, [str(d) for d in about["documents"]], int(about["created"]))
         entry.seconds = entry.began_seconds = float(about["seconds"])
-        entry.states = "", str(about.get("state", ""))
+        entry.states, entry.model = ("", str(about.get("state", ""))), str(about.get("model", ""))
+        if entry.model not in ("", llm.fingerprint):
+            raise UsageError(f"{folder} holds a text in the tokens of another model.")
         context = Context.load(folder / SLOTS, llm) if (folder / SLOTS / MANIFEST).exists() else None
         text = _text(folder / TEXT)
         if text is None and context is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import traceback
 from typing import Any
 
-from sharedllm.errors import SharedLLMError
+from sharedllm.errors import SharedLLMError, UsageError
 
+log = logging.getLogger(__name__)
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -47,3 +50,35 @@ def traced(error: BaseException | None) -> str:
         told.insert(0, "".join(traceback.format_tb(error.__traceback__)) + kind)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return "\n".join(told)
+
+
+def too_late(reading: bool = False) -> ApiError:
+    """What a client is told whose time is over.
+
+    Args:
+        reading: whether its own long prompt was still being read.
+    """
+    if reading:
+        return ApiError(
+            504,
+            "the prompt could not be read in the time that this server allows (--seconds); ask again, which goes on from "
+            "what was read, or upload the text as a context and ask when it is ready.",
+            "timeout",
+        )
+    return ApiError(504, "the answer took longer than this server allows; ask for a shorter one.", "timeout")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of an error; one that was not foreseen is logged, and says nothing of itself."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UsageError):
+        return ApiError(400, str(error))
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return ApiError(
+            503, "there is not enough memory for this now; try again, or send less.", "out_of_memory", None, 5
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ApiError(507, "the server's disk is full; delete contexts that are not needed.", "disk_full")
+    log.error("unforeseen error", extra={"trace": traced(error)})
+    return ApiError(500, "something failed inside the server; its log has the reason.", "internal_error")

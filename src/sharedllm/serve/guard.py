@@ -1,7 +1,8 @@
 """What every request passes: host, origin, key, rate, size; and what every answer carries.
 
 A page of another site can make a browser call a server on this machine. It cannot with these checks: a browser names
-the site in `Origin`, and a name that was pointed at this machine (DNS rebinding) is not among the hosts.
+the site in `Origin`, and a name that was pointed at this machine (DNS rebinding) is not among the hosts. Where any name is
+let in, such a page lacks the key.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
+from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sharedllm.serve.engine import as_api_error
-from sharedllm.serve.failures import ApiError
-from sharedllm.serve.metrics import Metrics
+from sharedllm.serve.failures import ApiError, as_api_error
 from sharedllm.serve.routes_operation import PAGE
+from sharedllm.serve.service import Service
 from sharedllm.serve.settings import Settings
+from sharedllm.serve.turns import LARGE, PLACE, Place
 
 log = logging.getLogger("sharedllm.access")
 OPEN = (*(f"/{path}" for path in PAGE), "/health", "/ready")  # that need no key
+MAP = "/v1/map"
+HELD = ("/v1/chat/completions", "/v1/completions", MAP)  # whose bodies are in memory; those of files are not
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -69,8 +73,8 @@ class Answer:
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
-        self.app, self.settings, self.metrics = app, settings, metrics
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app, self.service, self.settings, self.metrics = app, service, service.settings, service.metrics
         self._allowance: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, when that was known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,8 +83,10 @@ class Guard:
             return
         request, started = secrets.token_hex(8), time.perf_counter()
         answer = Answer(send, {**HEADERS, "X-Request-Id": request})
+        place = scope[PLACE] = Place(self.service.texts)
         try:
-            self._check(scope, Headers(scope=scope))
+            if self._check(scope, Headers(scope=scope)) > LARGE:
+                self._make_room(scope["path"], place)
             await self.app(scope, self._bounded(scope, receive, answer), answer)
         except ApiError as error:
             await answer.refuse(error)
@@ -89,11 +95,13 @@ class Guard:
                 raise  # so that the connection breaks off and the answer does not look whole
             await answer.refuse(as_api_error(error))
         finally:
+            place.leave()
             self._tell(scope, request, answer.status, time.perf_counter() - started)
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
+    def _check(self, scope: Scope, headers: Headers) -> int:
+        """Raise `ApiError` for a request that is not let in; bytes that it says it has."""
         host = headers.get("host", "")
-        if self.settings.hosts and _parts(f"//{host}").hostname not in self.settings.hosts:
+        if not self._called_by(_parts(f"//{host}").hostname or ""):
             raise ApiError(403, "this server is not called by that name; --allow-host adds one.", "host_not_allowed")
         origin = headers.get("origin")
         if origin is not None and _parts(origin).netloc != host:
@@ -109,6 +117,26 @@ class Guard:
             sent = headers.get("authorization", "")
             if not hmac.compare_digest(sent.encode(), f"Bearer {key}".encode()):
                 raise ApiError(401, "the API key is missing or wrong; send it as a bearer token.", "invalid_api_key")
+        return int(size)
+
+    def _called_by(self, name: str) -> bool:
+        """Whether a client may call this server by a name: an address is no other site's, and a page of one has no key."""
+        if name in self.settings.hosts or name == "localhost" or name.endswith(".localhost") or _is_address(name):
+            return True
+        return not self.settings.hosts and self.settings.api_key is not None
+
+    def _make_room(self, path: str, place: Place) -> None:
+        """Refuse a large request before its body is read where it would be afterwards; else it has its place."""
+        engine = self.service.engine
+        if path.startswith("/v1/contexts"):
+            engine.check_room()
+            self.service.files.check()
+        elif path == MAP:
+            engine.check_room()
+            place.take()
+        elif path in HELD:
+            engine.check_queue(1)
+            place.take()
 
     def _take_turn(self, client: str) -> None:
         """Let a client's request pass if it has one left: a bucket that fills evenly, a minute's requests deep."""
@@ -131,19 +159,25 @@ class Guard:
             if whole:
                 return await receive()  # waits until the client goes
             try:
-                message = await asyncio.wait_for(receive(), self.settings.body_seconds)
-            except TimeoutError:
-                late = ApiError(408, "the request's body did not come in time; send it again.", "timeout")
-                await answer.refuse(late)
-                raise late from None
-            size += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
-            if size > self.settings.body_bytes:
-                await answer.refuse(too_large(self.settings))
-                raise too_large(self.settings)
+                message = await self._next(receive)
+                size += len(message.get("body", b""))
+                whole = not message.get("more_body", False)
+                if size > self.settings.body_bytes:
+                    raise too_large(self.settings)
+                if size > LARGE and scope["path"] in HELD:
+                    scope[PLACE].take()
+            except ApiError as error:
+                await answer.refuse(error)
+                raise
             return message
 
         return bounded
+
+    async def _next(self, receive: Receive) -> Message:
+        try:
+            return await asyncio.wait_for(receive(), self.settings.body_seconds)
+        except TimeoutError:
+            raise ApiError(408, "the request's body did not come in time; send it again.", "timeout") from None
 
     def _tell(self, scope: Scope, request: str, status: int, seconds: float) -> None:
         """Count the request and log it: its route, never its words."""
@@ -160,6 +194,14 @@ def _parts(address: str) -> SplitResult:
         return urlsplit(address)
     except ValueError:
         return urlsplit("")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def too_large(settings: Settings) -> ApiError:

@@ -13,16 +13,18 @@ from sse_starlette import EventSourceResponse
 
 from sharedllm.serve.answers import Shape
 from sharedllm.serve.asking import Ask, Asked, asked
+from sharedllm.serve.bodies import BodyRoute
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.hearing import heard, unheard
 from sharedllm.serve.schemas import ChatRequest, CompletionRequest
 from sharedllm.serve.service import Service
 from sharedllm.serve.task import Ended, Piece
+from sharedllm.serve.turns import PLACE
 
 
 def routes(service: Service) -> APIRouter:
     """The routes of one service."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", route_class=BodyRoute)
 
     def described() -> dict[str, Any]:
         return {"id": service.model, "object": "model", "created": service.created, "owned_by": "sharedllm"}
@@ -50,6 +52,7 @@ def routes(service: Service) -> APIRouter:
 async def _answer(service: Service, request: Request, ask: Ask, chat: bool) -> Response:
     shape = Shape(service.llm.tokenizer, service.model, chat)
     task = await asked(service, ask)
+    request.scope[PLACE].leave()  # if it is large, the next one has its turn
     if ask.stream:
         usage = ask.stream_options is not None and ask.stream_options.include_usage is True
         stream = _stream(shape, task, usage)

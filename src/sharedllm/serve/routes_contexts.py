@@ -116,7 +116,7 @@ async def _text(service: Service, file: UploadFile, after: str = "") -> tuple[st
     settings = service.settings
     limits = settings.file_seconds, settings.file_memory_bytes, settings.body_bytes
     try:
-        async with service.extracting():
+        async with service.files.one():
             raw = await file.read()
             text = await run_in_threadpool(text_of, name, raw, *limits)
             return name, await run_in_threadpool(service.llm.reader.token_ids, after + text)

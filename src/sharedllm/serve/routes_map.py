@@ -13,24 +13,27 @@ from fastapi.concurrency import run_in_threadpool
 
 from sharedllm.methods.estimate import cache_bytes, slot_bytes
 from sharedllm.serve.asking import Prepared, composed, prepared
+from sharedllm.serve.bodies import BodyRoute
 from sharedllm.serve.chat import token_ids
-from sharedllm.serve.engine import ENDING, too_late
-from sharedllm.serve.failures import ApiError
+from sharedllm.serve.engine import ENDING
+from sharedllm.serve.failures import ApiError, too_late
 from sharedllm.serve.hearing import heard, unheard
 from sharedllm.serve.map import mapped
 from sharedllm.serve.schemas import MapRequest
 from sharedllm.serve.service import Service
+from sharedllm.serve.turns import PLACE
 
 
 def routes(service: Service) -> APIRouter:
     """The routes of one service."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", route_class=BodyRoute)
 
     @router.post("/map")
     async def draw(request: Request, body: MapRequest) -> Any:
         until = time.monotonic() + service.settings.seconds
         service.engine.check_room()
         asked = await prepared(service, body)
+        request.scope[PLACE].leave()  # if it is large, the next one has its turn
         if not asked.contexts and asked.split.reads is None:
             raise ApiError(400, "there is nothing to map; name a context, or ask about a long text.", None, "context")
         answer = await run_in_threadpool(token_ids, service.llm.tokenizer, body.answer)
@@ -45,7 +48,11 @@ def routes(service: Service) -> APIRouter:
         finally:
             gone.set()
         if drawn.cancelled():
-            raise ApiError(503, ENDING, "shutting_down", retry_after=5) if service.engine.draining else too_late()
+            raise (
+                ApiError(503, ENDING, "shutting_down", retry_after=5)
+                if service.engine.draining
+                else too_late(asked.reading)
+            )
         return {"object": "map", **drawn.result()}
 
     return router

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sys
 from types import FrameType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import uvicorn
 from sse_starlette.sse import AppStatus
 
+from sharedllm.errors import WorkError
 from sharedllm.serve.app import application
 from sharedllm.serve.failures import traced
 from sharedllm.serve.service import Service
@@ -31,7 +33,7 @@ class Lines(logging.Formatter):
 
 
 class Server(uvicorn.Server):
-    """Tells the service that the end is near, so that whoever only follows progress lets go."""
+    """Tells the service that the end is near, so that whoever only follows progress lets go; ends where the model has."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -40,6 +42,20 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.service.engine.draining = True
         super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        self.should_exit = self.should_exit or self.service.engine.failed
+        return await super().on_tick(counter)
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to end.
+
+        Raises:
+            WorkError: the thread that owns the model ended by an error, so that nothing could be answered any more.
+        """
+        super().run(sockets)
+        if self.service.engine.failed:
+            raise WorkError("the model's thread ended by an error, which the log has; start the server again.")
 
 
 def server(service: Service, host: str, port: int) -> Server:

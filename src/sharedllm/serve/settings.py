@@ -23,7 +23,7 @@ class Settings:
     api_key: str | None = None
     """What clients must send as a bearer token; None: nothing."""
     hosts: tuple[str, ...] = ()
-    """Names a client may call the server by; empty: any."""
+    """Names a client may call the server by, beside localhost and addresses; empty: any where there is a key, else none."""
     rows: int = 8
     """Answers that decode together."""
     queue: int = 64
@@ -73,4 +73,7 @@ class Settings:
         if not 0 < self.reading_share < 1:
             raise UsageError(f"reading_share is {self.reading_share}; it must lie between 0 and 1.")
         if self.api_key is not None and len(self.api_key) < 8:
-            raise UsageError("the API key is too short; give one of at least 8 characters.")
+            what = "too short" if self.api_key else "empty"
+            raise UsageError(
+                f"the API key is {what}; give one of at least 8 characters, or leave it out to ask for none."
+            )

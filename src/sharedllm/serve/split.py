@@ -2,8 +2,9 @@
 
 The rule (docs/SERVE.md says it to users): what fits the model's window with its answer stays there, whole. Otherwise
 the window holds `window` tokens: the first system message, then the newest messages that fit; those before them, oldest
-first, are the context. A last message too long for that is split itself: its last paragraph stays, which asks, and its
-first if that is short, which may instruct; what is between is read. So is a system message of more than half the window.
+first, are the context. A last message too long for that is split itself: its last paragraph stays, which asks; all before
+it is read, word for word, so that the next turn, where the whole message is read, goes on from there. Its first paragraph
+stays as well if it is short: it may instruct. A system message of more than half the window is split so too.
 """
 
 from __future__ import annotations
@@ -130,14 +131,23 @@ def _newest(tokenizer: Any, messages: Sequence[Said], most: int) -> tuple[list[S
 
 
 def _shortened(tokenizer: Any, messages: Sequence[Said], most: int) -> tuple[list[Said], list[Said]]:
-    """The same with a last message of `most` tokens, and what was taken out of it."""
+    """The same with a last message of `most` tokens, and what of that message is read: all before the end that stays."""
     last = messages[-1]
-    paragraphs = [p for p in last.text.split("\n\n") if p.strip()] or [last.text]
-    first, middle, end = "", paragraphs[:-1], paragraphs[-1]
-    if middle and len(token_ids(tokenizer, middle[0])) <= most // FIRST_SHARE:
-        first, middle = middle[0], middle[1:]
-    ids = token_ids(tokenizer, end)
-    if len(ids) > (room := max(1, most // LAST_SHARE)):
-        middle, end = [*middle, str(tokenizer.decode(ids[:-room]))], str(tokenizer.decode(ids[-room:]))
+    text = last.text.rstrip() or last.text
+    end = text[text.rfind("\n\n") + 2 :] if "\n\n" in text else text
+    paragraphs = (p for p in text[: len(text) - len(end)].split("\n\n") if p.strip())
+    if len(token_ids(tokenizer, first := next(paragraphs, ""))) > most // FIRST_SHARE:
+        first = ""
+    end = _end(tokenizer, end, max(1, most // LAST_SHARE))
+    before = text[: len(text) - len(end)].rstrip()
     kept = "\n\n".join(p for p in (first, end) if p)
-    return [*messages[:-1], Said(last.role, kept)], [Said(last.role, "\n\n".join(middle))]
+    return [*messages[:-1], Said(last.role, kept)], [Said(last.role, before)]
+
+
+def _end(tokenizer: Any, text: str, most: int) -> str:
+    """The end of a text, of about `most` tokens where it has more, in whole characters."""
+    ids = token_ids(tokenizer, text)
+    if len(ids) <= most:
+        return text
+    size = len(str(tokenizer.decode(ids[-most:])).lstrip("\ufffd"))  # that a character cut in two is decoded to
+    return text[len(text) - max(1, size) :]

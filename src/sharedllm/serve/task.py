@@ -45,6 +45,7 @@ class Task:
         context: gives what the window attends to, in slices; None where nothing is attended to.
         send: hears events, on the engine's thread.
         cancelled: set from any thread; work stops at the next step.
+        reading: whether its own long prompt is being read now.
     """
 
     ids: list[int]
@@ -57,6 +58,7 @@ class Task:
     send: Callable[[Event], None]
     deadline: float
     cancelled: bool = False
+    reading: Callable[[], bool] = lambda: False
     slots: int = 0
     generated: int = 0
     rows: list[Row] = field(default_factory=list)

@@ -1,7 +1,7 @@
 // Documents: uploaded, followed while they are read, chosen, deleted.
 
 import { Broken, call, events } from "./server.js";
-import { $, attempt, count, duration, element, size } from "./show.js";
+import { $, attempt, count, duration, element, fail, size } from "./show.js";
 
 const AGAIN = 2000; // ms until a reading is looked for whose connection was lost
 const LOST = "The server does not answer. It is asked again until it does.";
@@ -105,7 +105,7 @@ export async function list() {
   show();
   const reading = contexts.filter((context) => context.status === "reading");
   for (const context of reading) awaited.add(context.id);
-  if (reading.length) attempt(follow);
+  if (reading.length) follow().catch((error) => fail(error.message)); // what is shown of a question stays
 }
 
 // The list, as soon as the server gives it.

@@ -1,9 +1,13 @@
 // Calls to the server that sent this page.
 
 const KEY = "sharedllm.key", SESSION = "sharedllm.session";
+const STARTING = "The server is starting again, or has too much to do. Try again in a moment.";
 const ADVICE = {
   401: " Enter the key below “API key”.", 404: " It was deleted: choose other documents.", 413: " Choose a smaller file.",
   429: " Wait a moment, then try again.",
+};
+const AGAIN = { // what a proxy says without a sentence while the server starts, or keeps back
+  429: "There are too many requests.", 502: STARTING, 503: STARTING, 504: STARTING,
 };
 const HEADER = /^[\x20-\x7e]*$/; // what a key can hold, for it to be sent
 
@@ -37,6 +41,7 @@ try {
   // it lasts as long as this page
 }
 
+// What may be well again in a moment: no answer, half of one, or one that says so.
 export class Broken extends Error {}
 export const BROKE_OFF = "The connection to the server broke off. Ask again.";
 
@@ -53,7 +58,8 @@ export async function call(path, options = {}) {
   }
   if (answer.ok) return answer;
   const told = await answer.json().catch(() => null);
-  throw new Error(`${told && told.error ? told.error.message : `Error ${answer.status}.`}${ADVICE[answer.status] || ""}`);
+  const sentence = told && told.error ? told.error.message : AGAIN[answer.status] || `Error ${answer.status}.`;
+  throw new (answer.status in AGAIN ? Broken : Error)(`${sentence}${ADVICE[answer.status] || ""}`);
 }
 
 export function post(path, values, options = {}) {
