@@ -118,6 +118,26 @@ def test_a_removed_document_is_gone_and_so_are_its_bytes(llm, library, tmp_path)
     assert library.documents == {"a": 80, "d": 48}
 
 
+def test_a_document_that_was_replaced_leaves_nothing_once_it_is_removed(llm, library, tmp_path):
+    long = tokens(16 * 8, 9)
+    library.add("d", long)
+    library.add("d", torch.cat([long[:16], tokens(16 * 3, 10)]))  # shares its first chunk with the one before
+    library.add("e", tokens(16 * 2, 11))
+    library.remove("d", "e")
+    fresh = Library(tmp_path / "fresh", llm)
+    fresh.update({"a": A, "b": B, "c": C})
+    assert sum(f.stat().st_size for f in segments(library.folder)) == sum(
+        f.stat().st_size for f in segments(fresh.folder)
+    )
+
+
+def test_a_plan_counts_what_is_lost(library):
+    assert library.whole and library.plan({"a": A, "b": B, "c": C}).new_tokens == 0
+    segment = segments(library.folder)[0]
+    segment.write_bytes(segment.read_bytes()[:-9])
+    assert not library.whole and library.plan({"a": A, "b": B, "c": C}).new_tokens > 0
+
+
 def test_update_only_drops_the_other_documents(library):
     library.update({"c": C}, only=True)
     assert library.documents == {"c": 71} and len(segments(library.folder)) == 2

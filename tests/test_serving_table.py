@@ -33,6 +33,8 @@ def test_a_line_for_each_number_of_clients_and_the_ratio_with_its_goal(load_bloc
     assert "| 8 | 32 | 0 | 21.0 | 1.0 / 2.0 / 3.0 s | 103 % |" in said and "20.0" not in said, "the last one counts"
     assert "**2.9 times** (goal 3: missed)" in said
     assert "131,072 tokens are read, the worst gap between two pieces of another answer is 0.50 s" in said
+    assert "another machine" not in said
+    assert "0.06 s (another machine, float32)." in load_block([LOAD, ALONE, BATCHED, {**UPLOAD, "dtype": "float32"}])
 
 
 @pytest.mark.parametrize("lacks", range(4))

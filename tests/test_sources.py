@@ -47,12 +47,24 @@ def test_source_code_that_mentions_other_formats_stays_source_code(tmp_path: Pat
 # Files that are not text
 
 
-@pytest.mark.parametrize("content", [b"ab\0cd", b"\x89PNG\r\n\x1a\n\0\0", "café".encode("latin-1"), b"\xff\xfea\0\0\0"])
+@pytest.mark.parametrize("content", [b"ab\0cd", b"\x89PNG\r\n\x1a\n\0\0", b"\xff\xfea\0\0\0"])
 def test_binary_file_is_refused_and_says_what_is_accepted(tmp_path: Path, content: bytes) -> None:
     message = refusal(save(tmp_path, "a.bin", content))
     assert "binary file" in message
     for accepted in ("UTF-8", "Markdown", "HTML", "PDF"):
         assert accepted in message
+
+
+def test_text_in_another_encoding_is_never_lost_in_silence(tmp_path: Path) -> None:
+    text = save(tmp_path, "vertrag.txt", "Die Käufer übernehmen die Gebühr.\r\n".encode("cp1252"))
+    save(tmp_path, "a.txt", "text")
+    save(tmp_path, "b.bin", bytes(range(1, 256)))
+    for named in ([text], [tmp_path]):
+        with pytest.raises(UsageError, match="save it as UTF-8, or leave it out") as caught:
+            read_sources(named)
+        assert str(text) in str(caught.value)
+    text.unlink()
+    assert [document.text for document in read_sources([tmp_path])] == ["text"]
 
 
 def test_binary_file_is_found_beyond_its_first_bytes(tmp_path: Path) -> None:

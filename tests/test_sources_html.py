@@ -87,6 +87,15 @@ def test_tags_of_what_is_kept_stay_around_the_same_words(tmp_path: Path) -> None
     assert kept == ["older", "They carry cafés on their backs."]
 
 
+def test_tags_beside_a_script_are_not_lost_with_it(tmp_path: Path) -> None:
+    script = "<script>t()</script>"
+    for start, end in (("", script), (script, ""), (script, script)):
+        page = ARTICLE.replace("<p>They", f"<keep>{start}<p>They").replace("backs.</p>", f"backs.</p>{end}</keep>")
+        assert page.count("keep>") == 2
+        _, kept = kept_of(save(tmp_path, "a.html", page))
+        assert [piece.strip() for piece in kept] == ["They carry cafés on their backs."]
+
+
 def test_tags_around_whole_blocks_keep_all_of_them(tmp_path: Path) -> None:
     paragraphs = "".join(
         f"<p>Paragraph {i} has enough words in it to be the main text of a page.</p>" for i in range(9)

@@ -31,11 +31,12 @@ def load_block(rows: Sequence[Row]) -> str:
         )
     batched, alone, upload = (by_method[method] for method in ("batched", "one at a time", "upload"))
     ratio = batched["value"] / alone["value"]
+    elsewhere = "" if upload["dtype"] == about["dtype"] else f" (another machine, {upload['dtype']})"
     lines += [
         "",
         f"- {batched['clients']} clients with short prompts: {batched['value']:.1f} tokens a second decoded together, {alone['value']:.1f} one at a time: "
         f"**{ratio:.1f} times** (goal 3: {'met' if ratio >= 3 else 'missed'}).",
         f"- While {upload['length']:,} tokens are read, the worst gap between two pieces of another answer is {upload['value']:.2f} s, the median "
-        f"{upload['median_gap_seconds']:.2f} s; without the upload {upload['alone_worst_gap_seconds']:.2f} s and {upload['alone_median_gap_seconds']:.2f} s.",
+        f"{upload['median_gap_seconds']:.2f} s; without the upload {upload['alone_worst_gap_seconds']:.2f} s and {upload['alone_median_gap_seconds']:.2f} s{elsewhere}.",
     ]
     return "\n".join(lines)

@@ -204,6 +204,12 @@ def room_bytes(device: torch.device, wanted: int) -> int:
     return free_memory_bytes(device)
 
 
+def finished(device: torch.device) -> None:
+    """Wait for what a device was given to do."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def trim() -> None:
     """Return freed memory that the C library kept to the system, where it can."""
     try:

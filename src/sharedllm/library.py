@@ -25,7 +25,7 @@ from sharedllm.manifest import LOCK, MANIFEST, Document, Manifest, find_document
 from sharedllm.model import SharedLLM
 from sharedllm.reader import Stored, chunk_runs
 from sharedllm.saved import segment_chunks
-from sharedllm.store import chunk_kind, chunk_name, writing
+from sharedllm.store import chunk_kind, chunk_name, whole_segments, writing
 
 Text = str | Sequence[int] | Tensor
 Tokenised = tuple[Tensor, list[Span]]
@@ -155,9 +155,17 @@ class Library:
             and manifest.places().keys() >= set(document.chunks)
         )
 
+    @property
+    def whole(self) -> bool:
+        """Whether all files of the library are there, in their sizes."""
+        manifest = self._manifest()
+        return manifest is None or len(whole_segments(self.folder, manifest)) == len(manifest.segments)
+
     def plan(self, documents: Mapping[str, Text], keep: Mapping[str, Keep] | None = None) -> Plan:
         """What `update` would read and write, without doing it."""
         manifest = self._manifest()
+        if manifest is not None:
+            manifest.segments = whole_segments(self.folder, manifest)
         stored = set() if manifest is None else set(manifest.places())
         return self._plan(self._tokenised(documents, keep), stored, self._empty(manifest))
 

@@ -17,7 +17,7 @@ from sharedllm.context import LAYERS, Context, Progress, layers_of
 from sharedllm.encoded import Encoded
 from sharedllm.encoder import LowerModel, Wanted
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
-from sharedllm.hardware import chunk_batch, room_bytes
+from sharedllm.hardware import chunk_batch, finished, room_bytes
 from sharedllm.keep import Keep, Span, checked, clipped, keep_spans, merged, shifted, span_mask
 from sharedllm.manifest import STORED_UNDER
 from sharedllm.saved import MERGED_CHUNKS
@@ -247,12 +247,15 @@ class Reader:
         return chunk_batch(self.lower.device, n * a_token * self.lower.dtype.itemsize)
 
     def speed(self) -> float:
-        """Tokens read a second, timed on one chunk after another has warmed the machine up."""
-        chunk = torch.zeros(1, self.config.chunk_length, dtype=torch.int32)
-        self.encode_rows(chunk)
-        started = time.perf_counter()
-        self.encode_rows(chunk)
-        return chunk.numel() / (time.perf_counter() - started)
+        """Tokens read a second, timed on as many chunks as are read side by side after others have warmed the machine up."""
+        C, seconds = self.config.chunk_length, 0.0
+        chunks = torch.zeros(min(MERGED_CHUNKS, self.side_by_side(C)), C, dtype=torch.int32)
+        for _ in range(2):
+            started = time.perf_counter()
+            self.encode_rows(chunks)
+            finished(self.lower.device)
+            seconds = time.perf_counter() - started
+        return chunks.numel() / seconds
 
     def layout(self, n: int, stored: Stored = AS_SET) -> Encoded:
         """What is kept of a chunk of `n` tokens, without its numbers: on torch's `meta` device."""

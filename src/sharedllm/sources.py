@@ -199,6 +199,13 @@ def _to_text(name: str, raw: bytes) -> str:
     return text
 
 
+def _is_text(raw: bytes) -> bool:
+    """Whether bytes that are no UTF-8 are text all the same: no zeros, and hardly a control character."""
+    head = raw[:_SNIFF_BYTES]
+    controls = sum(byte < 32 and byte not in b"\t\n\r\f" for byte in head)
+    return b"\0" not in raw and controls * 100 <= len(head)
+
+
 def _decode(name: str, raw: bytes, declared: re.Match[bytes] | None) -> str:
     """Decode UTF-16 with its mark, else UTF-8, else the encoding that an HTML page `declared`."""
     text = None
@@ -211,6 +218,8 @@ def _decode(name: str, raw: bytes, declared: re.Match[bytes] | None) -> str:
             charset = {"iso-8859-1": "cp1252", "latin-1": "cp1252", "latin1": "cp1252"}.get(charset, charset)
             with contextlib.suppress(LookupError, ValueError):
                 text = raw.decode(charset, "replace")
+    if text is None and _is_text(raw):
+        raise UsageError(f"'{name}' is text in another encoding than UTF-8; save it as UTF-8, or leave it out.")
     if text is None or "\0" in text:
         raise _Skippable(f"'{name}' is not text that can be decoded (a binary file or another encoding): {_ACCEPTED}.")
     return text

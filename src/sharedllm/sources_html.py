@@ -11,8 +11,9 @@ _HTML_INLINE = frozenset(("a", "abbr", "b", "big", "cite", "code", "em", "font",
                           "strong", "sub", "sup", "tt", "u", "wbr"))  # fmt: skip
 
 
-_OPENED = re.compile(r"<keep>((?:\s*<[a-zA-Z][^>]*>)+)")
-_CLOSED = re.compile(r"((?:</[a-zA-Z][^>]*>\s*)+)</keep>")
+_DROPPED = r"(?!(?:script|style|template)\b)"  # with what is in them
+_OPENED = re.compile(rf"<keep>((?:\s*<{_DROPPED}[a-zA-Z][^>]*>)+)")
+_CLOSED = re.compile(rf"((?:</{_DROPPED}[a-zA-Z][^>]*>\s*)+)</keep>")
 
 
 def html_text(page: str) -> str:

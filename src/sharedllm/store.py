@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from sharedllm.encoded import SEARCHED, Encoded
 from sharedllm.errors import UsageError, WorkError
+from sharedllm.files import take_name
 from sharedllm.keep import Span
 from sharedllm.manifest import (
     LOCK,
@@ -133,6 +133,11 @@ def _open_segment(file: Path, listed: Segment) -> tuple[Tensor, Encoded | None]:
     return ids, kept
 
 
+def whole_segments(folder: Path, manifest: Manifest) -> dict[str, Segment]:
+    """Those whose files are there, in their sizes."""
+    return {name: listed for name, listed in manifest.segments.items() if _size(folder / name) == listed.bytes}
+
+
 class Writer:
     """A store that this process alone may write to; `writing` gives it.
 
@@ -145,13 +150,14 @@ class Writer:
         self.folder = folder
         self.manifest: Manifest | None = None
         self.stored: set[str] = set()
-        self._unfinished: set[str] = set()  # chunks that no document uses: a command that was killed goes on from them
+        self._unfinished: set[str] = (
+            set()
+        )  # segments that no document uses: a command that was killed goes on from them
         if _current(folder):
             self.manifest = read_manifest(folder)
-            whole = {n: s for n, s in self.manifest.segments.items() if _size(folder / n) == s.bytes}
-            self.manifest.segments = whole
-            self.stored = set(self.manifest.places())
-            self._unfinished = self.stored - self._used()
+            self.manifest.segments = whole_segments(folder, self.manifest)
+            self.stored, used = set(self.manifest.places()), self._used()
+            self._unfinished = {n for n, s in self.manifest.segments.items() if used.isdisjoint(s.chunks)}
 
     def put(self, chunks: Sequence[str], ids: Tensor, kept: Encoded | None) -> None:
         """Write one segment: chunks named so, with token ids [X, n]. It counts from the next `commit` on."""
@@ -162,7 +168,7 @@ class Writer:
         # What is searched may be a view of what is stored: the file needs both.
         apart = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items() if n in SEARCHED}
         save_file({**{n: t.contiguous() for n, t in tensors.items()}, **apart}, unfinished)
-        size = _take_name(unfinished, self.folder / name)
+        size = take_name(unfinished, self.folder / name)
         self.manifest.segments[name] = Segment(size, list(chunks))
         self.stored.update(chunks)
 
@@ -171,7 +177,7 @@ class Writer:
         assert self.manifest is not None
         unfinished = self.folder / (MANIFEST + UNFINISHED)
         unfinished.write_text(self.manifest.to_json(), encoding="utf-8")
-        _take_name(unfinished, self.folder / MANIFEST)
+        take_name(unfinished, self.folder / MANIFEST)
 
     def finish(self, only: bool = False) -> None:
         """Commit without the segments that no document uses any more.
@@ -180,9 +186,9 @@ class Writer:
             only: also without those that none used before, which a command that was killed had read.
         """
         assert self.manifest is not None
-        wanted = self._used() if only else self._used() | self._unfinished
+        used, left = self._used(), set() if only else self._unfinished
         segments = self.manifest.segments.items()
-        self.manifest.segments = {n: s for n, s in segments if not wanted.isdisjoint(s.chunks)}
+        self.manifest.segments = {n: s for n, s in segments if n in left or not used.isdisjoint(s.chunks)}
         self.commit()
 
     def _used(self) -> set[str]:
@@ -245,17 +251,3 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except OSError:
         return -1
-
-
-def _take_name(unfinished: Path, file: Path) -> int:
-    """Give a file its name once it is on the disk; returns its size in bytes."""
-    with unfinished.open("rb") as handle:
-        os.fsync(handle.fileno())
-    size = unfinished.stat().st_size
-    unfinished.replace(file)
-    handle_of_folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle_of_folder)
-    finally:
-        os.close(handle_of_folder)
-    return size

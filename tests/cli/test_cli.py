@@ -218,9 +218,20 @@ def test_help_is_quick_for_it_imports_nothing_large():
 def test_what_ask_cannot_use_is_refused_before_anything_is_loaded(run, home, monkeypatch, arguments, word):
     monkeypatch.setattr("sharedllm.cli.common.load", lambda *_: pytest.fail("loaded"))
     (home / "before").mkdir(exist_ok=True)
-    (home / "before" / "context.json").write_text("{}")
+    (home / "before" / "context.json").write_text('{"format": "sharedllm-context"}')
     code, out, err = run("ask", *arguments, *MODEL)
     assert code == 2 and word in err and err.count("\n") == 1 and out == ""
+
+
+def test_a_folder_with_another_programs_file_of_that_name_is_a_folder_of_texts(run, home):
+    (home / "project").mkdir()
+    (home / "project" / "context.json").write_text('{"theme": "dark"}')
+    (home / "project" / "a.txt").write_text("The sky is blue.")
+    code, _, err = run("ask", "project", "-q", "What colour?", *MODEL, "--max-new-tokens", "2", "--json")
+    assert code == 0, err
+    (home / "project" / "context.json").write_text("{")  # what is left of one of ours
+    code, _, err = run("ask", "project", "-q", "What colour?", *MODEL)
+    assert code != 0 and "context" in err and err.count("\n") == 1
 
 
 def test_chat_goes_on_after_bytes_that_are_no_text(run, monkeypatch):

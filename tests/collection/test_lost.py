@@ -24,6 +24,18 @@ def test_a_store_or_a_sketch_that_is_lost_is_made_again(local, tmp_path, lost):
     assert files(where) == before
 
 
+def test_a_store_cut_short_is_made_again(local, tmp_path):
+    where = tmp_path / "kept"
+    for i in range(2):
+        (tmp_path / f"{i}.txt").write_text(text(i))
+    read_collection([f"{tmp_path}/*.txt"], where, local(where))
+    before, segments = files(where), sorted((where / "stores").glob("*/segment-*"))
+    segments[0].write_bytes(segments[0].read_bytes()[:-9])
+    segments[-1].unlink()
+    read_collection([f"{tmp_path}/*.txt"], where, local(where))
+    assert files(where) == before
+
+
 def test_a_sketch_that_is_lost_at_an_address_is_made_again(local, tmp_path):
     memory, address = fsspec.filesystem("memory"), "memory://lost/kept"
     (tmp_path / "a.txt").write_text(text(0))

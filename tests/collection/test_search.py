@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save
 
-from sharedllm import UsageError, WorkError
+from sharedllm import Library, UsageError, WorkError
 from sharedllm.cli import main
 from sharedllm.collection import place
 from sharedllm.collection.engines import LocalEngine
@@ -178,6 +178,17 @@ def test_words_count_beside_nearness(home, make, tmp_path):
         for hit in both.search(question, documents=8, opened=opened):
             assert -1e-5 <= hit.score - scores[hit.source] <= 2.0 + 1e-5
     assert not torch.cat(both.postings.shares(torch.tensor([255]))).any()
+
+
+def test_a_document_that_was_read_again_since_its_sketch_was_made_is_found_all_the_same(home, many, tmp_path):
+    where = tmp_path / "changed"
+    shutil.copytree(many, where)
+    collection = Collection(where, home.llm)
+    assert collection.sketches
+    (record,) = [r for r in collection.records if r.source.endswith("07.txt")]
+    Library(where / "stores" / record.store, home.llm).update({record.source: text(7, 40) + QUESTION}, only=True)
+    for opened in (0, 20):
+        assert len(collection.search(QUESTION, documents=20, opened=opened)) == 20
 
 
 def test_ask_answers_from_the_documents_found(home, many, capsys):

@@ -130,10 +130,19 @@ def found(
 
 
 def is_saved(source: str) -> bool:
-    """Whether a source is a saved context; not asked of pathlib, which fails where a name is too long for a file."""
-    from sharedllm.manifest import MANIFEST
+    """Whether a source is a saved context, or what is left of one; not asked of pathlib, which fails where a name is too
+    long for a file."""
+    from sharedllm.manifest import FORMAT, MANIFEST
 
-    return os.path.isfile(os.path.join(source, MANIFEST))
+    about = os.path.join(source, MANIFEST)
+    if not os.path.isfile(about):
+        return False
+    try:
+        with open(about, "rb") as file:
+            told = json.load(file)
+    except (OSError, ValueError):
+        return True
+    return not isinstance(told, dict) or told.get("format") == FORMAT  # another program's file may have this name
 
 
 def refuse_collections(sources: Sequence[str]) -> None:

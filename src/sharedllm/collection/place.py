@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
+from sharedllm.files import take_name
 from sharedllm.manifest import LOCK, MANIFEST, UNFINISHED
 
 CACHE = Path.home() / ".cache" / "sharedllm" / "stores"
@@ -109,7 +110,7 @@ class Place:
             file.parent.mkdir(parents=True, exist_ok=True)
             unfinished = file.with_name(file.name + UNFINISHED)
             unfinished.write_bytes(data)
-            unfinished.replace(file)
+            take_name(unfinished, file)
 
     def exists(self, name: str) -> bool:
         with self._told("read"):

@@ -26,6 +26,7 @@ from sharedllm.collection.records import (
 from sharedllm.collection.sources import Source, find_sources
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
 from sharedllm.files import replaceable
+from sharedllm.library import Library
 from sharedllm.manifest import LOCK, UNFINISHED
 
 BATCH_BYTES = 2**16
@@ -137,9 +138,16 @@ def _own(place: Place, source: Source) -> bool:
 
 
 def _stored(place: Place) -> set[str]:
-    """Names of the stores that are there, each with its sketch."""
+    """Names of the stores that are there, each with its sketch; of those on this machine, whose files are all there."""
     sketches = place.names(SKETCHES)
-    return {name for name in place.names(STORES) if f"{name}.safetensors" in sketches}
+    return {name for name in place.names(STORES) if f"{name}.safetensors" in sketches and _whole(place, name)}
+
+
+def _whole(place: Place, store: str) -> bool:
+    try:
+        return place.remote or Library(place.fetch(f"{STORES}/{store}")).whole
+    except SharedLLMError:  # its manifest is broken
+        return False
 
 
 def _known(source: Source, record: Record | None, there: set[str]) -> bool:

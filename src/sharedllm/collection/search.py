@@ -122,8 +122,12 @@ class Collection:
 
 
 def best_chunks(near: Sequence[torch.Tensor], words: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Of each document its nearest chunk, by meaning and words together; [documents]."""
-    return torch.stack([(here.cpu() + there).amax() for here, there in zip(near, words, strict=True)])
+    """Of each document its nearest chunk, by meaning and words together; [documents].
+
+    Where a document was read again since its sketch was made, its chunks are others, and words are left out.
+    """
+    pairs = [(here.cpu(), there) for here, there in zip(near, words, strict=True)]
+    return torch.stack([(here + there if len(here) == len(there) else here).amax() for here, there in pairs])
 
 
 def is_collection(source: str) -> bool:

@@ -71,7 +71,8 @@ class Worker:
         sketch, made_of = f"{SKETCHES}/{name}.safetensors", chunk_name(f"{self.made_with()} {KIND}", ids)
         with self.place.store(f"{STORES}/{name}") as folder:
             library = Library(folder, self.llm, self.compact)
-            if not (library.holds(source, ids) and sketch_made_of(self.place.read(sketch) or b"") == made_of):
+            there = library.holds(source, ids) and (self.place.remote or library.whole)
+            if not (there and sketch_made_of(self.place.read(sketch) or b"") == made_of):
                 library.update({source: ids}, only=True)
                 self.place.write(sketch, save_sketch(sketch_of(library.context(), self.llm.config), made_of))
         return len(ids)

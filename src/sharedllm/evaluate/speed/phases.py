@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharedllm.hardware import finished
 from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
@@ -86,8 +87,7 @@ def clock(device: torch.device) -> Clock:
     """A clock that waits for what the device was given to do."""
 
     def now() -> float:
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+        finished(device)
         return time.perf_counter()
 
     return now
