@@ -81,9 +81,7 @@ def test_a_large_window_stands_beside_the_best_that_truncate_does():
     (line,) = (line for line in large.points if line.method == "shared")
     assert {n: round(gain.nats, 3) for n, gain in large.gains(line).items()} == {4096: 0, 8192: -0.05, 65536: -0.05}
     others = [nll("truncate", 8192, 1.0, 8192, sources=["c", "c", "c"]), nll("full", 16384, 1.0, starts=[9, 9, 9])]
-    assert by_method(perplexity.settings(rows(*EQUAL, *best, *ours, *others))[1]) == by_method(large), (
-        "of other passages"
-    )
+    assert large in perplexity.settings(rows(*EQUAL, *best, *ours, *others)), "nothing of other passages"
     legend = [text.get_text() for text in compose(plan(rows(*EQUAL, *best, *ours))).subfigs[1].legends[0].get_texts()]
     assert "truncate: the window alone, 8,192 of it" in legend
 
@@ -122,12 +120,29 @@ def test_gains_are_paired_and_the_gap_needs_all_three():
     assert gains[8192].nats == pytest.approx(0.1) and gains[8192].share == pytest.approx(0.25)
     assert gains[8192].bounds == pytest.approx((0.1, 0.1)), "every passage gains the same, however they differ"
     assert gains[65536].nats == pytest.approx(0.05) and gains[65536].share is None
+    assert "share of what full gains" in perplexity.title(setting)[1]
+    (setting,) = perplexity.settings(rows(EQUAL[1], nll("truncate", 8192, 3.0)))
+    assert perplexity.title(setting)[1].endswith("what shared gains over truncate, paired by passage.")
 
 
-@pytest.mark.parametrize("change", [{"sources": ["a", "b", "b"]}, {"samples": 2}])
-def test_no_gain_is_claimed_over_other_passages(change):
-    (setting,) = perplexity.settings(rows(EQUAL[0] | change, *EQUAL[1:]))
-    assert not setting.gains(next(line for line in setting.points if line.method == "shared"))
+@pytest.mark.parametrize("change", [{"sources": ["a", "b", "b"]}, {"samples": 2}, {"starts": [1, 2, 4]}])
+def test_other_passages_have_a_panel_of_their_own(change):
+    """Whatever else agrees: neither is a line drawn through both, nor a gain claimed over the other."""
+    same = {"starts": [1, 2, 3]}
+    others = [EQUAL[0] | same | change, nll("shared", 65536, 2.0, **{**same, **change})]
+    first, second = perplexity.settings(rows(*(row | same for row in EQUAL[1:]), *others))
+    assert by_method(first) == {"shared": {8192: 2.9, 65536: 2.95}, "full": {8192: 2.6}}
+    assert by_method(second) == {"shared": {65536: 2.0}, "truncate": {8192: 3.0}}
+    ours = [next(line for line in setting.points if line.method == "shared") for setting in (first, second)]
+    assert not any(setting.gains(line) for setting, line in zip((first, second), ours, strict=True))
+    said = [perplexity.title(setting)[1] for setting in (first, second)]
+    assert "3 passages of 2 texts" in said[0] and ("2 passages" if "samples" in change else "3 passages") in said[1]
+
+
+def test_bars_are_of_the_passages_where_a_row_has_them():
+    (setting,) = perplexity.settings(rows(nll("shared", 8192, 2.9), nll("truncate", 8192, 3.0, values=None)))
+    bars = {line.method: (p.low, p.high) for line, (p,) in setting.points.items()}
+    assert bars == {"shared": pytest.approx((2.7, 3.1)), "truncate": pytest.approx((2.9, 3.1))}
 
 
 def test_the_last_of_repeated_rows_counts():

@@ -81,6 +81,14 @@ def test_a_point_has_quality_and_cost_at_its_length():
     assert len(by) == 6, "a large window is another comparison, and a task of RULER is in its mean"
 
 
+def test_other_passages_are_a_quality_of_their_own():
+    nats = [row for row in QUALITY if row["task"] == "perplexity"]
+    others = [{**row, "samples": 2, "value": row["value"] + 1} for row in nats]
+    (trade,) = [s.draw.args[0] for s in plan(rows(*nats, *others, *COSTS)).strips if s.kind == "quality and cost"]
+    labels = [[panel.label.split("\n")[1] for panel in row] for row in trade.panels]
+    assert labels == [["3 passages of 2 texts"] * 2, ["2 passages of 2 texts"] * 2]
+
+
 @pytest.mark.parametrize("costs", [[], [{**cost, "dtype": "bfloat16"} for cost in COSTS], COSTS[:2]])
 def test_without_costs_of_two_methods_there_is_nothing_to_compare(costs):
     assert "quality and cost" not in {strip.kind for strip in plan(rows(*QUALITY, *costs)).strips}

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from sharedllm import SharedLLM, UsageError, WorkError
 from sharedllm.evaluate.row import refused
+from sharedllm.publish import _named
 from tests.conftest import byte_tokenizer, tiny_model, tokens
 from tests.contexts import assert_one_sentence, files
 
@@ -34,6 +35,12 @@ def assert_same_adapter(a, b):
     assert a.config == b.config
     weights = a.injection.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in b.injection.state_dict().items())
+
+
+def test_what_is_given_away_names_no_folder_of_the_machine():
+    recipe = {"output": "/home/me/runs/own", "data": "data/text", "start": "default", "steps": 300}
+    assert _named({"recipe": recipe, "steps": 300}) == {"recipe": {**recipe, "output": "own"}, "steps": 300}
+    assert _named({}) == {}
 
 
 class Hub:
@@ -81,6 +88,22 @@ def test_a_folder_has_the_adapter_and_its_card(make, tmp_path):
     assert "does not fit" not in card and "| `chunk_length` | 16 |" in card
     llm.save_pretrained(tmp_path / "mine")  # over itself
     assert "Nothing was measured" in (tmp_path / "mine" / "README.md").read_text()
+
+
+def test_what_training_wrote_and_the_dtype_stay(make, tmp_path, hub):
+    llm, told = make(), {"recipe": {"steps": 7}, "steps": 7, "rates": [{"from_step": 1}]}
+    llm.save_adapter(tmp_path / "trained", told, dtype=torch.bfloat16)
+    before = (tmp_path / "trained" / FILES[2]).read_bytes()
+    again = load(tmp_path / "trained")
+    assert again.injection.branches[0].gate.dtype == torch.float32
+    again.save_pretrained(tmp_path / "mine")
+    again.push_to_hub("me/mine")
+    for folder in (tmp_path / "mine", hub.folder / "me/mine"):
+        assert json.loads((folder / FILES[1]).read_text())["about"] == told
+        assert (folder / FILES[2]).read_bytes() == before
+    make().save_pretrained(tmp_path / "new")
+    assert json.loads((tmp_path / "new" / FILES[1]).read_text())["about"] == {}
+    assert (tmp_path / "new" / FILES[2]).stat().st_size > len(before)
 
 
 def test_what_was_refused_is_not_in_the_card(make, tmp_path):

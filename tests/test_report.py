@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,15 @@ MACHINE = {
     "threads": 2,
     "versions": dict.fromkeys(("sharedllm", "torch", "transformers"), "1"),
 }
-COMMON = {"model": "tiny", "adapter": "first", "dtype": "float32", "device": "cpu", "threads": 2, "seed": 0}
+COMMON = {
+    "model": "tiny",
+    "adapter": "first",
+    "dtype": "float32",
+    "device": "cpu",
+    "threads": 2,
+    "seed": 0,
+    "processor": "a processor",
+}
 
 
 @pytest.fixture
@@ -55,7 +64,7 @@ ROWS = [
 def test_each_comparison_has_a_table_of_its_own(report):
     page = report.page("small", ROWS, MACHINE, "We win.\n")
     equal, best = page.split("## Likelihood, best use")
-    assert "| truncate | 3.500 [3.400, 3.600] |" in equal and "| shared | 3.100 [3.000, 3.200] |" in equal
+    assert "| truncate | 3.500 [3.000, 4.000] |" in equal and "| shared | 3.100 [2.500, 3.700] |" in equal
     assert "| shared | +0.400 [+0.300, +0.500] |" in equal, "paired by passage"
     assert "8,192" in best.split("## Needles")[0] and "| shared | -0.100 [-0.100, -0.100] |" in best
     assert "3.900" not in equal and "| 3.100" not in best
@@ -75,8 +84,27 @@ def test_few_targets_are_a_comparison_of_their_own(report):
     without, page = (report.page("small", rows, MACHINE, "") for rows in (ROWS, [*few, *ROWS]))
     before, rest = page.split("## Likelihood, equal window and fewer targets")
     section, after = rest.split("## Likelihood, best use")
-    assert "| shared | 1.375 [1.275, 1.475] |" in section and "+0.125" in section and "4,096" not in section
+    assert "| shared | 1.375 [1.250, 1.500] |" in section and "+0.125" in section and "4,096" not in section
     assert before + "## Likelihood, best use" + after == without
+
+
+def test_a_page_is_of_one_setting_and_says_which(report):
+    """Rows of another machine stay in the file; neither tables nor header show them."""
+    before = [{**row, "processor": "an old one", "threads": 8} for row in ROWS]
+    again = [
+        {**nll("shared", 4096, [2.0, 3.0]), "versions": {"sharedllm": "2", "torch": "3", "transformers": "4"}},
+        other("needle", "found", "full", 4096, None, reason="it would take 9 GB"),
+        other("needle", "found", "truncate", 4096, 0.25),
+    ]
+    del again[1]["threads"]
+    page = report.page("small", [*before, *again], MACHINE, "")
+    assert "on cpu with 2 threads (a processor, 16 GiB), seed 0; sharedllm 2, torch 3, transformers 4." in page
+    assert "| shared | 2.500 [2.000, 3.000] |" in page and "3.100" not in page and "RULER" not in page
+    assert "- `full` at 4,096: it would take 9 GB." in page, "its row has no threads"
+    elsewhere = report.page("small", before, MACHINE, "")
+    assert "with 8 threads (an old one), seed 0." in elsewhere, (
+        "the memory and versions of another machine are not said"
+    )
 
 
 def test_what_is_not_measured_is_left_out_and_what_was_measured_later_counts(report):
@@ -86,7 +114,8 @@ def test_what_is_not_measured_is_left_out_and_what_was_measured_later_counts(rep
         {**ROWS[5], "length": 4096, "method": "truncate"},
     ]
     page = report.page("small", [*rows, ROWS[6]], MACHINE, "")
-    assert "| truncate | 2.000" in page and "Not read yet" in page
+    assert "| truncate | 2.000 |" in page, "one passage has no interval"
+    assert "Not read yet" in page
     assert "RULER" not in page and "Time" not in page
 
 
@@ -114,6 +143,15 @@ def test_the_steps_are_commands_that_exist(report, name):
         common.numbers_by_method("--at-most", given.get("at_most", ""), methods)
         assert command == "bench" or given["task"] in TASKS
         assert given["text"] and common.positive_numbers("--lengths", given["lengths"])
+
+
+def test_the_longest_text_is_timed_for_our_method(report):
+    """The budget of the full report is above what rows that were left out for it say that `shared` takes."""
+    (bench,) = (step for step in report.commands("full", Path("rows.jsonl")) if step[0] == "bench")
+    budget = float(bench[bench.index("--budget") + 1])
+    ours = [row for row in report.read_rows(report.rows_file("full")) if row["method"] == "shared" and "reason" in row]
+    taken = [re.match(r"one measurement would take about ([\d,]+) s", row["reason"]) for row in ours]
+    assert all(float(found[1].replace(",", "")) < budget for found in taken if found)
 
 
 def test_kvpress_stands_beside_ours_at_equal_bytes(report):

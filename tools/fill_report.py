@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fill_goals import before_words
+from fill_goals import SAME, before_words
 from report_peers import peers_table
 from run_report import DOCS, PROFILES, PROFILES_AT, commands, machine_file, rows_file
 
@@ -27,7 +27,8 @@ UNREAD = "*Not read yet: write three sentences into `tools/report/{}-reading.md`
 
 
 def page(name: str, rows: Sequence[Row], machine: Row, reading: str, peers: Sequence[Row] = ()) -> str:
-    """The page of a profile, with what is measured so far."""
+    """The page of a profile, with what is measured so far of one setting."""
+    rows = same_setting(rows)
     parts = [
         f"# Report, profile `{name}`",
         f"Every method on the same tokens of texts that no adapter was trained on. `make report PROFILE={name}` makes this page, and "
@@ -81,20 +82,39 @@ def page(name: str, rows: Sequence[Row], machine: Row, reading: str, peers: Sequ
     return "\n\n".join(parts) + "\n"
 
 
+def same_setting(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the model and the machine's settings of the last one of ours, as far as they say them.
+
+    Not all do: a row without a value has no threads.
+    """
+    ours = [row for row in rows if row["method"] == "shared"]
+    if not ours:
+        return list(rows)
+    last = next((row for row in reversed(ours) if row["value"] is not None), ours[-1])
+    said = {name: last[name] for name in SAME if name in last}
+    return [row for row in rows if all(row.get(name, own) == own for name, own in said.items())]
+
+
 def about(rows: Sequence[Row], machine: Row) -> str:
-    """Model, adapter, machine and versions, as rows and `doctor` give them."""
+    """Model, adapter, machine and versions, as the last of our rows gives them.
+
+    What it does not say is from `doctor`, whose file may be of another machine: its memory and versions count where the
+    processor is the row's.
+    """
     ours = [row for row in rows if row["method"] == "shared"]
     if not ours:
         return "Nothing measured yet."
-    row = ours[0]
-    versions = ", ".join(
-        f"{package} {machine['versions'][package]}" for package in ("sharedllm", "torch", "transformers")
-    )
-    threads = row.get("threads", machine["threads"])
+    row = next((row for row in reversed(ours) if row["value"] is not None), ours[-1])
+    processor = row.get("processor", machine["processor"])
+    here = machine if processor == machine["processor"] else {}
+    memory = f", {here['memory_bytes'] / 2**30:.0f} GiB" if here else ""
+    found = row.get("versions") or here.get("versions", {})
+    versions = ", ".join(f"{name} {found[name]}" for name in ("sharedllm", "torch", "transformers") if name in found)
     before = before_words(ours)
     return (
-        f"Model {row['model']}, adapter {row['adapter']}, {row['dtype']}, on {row['device']} with {threads} threads "
-        f"({machine['processor']}, {machine['memory_bytes'] / 2**30:.0f} GiB), seed {row['seed']}; {versions}."
+        f"Model {row['model']}, adapter {row['adapter']}, {row['dtype']}, on {row['device']} with "
+        f"{row.get('threads', machine['threads'])} threads ({processor}{memory}), seed {row['seed']}"
+        + (f"; {versions}." if versions else ".")
         + (f" {before}." if before else "")
     )
 
@@ -171,7 +191,7 @@ def table(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
 
 
 def nll_table(rows: Sequence[Row]) -> str:
-    return table(rows, lambda row: f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+    return table(rows, lambda row: interval(row["values"], ".3f"))
 
 
 def gain_table(rows: Sequence[Row]) -> str:
@@ -190,9 +210,10 @@ def gain_table(rows: Sequence[Row]) -> str:
     return f"Nats won over `truncate`, paired by passage{passages}; more is better:\n\n{made}" if made else ""
 
 
-def interval(values: Sequence[float]) -> str:
-    low, high = bootstrap(values)
-    return f"{sum(values) / len(values):+.3f} [{low:+.3f}, {high:+.3f}]"
+def interval(values: Sequence[float], form: str = "+.3f") -> str:
+    """A mean with its interval; of a single value there is none."""
+    mean, (low, high) = sum(values) / len(values), bootstrap(values)
+    return f"{mean:{form}} [{low:{form}}, {high:{form}}]" if len(values) > 1 else f"{mean:{form}}"
 
 
 def share(row: Row) -> str:

@@ -28,7 +28,7 @@ from sharedllm.inject import Injection
 from sharedllm.keep import Keep
 from sharedllm.loading import fingerprint, load_model, moved
 from sharedllm.prompts import Answer, not_padding
-from sharedllm.publish import Published
+from sharedllm.publish import Published, stored_dtype
 from sharedllm.reader import Reader
 from sharedllm.recall import Contexts, recalled
 from sharedllm.relevance import asked
@@ -59,6 +59,7 @@ class SharedLLM(Published):
             )
         self.model, self.tokenizer, self.config, self.name = model, tokenizer, config, name
         self.adapter = "none"
+        self.about, self.stored = {}, None
         self.fingerprint = fingerprint(model, self.parts)
         self.lower = LowerModel(self.parts, config.injected_layers, config.skipped_layers)
         self.reader = Reader(self.lower, config, self.fingerprint, tokenizer)
@@ -107,13 +108,14 @@ class SharedLLM(Published):
             parts = Parts(model)
             config = SharedConfig.fitting(len(parts.layers), parts.window)
         llm = cls(model, tokenizer, config, name)
-        if folder is not None:
+        if folder is not None and described is not None:
             try:
                 adapters.load_weights(folder, llm.injection)
             except Exception:
                 llm.detach()
                 raise
             llm.adapter = folder.name if folder.parent == adapters.SHIPPED else str(adapter)
+            llm.about, llm.stored = described.get("about") or {}, stored_dtype(folder)
         return llm
 
     @property

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
-from sharedllm.adapter import save_adapter
+from sharedllm.adapter import WEIGHTS_FILE, save_adapter
 from sharedllm.architectures import Parts
 from sharedllm.card import model_card
 from sharedllm.config import SharedConfig
 from sharedllm.hub import pushed
 from sharedllm.inject import Injection
+
+STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class Published:
@@ -25,6 +28,10 @@ class Published:
     injection: Injection
     fingerprint: str
     name: str
+    about: dict[str, Any]
+    """What training wrote into the adapter that was loaded: recipe, steps and rates."""
+    stored: torch.dtype | None
+    """What the weights of that adapter are stored in; None: in several dtypes, or nothing was loaded."""
 
     def save_adapter(
         self,
@@ -42,6 +49,8 @@ class Published:
     ) -> None:
         """Write the adapter to `folder` with a model card; `from_pretrained(model, adapter=folder)` reads it.
 
+        One that was loaded keeps what training wrote into it, and the dtype it was stored in.
+
         Args:
             results, license: for the card; see `card.model_card`.
         Raises:
@@ -49,7 +58,7 @@ class Published:
             WorkError: the folder cannot be written; what was there before stays.
         """
         card = model_card(self.name, self.parts, self.config, self.injection, results, license)
-        self.save_adapter(folder, card=card)
+        self.save_adapter(folder, _named(self.about), self.stored, card)
 
     def push_to_hub(
         self,
@@ -72,3 +81,19 @@ class Published:
             folder = Path(parent) / "adapter"
             self.save_pretrained(folder, results, license)
             return pushed(folder, repository, commit_message, private, token)
+
+
+def _named(about: dict[str, Any]) -> dict[str, Any]:
+    """The same without the folders of the machine it was trained on: of a path from the root only the last name."""
+    recipe = about.get("recipe")
+    if not isinstance(recipe, dict):
+        return about
+    short = {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in recipe.items()}
+    return {**about, "recipe": short}
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """What the weights of an adapter's folder are stored in; None where that is more than one dtype."""
+    with safe_open(folder / WEIGHTS_FILE, "pt") as weights:
+        kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}
+    return STORED.get(kinds.pop()) if len(kinds) == 1 else None

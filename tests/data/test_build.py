@@ -12,7 +12,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
+import yaml
 
+from sharedllm.cli import main
 from sharedllm.data import DataRecipe, TokenFolder, build, builder, fingerprint, shards
 from sharedllm.data.recipe import MAX_SHARD_BYTES
 from sharedllm.errors import UsageError, WorkError
@@ -249,3 +251,29 @@ def test_an_installed_package_is_read_without_importing_it(tmp_path: Path, make_
     (text,) = read(TokenFolder.open(tmp_path / "out"), tokenizer)
     assert text.startswith("# yaml/__init__.py\n") and "\n# yaml/scanner.py\n" in text
     assert manifest["sources"]["yaml"]["version"] and manifest["sources"]["yaml"]["files"]["RECORD"]
+
+
+def test_a_folder_that_nobody_named_is_not_given_to_another_recipe(
+    tmp_path: Path, make_recipe: Make, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Where no output is named it is data/text, which holds what the shipped recipes train on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sharedllm.loading.load_tokenizer", lambda model: tokenizer)
+    source = {**BASE, "paths": ["texts/rivers.txt"]}
+    for name in ("mine", "other"):
+        tree = {"name": name, "sources": {name: source}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+
+    def ended(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as end:
+            main(["data", "build", *arguments])
+        return int(end.value.code or 0)
+
+    assert [ended("mine.yaml"), ended("mine.yaml")] == [0, 0], "its own again"
+    capsys.readouterr()
+    assert ended("other.yaml") == 2
+    said = capsys.readouterr().err
+    assert "data/text holds the text of another recipe (mine); name a folder for that of other with -o" in said
+    assert list(TokenFolder.open("data/text").sources) == ["mine"]
+    assert ended("other.yaml", "-o", "data/text") == 0
+    assert list(TokenFolder.open("data/text").sources) == ["other"]

@@ -35,9 +35,54 @@ def test_text_is_read_in_the_encoding_that_its_mark_says(encoding: str) -> None:
     assert decode((mark + text).replace("\n", "\r\n").encode(encoding)) == text
 
 
-def test_text_that_is_neither_is_read_as_latin_1() -> None:
+def test_text_that_is_neither_is_read_as_windows_writes_it_or_as_latin_1() -> None:
     assert decode("Größe\n".encode("latin-1")) == "Größe\n"
+    assert decode("“Größe” – 5 €\n".encode("cp1252")) == "“Größe” – 5 €\n"
+    assert decode(b"caf\xe9 \x81\n") == "café \x81\n", "which Windows-1252 has no character for"
     assert decode(b"\xff\xfea") == "\ufffd", "half a character at the end"
+
+
+def test_a_damaged_byte_leaves_the_rest_of_a_file_as_it_is() -> None:
+    text = "Несколько слов – “and” a few more.\n"
+    cut = text.encode()[:-8] + b"\xff" + text.encode()[-8:]
+    assert decode(cut) == text[:-8] + "\ufffd" + text[-8:]
+    assert decode(text.encode()[:9]) == "Неск\ufffd", "cut apart at the end"
+    assert decode(b"\xef\xbb\xbfplain \xff text\n") == "plain \ufffd text\n", "with the mark of UTF-8"
+
+
+def test_files_that_are_no_clean_text_are_counted(
+    tmp_path: Path, make_recipe: Make, tokenizer: Any, texts: Path
+) -> None:
+    long = sentences("forests") + "Größe, Länge.\n"
+    (texts / "broken.txt").write_bytes(long.encode() + b"\xff\n")
+    (texts / "old.txt").write_bytes(long.replace("forests", "winds").encode("latin-1"))
+    (texts / "clean.txt").write_text(long.replace("forests", "waves"), encoding="utf-8")
+    lines: list[str] = []
+    recipe = make_recipe({"mine": {**BASE, "paths": ["broken.txt", "old.txt", "clean.txt"]}})
+    build(recipe, tmp_path / "out", tokenizer, progress=lines.append)
+    assert lines[-1].endswith("(files left out: none; read as Windows-1252 or Latin-1: 1; read as broken UTF-8: 1)")
+    folder = TokenFolder.open(tmp_path / "out", tokenizer)
+    found = [tokenizer.decode(folder.tokens(doc)) for doc in folder.documents()]
+    assert len(found) == 3 and all("Größe, Länge.\n" in text for text in found)
+
+
+def test_rows_are_cleaned_as_files_are(tmp_path: Path, make_recipe: Make, tokenizer: Any, texts: Path) -> None:
+    """Else neither a repeated paragraph nor one that is held out would be known by its other line ends."""
+    paragraphs = sentences("islands").split("\n\n")  # held out
+    leak = "\r\n\r\n".join([*sentences("clouds").split("\n\n"), paragraphs[3], *sentences("winds").split("\n\n")])
+    chat = {"messages": [{"role": "user", "content": "One\r\n  two\u0000  \r\nthree"}]}
+    rows = [{"text": leak + "\u0000a \t\r\nb\tc"}, chat]
+    (texts / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    sources = {
+        "rows": {**BASE, "paths": ["rows.jsonl"]},
+        "held": {**BASE, "paths": ["held.md"], "split": "heldout"},
+    }
+    build(make_recipe(sources), tmp_path / "out", tokenizer)
+    folder = TokenFolder.open(tmp_path / "out", tokenizer)
+    text, said = (tokenizer.decode(folder.tokens(doc)) for doc in folder.documents(source="rows"))
+    assert paragraphs[3] not in text and "clouds" in text and "winds" in text
+    assert "\r" not in text and "\x00" not in text and text.endswith("a\nb       c\n")
+    assert said == "user: One\n  two  \nthree\n", "a chat is left as it was said, but for its line ends"
 
 
 def test_rows_are_rows_however_the_files_ending_is_written(
@@ -52,7 +97,7 @@ def test_half_a_character_in_a_row_is_replaced(tmp_path: Path, make_recipe: Make
     rows = [{"text": sentences("forests") + "cut \ud83d"}, {"messages": [message]}]
     (texts / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     text, chat = built(tmp_path, make_recipe, tokenizer, "rows.jsonl")[0]
-    assert text == sentences("forests") + "cut \ufffd"
+    assert text == sentences("forests") + "cut \ufffd\n"
     assert chat == "user: cut \ufffd\n"
 
 

@@ -11,7 +11,7 @@ import torch
 from sharedllm.cli import main
 from sharedllm.evaluate.asking import Question, Text
 from sharedllm.evaluate.needle import is_found
-from sharedllm.evaluate.perplexity import cut_passages
+from sharedllm.evaluate.perplexity import cut_passages, run
 from sharedllm.evaluate.samples import passage_samples, question_samples, write_samples
 from sharedllm.methods import create
 from sharedllm.methods.estimate import cache_bytes
@@ -59,9 +59,19 @@ def test_passages_are_cut_where_shared_cuts_them(make):
     assert len(samples) == 6
     for sample, passage in zip(samples, passages * 3, strict=True):
         assert sample["past_ids"] + sample["window_ids"] == passage.ids[-sample["length"] :].tolist()
-        assert len(sample["window_ids"]) == min(10, sample["length"])  # one token before the first target
-        assert (sample["targets"], sample["start"]) == (min(9, sample["length"] - 1), passage.start)
+        assert len(sample["window_ids"]) == min(8, sample["length"])
+        assert (sample["targets"], sample["start"]) == (6, passage.start), "as many at every length as the shortest has"
     assert samples[-1]["stored_bytes"] == samples[-1]["attended_bytes"] == 0  # no past
+    (one, *_) = passage_samples(llm, passages, [120, 60], window=8, targets=9)
+    assert (len(one["window_ids"]), one["targets"]) == (10, 9)  # one token before the first target
+
+
+def test_passages_have_the_targets_that_the_rows_beside_them_have(make):
+    llm = make()
+    passages = cut_passages([("a.txt", tokens(200, 1))], 120, 2)
+    rows = run([create("truncate", llm, 8)], passages, [120, 60, 7], 9, 0, lambda line: None)
+    samples = passage_samples(llm, passages, [120, 60, 7], window=8, targets=9)
+    assert {row["length"]: row["targets"] for row in rows} == {s["length"]: s["targets"] for s in samples}
 
 
 def test_a_task_without_samples_says_which_have_some(tmp_path, capsys):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from sharedllm.evaluate.statistics import bootstrap, bounds, bounds_of_mean, wilson
+from sharedllm.evaluate.statistics import bootstrap, bounds, bounds_of_mean, expanded_tail, student, wilson
 
 
 def test_wilson_is_the_interval_of_the_books():
@@ -16,8 +17,42 @@ def test_wilson_is_the_interval_of_the_books():
 def test_a_share_has_the_bounds_of_a_share_and_other_values_those_of_resampling():
     assert bounds([100, 100, 100], most=100) == tuple(100 * x for x in wilson(3, 3))
     assert bounds([1, 0, 1], 3, 1) == wilson(2, 3) and bounds([1, 0, 1], 3) == bootstrap([1, 0, 1], 3)
-    assert bounds([0.5, 0, 1], 3, 1) == bootstrap([0.5, 0, 1], 3)
     assert bounds([0.0, 0.0], most=2.0)[0] == 0 < bounds([0.0, 0.0], most=2.0)[1]
+
+
+def test_parts_of_hits_count_as_such_and_a_hair_less_than_a_hit_changes_nothing():
+    assert bounds([0.5, 0, 1], 3, 1) == wilson(1.5, 3)
+    assert bounds([1.0, 1.0, 0.999999], most=1) == pytest.approx(wilson(3, 3), abs=1e-5)
+    assert bounds([0.1] * 10 + [1.0] * 2, most=1)[1] < 1 and wilson(3.0000000000000004, 3)[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("freedom", "level", "known"),
+    [(1, 0.95, 12.7062), (2, 0.95, 4.3027), (3, 0.95, 3.1824), (7, 0.95, 2.3646), (23, 0.95, 2.0687), (10, 0.99, 3.1693), (4999, 0.95, 1.9604)],
+)  # fmt: skip
+def test_students_t_is_that_of_the_tables(freedom, level, known):
+    assert student(level, freedom) == pytest.approx(known, abs=1e-4)
+
+
+def test_few_values_have_a_wider_interval_than_their_resampled_means():
+    """Hesterberg's table: quantiles of 0.0010 for 5 values, 0.0057 for 8, 0.0159 for 20; 0.025 for ever more."""
+    tails = [expanded_tail(n) for n in (5, 8, 20, 5000)]
+    assert tails == [pytest.approx(known, abs=1e-4) for known in (0.0010, 0.0057, 0.0159, 0.0250)]
+    values = [1.0, 2.0, 4.0, 8.0]
+    means = np.random.default_rng(0).choice(values, (10_000, 4)).mean(axis=1)
+    low, high = bootstrap(values)
+    assert low < np.quantile(means, 0.025) and high > np.quantile(means, 0.975)
+    assert bootstrap([1.0, 2.0]) == (1, 2), "nothing is known beyond the values"
+
+
+def test_intervals_of_eight_values_hold_what_they_say():
+    random = np.random.default_rng(1)
+    held = sum(low <= 0 <= high for low, high in (bootstrap(random.normal(size=8), draws=2000) for _ in range(1000)))
+    assert 935 <= held <= 965, "a percentile interval that is not expanded holds about 895"
+
+
+def test_one_value_has_no_interval():
+    assert bootstrap([2.5]) == (2.5, 2.5)
 
 
 def test_bounds_of_a_mean_add_up_as_squares():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from sharedllm import UsageError
-from sharedllm.evaluate.examples import Dataset, Example, Task
-from sharedllm.evaluate.middle import answer_lost, cut_middle
+from sharedllm.evaluate.examples import Dataset, Example, Task, read_tasks
+from sharedllm.evaluate.middle import answer_lost, cut_middle, cut_whole
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.statistics import wilson
 from sharedllm.evaluate.suite import jobs, run
 from sharedllm.methods import create
+from sharedllm.prompts import Prompt
 
 BEFORE, AFTER = "Read this.\n\n", "\n\nWho came?\nAnswer: "
 LONG = "a" * 100 + "Tamsin" + "b" * 94
@@ -136,25 +139,87 @@ def test_what_does_not_fit_has_a_reason_and_so_has_its_average(make):
     assert (average["dataset"], average["value"]) == ("average", None) and average["reason"].startswith("b: it would")
 
 
-def test_a_window_too_small_for_a_data_set_gives_a_row_that_says_so_and_the_others_are_asked(make):
+def test_a_long_question_is_cut_with_its_text(make, monkeypatch):
+    """As LongBench does: half of what fits from the prompt's start, half from its end, whatever stands there."""
+    llm, given = make(max_position_embeddings=512), []
+
+    def ask(method, past, prompt, new):
+        given.append(llm.tokenizer.decode(method.shown(past, prompt, new)))
+        return torch.tensor([65])
+
+    monkeypatch.setattr(type(create("truncate", llm, 64)), "ask", ask)
+    long = "\n\n" + "Who came, and when? " * 5 + "Who came?\nAnswer: "
+    sets = [dataset(example(), example(after=long, name="2"), example("Tamsin", "3", after=long))]
+    (row,) = rows_of(llm, ["truncate"], sets)
+    wholes = [BEFORE + LONG + AFTER, BEFORE + LONG + long, BEFORE + "Tamsin" + long]
+    assert given == [whole[:30] + whole[-30:] for whole in wholes]
+    # of the third the name is left, beside the instructions
+    assert (row["value"], row["samples"], row["cut"], row["cut_to"], row["answer_lost"]) == (100, 3, 3, 60, 2)
+    assert row["tokens"] == [200, 200, 6] and row["window"] == 64 and not row["beyond_window"]
+
+
+@pytest.mark.parametrize(
+    ("context", "after", "room", "left"),
+    [
+        ("abcdef", 30, 20, ("ab", "")),  # of the start 8 are instructions
+        ("abcdef", 30, 36, ("abcdef", "")),
+        ("abcdef", 4, 10, ("", "f")),
+        ("", 30, 20, ("", "")),
+    ],
+)
+def test_what_is_left_of_a_text_where_its_instructions_are_too_long(make, context, after, room, left):
+    llm = make()
+    prompt = Prompt(llm.tokenizer, "q" * after, before="b" * 8, between="", chat=False, answer_prefix="")
+    ids = torch.tensor([ord(c) for c in context], dtype=torch.long)
+    cut, text = cut_whole(prompt, ids, room)
+    whole = [*prompt.around_text()[0], *ids.tolist(), *prompt.around_text()[1]]
+    half = room // 2
+    assert cut.alone() == cut.with_text(ids[:0]) == [*whole[: room - half], *whole[-half:]]
+    assert "".join(map(chr, text.tolist())) == "".join(left)
+
+
+def test_a_window_too_small_for_an_answer_gives_a_row_that_says_so_and_the_others_are_asked(make):
     llm = make(max_position_embeddings=512)
-    sets = [dataset(example(), name="a"), dataset(example(after=f"{AFTER}!"), name="b")]
+    long = Dataset(Task("b", "{context}", max_new_tokens=35, metric="f1", chat=False), [example()])
     averages = {"average": {"qa": ["a", "b"]}}
+    sets = [dataset(example(), name="a"), long]
     *rows, first, second = rows_of(llm, ["shared", "truncate"], sets, averages, windows={"truncate": 36})
     valued = {(row["method"], row["dataset"]): row["value"] is not None for row in rows}
     assert valued == {("shared", "a"): True, ("truncate", "a"): True, ("shared", "b"): True, ("truncate", "b"): False}
-    said = "a window of 36 tokens cannot hold the instructions of b, example 1 (33), and an answer of 4; raise --window"
+    said = "a window of 36 tokens has no room for a question of b beside an answer of 35; raise --window"
     assert rows[-1]["reason"].startswith(said) and rows[-1]["length"] == 200
     assert first["value"] is not None and second["reason"].startswith(f"b: {said}")
-    assert rows_of(llm, ["truncate"], sets[:1], windows={"truncate": 36})[0]["answer_lost"] == 1
 
 
 def test_a_window_too_small_for_everything_is_refused(make):
     sets = [dataset(example(), name="a"), dataset(example(after=f"{AFTER}!"), name="b")]
     with pytest.raises(
-        UsageError, match=r"a window of 20 tokens cannot hold the instructions of a.*lower --max-new-tokens"
+        UsageError, match=r"a window of 5 tokens has no room for a question of a beside .*lower --max-new-tokens"
     ):
-        rows_of(make(max_position_embeddings=512), ["truncate"], sets, windows={"truncate": 20})
+        rows_of(make(max_position_embeddings=512), ["truncate"], sets, windows={"truncate": 5})
+
+
+def test_missing_packages_of_scores_are_said_before_anything_is_asked(make, monkeypatch):
+    llm = make()
+    sets = [dataset(example(), name="a"), *(dataset(example(), name=n, needs=("rouge", "jieba")) for n in "bc")]
+    for package in ("rouge", "jieba"):
+        monkeypatch.setitem(sys.modules, package, None)
+    said = r"the scores of b, c need rouge, jieba; install with: pip install 'sharedllm\[eval\]', or name other --tasks"
+    for started in (lambda: jobs(llm, sets), lambda: rows_of(llm, ["truncate"], sets)):
+        with pytest.raises(UsageError, match=said):
+            started()
+    assert rows_of(llm, ["truncate"], sets[:1])
+
+
+def test_every_score_that_needs_a_package_says_so():
+    tasks = [
+        *read_tasks("sharedllm.evaluate.longbench").values(),
+        *read_tasks("sharedllm.evaluate.infinitebench").values(),
+    ]
+    needs = {"rouge_l": ("rouge",), "rouge_l_zh": ("rouge", "jieba"), "rouge_lsum": ("rouge_score",)}
+    for task in tasks:  # LongBench counts Chinese words, InfiniteBench characters
+        words = ("jieba",) if (task.metric, task.category) == ("f1_zh", "single-document QA") else ()
+        assert task.needs == needs.get(task.metric, words), task.name
 
 
 def test_samples_are_spread_over_the_file():

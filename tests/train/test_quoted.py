@@ -46,6 +46,34 @@ def test_a_window_shows_what_a_question_is_answered_with(data, tmp_path):
         assert (batch.labels[row] >= 0).sum() == before.targets
 
 
+def test_a_context_is_searched_by_the_bare_question(data, tmp_path):
+    """Quotes are put in after the search, as when a question is answered: they are no part of what asks."""
+    t = quoting(data, tmp_path / "run", quoted=1.0)
+    drawn = t.sampler.draw(0)
+    sample, _, memory = t._taken_in(drawn, None)
+    assert all(len(after.ids) > len(before.ids) for before, after in zip(drawn.windows, sample.windows, strict=True))
+    for row, window in enumerate(drawn.windows):
+        context = t.llm.read(torch.from_numpy(drawn.context[: window.chunks * CONFIG.chunk_length]))
+        prompt = torch.from_numpy(window.ids[: -window.targets])[None]
+        asking = torch.from_numpy(window.question[: -window.targets])[None]
+        bare = t.llm.recall(context, prompt, question_mask=asking)
+        mine, S = memory[torch.tensor([row])], bare.mask.shape[1]
+        assert mine.mask.sum() == bare.mask.sum() == S
+        for a, b in zip([*mine.keys, *mine.values], [*bare.keys, *bare.values], strict=True):
+            torch.testing.assert_close(a[:, :, mine.mask[0]], b)
+
+
+def test_the_loss_without_the_context_is_that_of_the_bare_windows(data, tmp_path):
+    """What is quoted comes from the context."""
+    rows = {}
+    for share in (0.0, 1.0):
+        t = quoting(data, tmp_path / str(share), quoted=share, validate_samples=2, whole_answers=1.0)
+        assert all(w.quoted == bool(share) for w in t.held_out.draw(10**9).windows)
+        rows[share] = t.validate()
+    assert rows[0.0]["held_out_without"] == rows[1.0]["held_out_without"]
+    assert rows[0.0]["held_out_with"] != rows[1.0]["held_out_with"]
+
+
 def test_a_share_of_the_windows_quotes_and_the_others_are_as_without(data, tmp_path):
     t, plain = (
         quoting(data, tmp_path / str(share), quoted=share, needle_windows=40, context_chunks=[300, 300])

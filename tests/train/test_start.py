@@ -43,6 +43,31 @@ def test_an_adapter_of_another_rank_is_refused(data, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"init": "zero"}, r"config\.init copied and the recipe zero; set config\.init=copied"),
+        ({"chunk_length": 32}, r"config\.chunk_length 16 and the recipe 32; set config\.chunk_length=16"),
+        ({"positions": "none"}, r"config\.positions chunk and the recipe none; set config\.positions=chunk"),
+        ({"injected_layers": 2}, r"config\.injected_layers 3 and the recipe 2; set config\.injected_layers=3 or more"),
+    ],
+)
+def test_an_adapter_whose_weights_would_mean_something_else_is_refused(data, tmp_path, changes, words):
+    start = written(data, tmp_path / "first")
+    other = dataclasses.replace(CONFIG, **changes)
+    llm = SharedLLM.from_pretrained(tiny_model(), adapter="none", config=other, tokenizer=byte_tokenizer())
+    with pytest.raises(UsageError, match=words) as error:
+        Trainer(recipe(data, tmp_path / "run", config=other, start=start), llm)
+    assert_one_sentence(error)
+
+
+def test_more_layers_than_the_start_has_are_trained_on(data, tmp_path):
+    start = written(data, tmp_path / "first")
+    deeper = dataclasses.replace(CONFIG, injected_layers=4)
+    llm = SharedLLM.from_pretrained(tiny_model(), adapter="none", config=deeper, tokenizer=byte_tokenizer())
+    assert Trainer(recipe(data, tmp_path / "run", config=deeper, start=start), llm).step == 0
+
+
 def test_an_adapter_for_a_model_of_other_sizes_is_refused(data, tmp_path):
     start = written(data, tmp_path / "first")
     longer = tiny_model(num_hidden_layers=5)

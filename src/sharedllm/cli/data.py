@@ -9,6 +9,8 @@ import typer
 
 from sharedllm.cli import common
 
+TEXT = Path("data/text")  # where recipes of training look for tokens
+
 app = typer.Typer(help="Fetch and tokenise training text.", no_args_is_help=True)
 
 
@@ -20,19 +22,23 @@ def group() -> None:
 @app.command("build")
 def build(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped data recipe.")] = "data-text",
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the tokens.")] = Path("data/text"),
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for the tokens.", show_default=str(TEXT))
+    ] = None,
     model: common.ModelOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
     """Fetch the recipe's sources, clean, deduplicate and tokenise them into a folder."""
     from sharedllm.data import build as build_data
     from sharedllm.data import read_recipe
+    from sharedllm.data.builder import check_unnamed
     from sharedllm.loading import load_tokenizer
 
-    path = _recipe_file(recipe)
-    manifest = build_data(
-        read_recipe(path), output, load_tokenizer(model), progress=lambda line: typer.echo(line, err=True)
-    )
+    settings = read_recipe(_recipe_file(recipe))
+    if output is None:
+        output = TEXT
+        check_unnamed(settings, output)
+    manifest = build_data(settings, output, load_tokenizer(model), progress=lambda line: typer.echo(line, err=True))
     sources = manifest["sources"]
     totals = {
         split: sum(s["tokens"] for s in sources.values() if s["split"] == split) for split in ("train", "heldout")

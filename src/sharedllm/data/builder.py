@@ -116,7 +116,8 @@ class _Build:
             total += self._write(draft, spec, left)
         count = len(self.documents) - before
         dropped = ", ".join(f"{number} {reason}" for reason, number in sorted(found.dropped.items())) or "none"
-        self.say(f"{spec.name}: {total:,} tokens in {count:,} documents (files left out: {dropped})")
+        odd = "".join(f"; read as {what}: {number}" for what, number in sorted(found.odd.items()))
+        self.say(f"{spec.name}: {total:,} tokens in {count:,} documents (files left out: {dropped}{odd})")
         if not total:
             raise UsageError(f"Source '{spec.name}' gave no text{_why_nothing(spec, fetched, dropped)}.")
         kept = {key: getattr(spec, key) for key in ("type", "package", "kind", "weight", "split", "licence")}
@@ -149,6 +150,22 @@ def _check_replaceable(out: Path) -> None:
         raise UsageError(f"{out} is not a data folder alone (there is {foreign[0]}); name another folder or remove it.")
     if held and not {MANIFEST, DOCUMENTS} <= set(held):
         raise UsageError(f"{out} exists and is not a data folder; name another folder or remove it.")
+
+
+def check_unnamed(recipe: DataRecipe, out: Path) -> None:
+    """Raise UsageError where `out`, which nobody named, holds the text of another recipe.
+
+    A folder whose manifest cannot be read is left to `build`.
+    """
+    try:
+        held = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["recipe"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if held != recipe.name:
+        raise UsageError(
+            f"{out} holds the text of another recipe ({held}); name a folder for that of {recipe.name} with -o, or {out} itself "
+            "to replace it."
+        )
 
 
 def _why_nothing(spec: SourceSpec, fetched: Fetched, dropped: str) -> str:

@@ -35,6 +35,7 @@ CLEANERS: dict[str, Callable[[str], str]] = {
 }  # fmt: skip
 SEPARATOR = "\n\n\n"
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+BROKEN, OTHER = "broken UTF-8", "Windows-1252 or Latin-1"  # what is said of files that are no clean text
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,12 @@ class Draft:
 
 @dataclass
 class Drafts:
-    """A source's documents in reading order, and how many files were dropped for which reason."""
+    """A source's documents in reading order, how many files were dropped for which reason, and how many were read as
+    something else than whole UTF-8 or UTF-16."""
 
     documents: list[Draft] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    odd: Counter[str] = field(default_factory=Counter)
 
 
 def drafts(spec: SourceSpec, fetched: Fetched, deduper: Deduper, chat: Callable[[list[dict[str, str]]], str]) -> Drafts:
@@ -62,7 +65,7 @@ def drafts(spec: SourceSpec, fetched: Fetched, deduper: Deduper, chat: Callable[
     deduper.start_source(spec.split == "heldout")
     result = Drafts()
     parts: list[Draft] = []
-    for draft in _texts(fetched.members, chat):
+    for draft in _texts(fetched.members, chat, result.odd):
         is_code = draft.name.endswith(CODE)
         reason = None if draft.special else why_dropped(draft.text, is_code)
         if reason is None and not deduper.is_new(draft.text):
@@ -78,8 +81,13 @@ def drafts(spec: SourceSpec, fetched: Fetched, deduper: Deduper, chat: Callable[
     return result
 
 
-def _texts(members: dict[str, bytes], chat: Callable[[list[dict[str, str]]], str]) -> Iterator[Draft]:
-    """Every member, cleaned, in reading order; a jsonl file and packed books give several texts."""
+def _texts(
+    members: dict[str, bytes], chat: Callable[[list[dict[str, str]]], str], odd: Counter[str]
+) -> Iterator[Draft]:
+    """Every member, cleaned, in reading order; a jsonl file and packed books give several texts.
+
+    Counts in `odd` the files that are no clean text, by what they were read as.
+    """
     raw = {}
     for path, data in members.items():
         if path.endswith(".gz"):
@@ -92,23 +100,46 @@ def _texts(members: dict[str, bytes], chat: Callable[[list[dict[str, str]]], str
             books = bible_books(data) if data[:4] == MAGIC else r_texts(data)
             yield from (Draft(name, text) for name, text in books.items())
         else:
-            raw[path] = decode(data)
+            raw[path], read_as = decoded(data)
+            odd.update([] if read_as is None else [read_as])
     for path in reading_order(raw):
         if path.lower().endswith(".jsonl"):
-            yield from (Draft(name, text, special) for name, text, special in jsonl_rows(path, raw[path], chat))
+            for name, text, special in jsonl_rows(path, raw[path], chat):
+                yield Draft(name, _unified(text) if special else _plain(_unified(text)), special)
         else:
             yield Draft(path, CLEANERS.get(posixpath.splitext(path)[1].lower(), _plain)(raw[path]))
 
 
 def decode(data: bytes) -> str:
-    """Bytes as text: UTF-16 after its byte order mark, else UTF-8, or Latin-1 where that fails.
+    """Bytes as text; see `decoded`."""
+    return decoded(data)[0]
 
-    Without a byte order mark, NUL bytes and carriage returns.
+
+def decoded(data: bytes) -> tuple[str, str | None]:
+    """Bytes as text, and what they were read as where that is not whole UTF-8, or UTF-16 after its byte order mark.
+
+    One damaged byte does not make a file one of another encoding: where at least as many characters beyond ASCII are whole in
+    UTF-8 as are broken, those are replaced. Else it is Windows-1252, or Latin-1 where that has no such character. Without a
+    byte order mark, NUL bytes and carriage returns.
     """
+    if data.startswith(UTF16):
+        return _unified(data.decode("utf-16", "replace")), None
     try:
-        text = data.decode("utf-16", "replace") if data.startswith(UTF16) else data.decode("utf-8-sig")
+        return _unified(data.decode("utf-8-sig")), None
     except UnicodeDecodeError:
-        text = data.decode("latin-1")
+        pass
+    text = data.decode("utf-8-sig", "replace")
+    broken, beyond = text.count("\ufffd"), len(text) - len(text.encode("ascii", "ignore"))
+    if data.startswith(codecs.BOM_UTF8) or broken <= beyond - broken:
+        return _unified(text), BROKEN
+    try:
+        return _unified(data.decode("cp1252")), OTHER
+    except UnicodeDecodeError:
+        return _unified(data.decode("latin-1")), OTHER
+
+
+def _unified(text: str) -> str:
+    """A text without NUL bytes, and with line ends of one kind."""
     return text.replace("\x00", "").replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -33,6 +33,8 @@ class Task:
     languages: tuple[str, ...] = ()
     e: bool = False
     """Whether it is in LongBench-E too."""
+    needs: tuple[str, ...] = ()
+    """Packages that its score alone needs."""
 
     def frame(self, values: Mapping[str, str]) -> tuple[str, str]:
         """What stands before and after the text, with `values` put in; a value's own braces stay as they are."""
@@ -84,5 +86,6 @@ def read_tasks(package: str) -> dict[str, Task]:
     tasks = {}
     for name, settings in loaded.items():
         check_keys(settings, Task.__dataclass_fields__, f"prompts.yaml of {package}, task {name}")
-        tasks[name] = Task(name, **{**settings, "languages": tuple(settings.get("languages", ()))})
+        tuples = {field: tuple(settings.get(field, ())) for field in ("languages", "needs")}
+        tasks[name] = Task(name, **{**settings, **tuples})
     return tasks

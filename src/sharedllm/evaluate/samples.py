@@ -67,7 +67,11 @@ def question_samples(
 def passage_samples(
     llm: SharedLLM, passages: Sequence[Passage], lengths: Sequence[int], window: int, targets: int
 ) -> Iterator[dict[str, Any]]:
-    """A sample for every passage and length: `past_ids`, and `window_ids` of which the last `targets` are scored."""
+    """A sample for every passage and length: `past_ids`, and `window_ids` of which the last `targets` are scored.
+
+    The same tokens are scored at every length, as `perplexity.run` scores them: fewer than `targets` where a length has fewer.
+    """
+    targets = min(targets, min(lengths) - 1)
     for length in lengths:
         seen = min(length, max(window, targets + 1))
         for passage in passages:
@@ -76,7 +80,7 @@ def passage_samples(
                 **_about(llm, "perplexity", "nll", length, passage.source),
                 **bytes_kept(llm, ids[: length - seen]),
                 "start": passage.start,
-                "targets": min(targets, length - 1),
+                "targets": targets,
                 "past_ids": ids[: length - seen].tolist(),
                 "window_ids": ids[length - seen :].tolist(),
             }

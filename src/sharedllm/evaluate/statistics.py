@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -13,20 +14,21 @@ DRAWS, LEVEL = 10_000, 0.95
 
 
 def bounds(values: Sequence[float], seed: int = 0, most: float | None = None) -> tuple[float, float]:
-    """95 % bounds of the mean: of a share, where every value is 0 or `most`, those of `wilson`, otherwise of `bootstrap`.
+    """95 % bounds of the mean: where no value is below 0 or above `most`, those of `wilson`, otherwise of `bootstrap`.
 
-    Six hits of six tries do not make a share of 1 certain, and resampling them would say so.
+    Six hits of six tries do not make a share of 1 certain, and resampling them would say so. A value between 0 and `most` is
+    a part of a hit: such values differ less than hits and misses with the same mean, so that the bounds still hold.
     """
-    if most is not None and all(value in (0, most) for value in values):
-        low, high = wilson(sum(value == most for value in values), len(values))
+    if most is not None:
+        low, high = wilson(sum(values) / most, len(values))
         return most * low, most * high
     return bootstrap(values, seed)
 
 
-def wilson(hits: int, tries: int, level: float = LEVEL) -> tuple[float, float]:
-    """Bounds of a share between 0 and 1 (Wilson, "Probable Inference, the Law of Succession", 1927)."""
+def wilson(hits: float, tries: int, level: float = LEVEL) -> tuple[float, float]:
+    """Bounds of a share between 0 and 1 (Wilson, "Probable Inference, the Law of Succession", 1927); parts of hits count as such."""
     z = NormalDist().inv_cdf((1 + level) / 2)
-    share, grown = hits / tries, z * z / tries
+    share, grown = min(1.0, hits / tries), z * z / tries  # a sum of parts can come out a hair above what it is
     middle = (share + grown / 2) / (1 + grown)
     half = z * math.sqrt(share * (1 - share) / tries + grown / (4 * tries)) / (1 + grown)
     return max(0.0, middle - half), min(1.0, middle + half)
@@ -47,9 +49,44 @@ def bounds_of_mean(
 
 
 def bootstrap(values: Sequence[float], seed: int = 0, draws: int = DRAWS, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile interval of the mean by resampling `values`; for a difference give paired differences."""
-    means, tail = _means(values, np.random.default_rng(seed), draws), (1 - level) / 2
+    """Expanded percentile interval of the mean by resampling `values`; for a difference give paired differences.
+
+    Quantiles further out than (1 - level) / 2 make up for what resampling few values lacks: its variance is too small by
+    (n - 1) / n, and itself a guess, as in Student's interval (Hesterberg, "What Teachers Should Know About the Bootstrap",
+    2015, section 5.3). No interval reaches beyond the values, which is too narrow with fewer than about eight; of one value
+    there is none, and both bounds are that value.
+    """
+    means, tail = _means(values, np.random.default_rng(seed), draws), expanded_tail(len(values), level)
     return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))
+
+
+def expanded_tail(n: int, level: float = LEVEL) -> float:
+    """The share of resampled means below the lower bound, and above the upper one, for `n` values."""
+    return NormalDist().cdf(-math.sqrt(n / (n - 1)) * student(level, n - 1)) if n > 1 else 0.5
+
+
+@cache
+def student(level: float, freedom: int) -> float:
+    """What the absolute value of Student's t stays below with probability `level`.
+
+    By bisection of the angle atan(t / sqrt(freedom)), in which the distribution is a finite sum (Abramowitz and Stegun,
+    "Handbook of Mathematical Functions", 26.7.3 and 26.7.4).
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):  # halvings, past which doubles do not tell the two apart
+        angle = (low + high) / 2
+        low, high = (angle, high) if _student_within(angle, freedom) < level else (low, angle)
+    return math.sqrt(freedom) * math.tan(high)
+
+
+def _student_within(angle: float, freedom: int) -> float:
+    """The probability that |t| is below sqrt(freedom) * tan(`angle`)."""
+    odd = freedom % 2
+    term, total, squared = math.cos(angle) if odd else 1.0, 0.0, math.cos(angle) ** 2
+    for k in range(2 + odd, freedom + 1, 2):
+        total += term
+        term *= squared * (k - 1) / k
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
 def _means(values: Sequence[float], random: np.random.Generator, draws: int) -> NDArray[np.float64]:

@@ -1,14 +1,15 @@
 """Benchmarks of given files: every data set put to every method, a results row each, and a leaderboard's averages.
 
 A method that reads a text of any length gets the whole of it. For one with a limit the prompt is cut in its middle, as
-these benchmarks do, and the rows say of how many samples that took the answer away. Values are in percent.
+these benchmarks do, a long question with it; the rows say how many were cut, and of how many that took the answer away.
+Values are in percent.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,8 @@ from sharedllm.errors import UsageError
 from sharedllm.evaluate.asking import Asked, Examination, Question, Text, ask_methods, mean_score, tokens_beside
 from sharedllm.evaluate.examples import Dataset, Example, Task
 from sharedllm.evaluate.forecast import Job
-from sharedllm.evaluate.middle import answer_lost, cut_middle
+from sharedllm.evaluate.metrics import required
+from sharedllm.evaluate.middle import answer_lost, cut_middle, cut_whole
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import refused, together
 from sharedllm.evaluate.statistics import bounds_of_mean
@@ -28,6 +30,9 @@ from sharedllm.prompts import Prompt
 
 Averages = Mapping[str, Mapping[str, Sequence[str]]]
 """Data sets by category, by the average in which they count: the mean over categories of each one's mean."""
+
+ENDS = 2
+"""Tokens of a prompt at least, when it is cut: its first and its last."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,10 @@ def run(
         said: what every row says besides.
         free: memory that can be taken, in bytes; a method that needs more gives rows without a value.
     Raises:
-        UsageError: no method's limit can hold the instructions and the answer of any data set; nothing was run then.
+        UsageError: no method's limit can hold the answer of any data set, or a package that a score needs is missing;
+            nothing was run then.
     """
+    check_packages(datasets)
     questions = [[_question(llm, d.task, example, max_new_tokens) for example in d.examples] for d in datasets]
     lacking = [
         {method.name: _no_room(method, dataset, asking) for method in methods}
@@ -104,7 +111,12 @@ def run(
 
 
 def jobs(llm: SharedLLM, datasets: Sequence[Dataset], max_new_tokens: int | None = None) -> list[Job]:
-    """What is to be done, a job a context with all its questions; arguments as of `run`."""
+    """What is to be done, a job a context with all its questions; arguments as of `run`.
+
+    Raises:
+        UsageError: a package that a score needs is missing.
+    """
+    check_packages(datasets)
     made = []
     for dataset in datasets:
         by_context: dict[str, list[Question]] = {}
@@ -116,6 +128,26 @@ def jobs(llm: SharedLLM, datasets: Sequence[Dataset], max_new_tokens: int | None
             new, tokens = questions[0].max_new_tokens, len(llm.reader.token_ids(context))
             made.append(Job(tokens, 1, len(questions), new, beside=beside, dataset=dataset.task.name))
     return made
+
+
+def check_packages(datasets: Sequence[Dataset]) -> None:
+    """Raise `UsageError` where a package is missing that only the scores of some data sets need.
+
+    Each is imported: one that is there and broken would stop the run after its first answer.
+    """
+    lacking: dict[str, list[str]] = {}
+    for dataset in datasets:
+        for package in dataset.task.needs:
+            try:
+                required(package)
+            except UsageError:
+                lacking.setdefault(package, []).append(dataset.task.name)
+    if lacking:
+        names = dict.fromkeys(name for of in lacking.values() for name in of)
+        raise UsageError(
+            f"the scores of {', '.join(names)} need {', '.join(lacking)}; install with: pip install 'sharedllm[eval]', or name "
+            "other --tasks."
+        )
 
 
 def _question(llm: SharedLLM, task: Task, example: Example, max_new_tokens: int | None) -> Question:
@@ -131,18 +163,16 @@ def _question(llm: SharedLLM, task: Task, example: Example, max_new_tokens: int 
 
 
 def _no_room(method: Method, dataset: Dataset, questions: Sequence[Question]) -> str | None:
-    """Why a method's limit cannot hold some example's instructions and answer, or None: it can."""
+    """Why a method's limit cannot hold an answer and the two ends of a prompt, or None: it can."""
     if method.limit is None:
         return None
-    for example, question in zip(dataset.examples, questions, strict=True):
-        instructions = tokens_beside(question.prompt, 0)
-        if instructions + question.max_new_tokens > method.limit:
-            return (
-                f"a window of {method.limit:,} tokens cannot hold the instructions of {dataset.task.name}, example "
-                f"{example.id} ({instructions:,}), and an answer of {question.max_new_tokens:,}; raise --window, lower "
-                "--max-new-tokens or name other --tasks"
-            )
-    return None
+    answer = max(question.max_new_tokens for question in questions)
+    if method.limit - answer >= ENDS:
+        return None
+    return (
+        f"a window of {method.limit:,} tokens has no room for a question of {dataset.task.name} beside an answer of {answer:,}; "
+        "raise --window, lower --max-new-tokens or name other --tasks"
+    )
 
 
 def _puts(llm: SharedLLM, dataset: Dataset, questions: Sequence[Question]) -> list[Put]:
@@ -164,14 +194,23 @@ def _shown(method: Method, source: str, puts: Sequence[Put]) -> Shown:
         return Shown(texts, [put for same in by_context.values() for put in same], 0, 0)
     texts, cut, lost = [], 0, 0
     for put in puts:
-        before, after = put.question.prompt.around_text()
-        ids = cut_middle(put.ids, len(before), len(after), method.limit - put.question.max_new_tokens)
-        if len(ids) < len(put.ids):
+        text, left = _cut(source, put, method.limit - put.question.max_new_tokens)
+        if left is not put.ids:
             cut += 1
-            left = method.llm.tokenizer.decode(ids, skip_special_tokens=True)
-            lost += answer_lost(put.example.traces, put.example.context, left)
-        texts.append(Text(source, ids, [put.question]))
+            shown = method.llm.tokenizer.decode(left, skip_special_tokens=True)
+            lost += answer_lost(put.example.traces, put.example.context, shown)
+        texts.append(text)
     return Shown(texts, list(puts), cut, lost)
+
+
+def _cut(source: str, put: Put, room: int) -> tuple[Text, Tensor]:
+    """An example whose prompt has at most `room` tokens, and what is left of its context; all of it, where it fits."""
+    before, after = map(len, put.question.prompt.around_text())
+    if before + after > room:
+        prompt, left = cut_whole(put.question.prompt, put.ids, room)
+        return Text(source, put.ids[:0], [replace(put.question, prompt=prompt)]), left
+    ids = cut_middle(put.ids, before, after, room)
+    return Text(source, ids, [put.question]), ids
 
 
 def _examination(

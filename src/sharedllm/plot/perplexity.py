@@ -1,6 +1,6 @@
-"""Perplexity against length: a panel for every window and number of targets, a line a method.
+"""Perplexity against length: a panel for every set of passages, window and number of targets, a line a method.
 
-Two comparisons must never share a panel: methods with the same small window (what a compressed context
+Neither passages nor two comparisons ever share a panel: methods with the same small window (what a compressed context
 adds), and the model at its best (its whole window against a large window and the rest compressed). In a
 panel of the second kind `truncate` stands with the largest window it was measured with.
 """
@@ -27,16 +27,27 @@ EVERYTHING = {"full", "yarn", "dynamic-ntk"}
 
 
 @dataclass(frozen=True)
+class Passages:
+    """Which passages rows are of: how many, their texts, and where in those they start, as far as the rows say it."""
+
+    samples: int
+    sources: tuple[str, ...] = ()
+    starts: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        texts = len(set(self.sources))
+        said = lines.counted([self.samples], "passages" if self.samples > 1 else "passage")
+        return f"{said} of {texts} {'texts' if texts > 1 else 'text'}" if texts else said
+
+
+@dataclass(frozen=True)
 class Point:
-    """Nats a token at a length in tokens, with the bounds of the mean, over so many passages."""
+    """Nats a token at a length in tokens, with the bounds of the mean."""
 
     length: int
     nll: float
     low: float
     high: float
-    samples: int
-    sources: tuple[str, ...] = ()
-    """Texts of the passages; points are of the same tokens where length, samples and sources agree."""
     values: tuple[float, ...] = ()
     """Nats a token of each passage."""
 
@@ -58,24 +69,26 @@ class Setting:
     dtype: str
     window: int
     targets: int
+    passages: Passages
+    """Of every point."""
     points: dict[Line, list[Point]]
     """By line in drawing order; each by rising length."""
     replaced: int
     """Rows left out because a later row measured the same again."""
 
     def gains(self, line: Line) -> dict[int, Gain]:
-        """By length, what `line` gains where `truncate` scored the same passages; the share where `full` did too."""
+        """By length, what `line` gains where `truncate` was measured too; the share where `full` was."""
         found = {}
         for ours in self.points[line]:
             alone, full = (self._point(method, ours.length) for method in ("truncate", "full"))
-            if alone is None or not _same_passages(alone, ours):
+            if alone is None:
                 continue
             paired = len(alone.values) == len(ours.values)
             pairs = [a - b for a, b in zip(alone.values, ours.values, strict=True)] if paired else []
             gain, share = alone.nll - ours.nll, None
-            if full is not None and _same_passages(full, ours) and full.nll < alone.nll:
+            if full is not None and full.nll < alone.nll:
                 share = gain / (alone.nll - full.nll)
-            found[ours.length] = Gain(gain, bootstrap(pairs) if pairs else None, share)
+            found[ours.length] = Gain(gain, bootstrap(pairs) if len(pairs) > 1 else None, share)
         return found
 
     def _point(self, method: str, length: int) -> Point | None:
@@ -84,12 +97,8 @@ class Setting:
         return next((p for line in best for p in self.points[line] if p.length == length), None)
 
 
-def _same_passages(a: Point, b: Point) -> bool:
-    return (a.samples, a.sources) == (b.samples, b.sources)
-
-
 def settings(rows: Sequence[Row]) -> list[Setting]:
-    """The panels of perplexity rows, by model, dtype, targets and window; other metrics than `nll` are passed over.
+    """The panels of perplexity rows, by model, dtype, targets, window and passages; other metrics than `nll` are passed over.
 
     A text that fits its window has no past, and its row gives its own length as window: such rows go to
     the next larger window that was measured with a past. Of rows that measured the same the last counts. What
@@ -98,21 +107,27 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
     Raises:
         UsageError: a row lacks a value; the sentence gives file and line.
     """
-    groups: dict[tuple[str, str, int], list[Row]] = {}
+    groups: dict[tuple[str, str, int, Passages], list[Row]] = {}
     for row in rows:
         if row.text("metric") == "nll":
-            key = (str(row.values.get("model", "")), str(row.values.get("dtype", "")), row.whole("targets"))
-            groups.setdefault(key, []).append(row)
+            about = (str(row.values.get("model", "")), str(row.values.get("dtype", "")), row.whole("targets"))
+            groups.setdefault((*about, _passages(row)), []).append(row)
     found = []
-    for (model, dtype, targets), members in sorted(groups.items()):
+    for (model, dtype, targets, passages), members in groups.items():
         panels = _by_window(members)
-        for window, inside in sorted(panels.items()):
+        for window, inside in panels.items():
             beside = _beside(panels, window, targets)
             if not beside and not _needed(panels, window, targets):
                 continue
             points, replaced = _points([*((lines.line_of(row), row) for row in inside), *beside])
-            found.append(Setting(model, dtype, window, targets, points, replaced))
-    return found
+            found.append(Setting(model, dtype, window, targets, passages, points, replaced))
+    return sorted(found, key=lambda s: (s.model, s.dtype, s.targets, s.window))
+
+
+def _passages(row: Row) -> Passages:
+    sources, starts = (row.values.get(name) for name in ("sources", "starts"))
+    texts, places = (tuple(map(str, given)) if isinstance(given, list) else () for given in (sources, starts))
+    return Passages(row.whole("samples"), texts, places)
 
 
 def _by_window(rows: Sequence[Row]) -> dict[int, list[Row]]:
@@ -132,24 +147,17 @@ def _by_window(rows: Sequence[Row]) -> dict[int, list[Row]]:
 
 
 def _beside(panels: dict[int, list[Row]], window: int, targets: int) -> list[tuple[Line, Row]]:
-    """Rows of other windows that belong into the panel of a large window: `truncate`'s best, and what reads everything, on
-    the passages of `shared` there."""
-    ours = [_passages(row) for row in panels[window] if row.text("method") == "shared"]
-    if window <= targets + 1 or not ours:
+    """Rows of other windows that belong into the panel of a large window: `truncate`'s best, and what reads everything,
+    where `shared` stands there."""
+    if window <= targets + 1 or not any(row.text("method") == "shared" for row in panels[window]):
         return []
     larger = [w for w in panels if w > window and any(row.text("method") == "truncate" for row in panels[w])]
     alone = [row for row in panels[max(larger)] if row.text("method") == "truncate"] if larger else []
     everything = [row for w, rows in panels.items() if w != window for row in rows if row.text("method") in EVERYTHING]
-    found = [
+    return [
         *((replace(lines.line_of(row), window=max(larger)), row) for row in alone),
         *((lines.line_of(row), row) for row in everything),
     ]
-    return [(line, row) for line, row in found if _passages(row) in ours]
-
-
-def _passages(row: Row) -> tuple[object, object]:
-    """The passages of a row: texts, and where in them each begins."""
-    return row.values.get("sources"), row.values.get("starts")
 
 
 def _needed(panels: dict[int, list[Row]], window: int, targets: int) -> bool:
@@ -162,26 +170,24 @@ def _needed(panels: dict[int, list[Row]], window: int, targets: int) -> bool:
 def _points(rows: Sequence[tuple[Line, Row]]) -> tuple[dict[Line, list[Point]], int]:
     latest: dict[Line, dict[int, Point]] = {line: {} for line in lines.in_order(line for line, _ in rows)}
     for line, row in rows:
-        nll, sources = row.number("value"), row.values.get("sources")
-        latest[line][row.whole("length")] = Point(
-            length=row.whole("length"),
-            nll=nll,
-            low=row.number("low", nll),
-            high=row.number("high", nll),
-            samples=row.whole("samples"),
-            sources=tuple(map(str, sources)) if isinstance(sources, list) else (),
-            values=row.numbers("values"),
-        )
+        latest[line][row.whole("length")] = _point_of(row)
     points = {line: sorted(at.values(), key=lambda p: p.length) for line, at in latest.items()}
     return points, len(rows) - sum(map(len, points.values()))
 
 
+def _point_of(row: Row) -> Point:
+    """A row's point; its bounds from the values of its passages, as those of gains are, where it has them."""
+    nll, values = row.number("value"), row.numbers("values")
+    low, high = bootstrap(values) if values else (row.number("low", nll), row.number("high", nll))
+    return Point(row.whole("length"), nll, low, high, values)
+
+
 def title(setting: Setting) -> tuple[str, str]:
     """The panel's headline and what stands below it."""
-    samples = lines.counted((p.samples for points in setting.points.values() for p in points), "passages a point")
-    below = lines.described(setting.model, setting.dtype, f"{samples}; bars: 95 % bootstrap over passages.")
-    if any(setting.gains(line) for line in _ours(setting)):
-        below += " Above: what shared gains over truncate, paired by passage, and as a share of what full gains."
+    below = lines.described(setting.model, setting.dtype, f"{setting.passages}; bars: 95 % bootstrap over passages.")
+    if gains := [gain for line in _ours(setting) for gain in setting.gains(line).values()]:
+        shares = ", and as a share of what full gains" if any(gain.share is not None for gain in gains) else ""
+        below += f" Above: what shared gains over truncate, paired by passage{shares}."
     return f"Perplexity of the last {setting.targets:,} tokens, {setting.window:,} in the model's own window", below
 
 

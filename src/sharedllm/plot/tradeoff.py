@@ -66,11 +66,15 @@ class Trade:
 def qualities(
     settings: Iterable[perplexity.Setting], grids: Iterable[needle.Grid], boards: Iterable[scores.Board]
 ) -> Iterator[Quality]:
-    """The qualities of rows; of likelihood with equal windows only, and of RULER's tasks their mean only."""
-    for setting in settings:
-        if setting.window <= setting.targets + 1:
-            nll = {line: {p.length: p.nll for p in points} for line, points in setting.points.items()}
-            yield Quality(setting.model, setting.dtype, "nats per token\n(lower is better)", nll)
+    """The qualities of rows; of likelihood with equal windows only, and of RULER's tasks their mean only.
+
+    Where several sets of passages were scored, each says which it is of.
+    """
+    equal = [setting for setting in settings if setting.window <= setting.targets + 1]
+    for setting in equal:
+        nll = {line: {p.length: p.nll for p in points} for line, points in setting.points.items()}
+        which = f"\n{setting.passages}" if len({s.passages for s in equal}) > 1 else ""
+        yield Quality(setting.model, setting.dtype, f"nats per token{which}\n(lower is better)", nll)
     for grid in grids:
         found = {line: {n: _share(cells) for n, cells in by.items()} for line, by in grid.cells.items()}
         yield Quality(grid.model, grid.dtype, "needles found, %\n(higher is better)", found)

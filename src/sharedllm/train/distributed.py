@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from sharedllm.errors import UsageError
-from sharedllm.hardware import choose_device, choose_dtype
+from sharedllm.hardware import choose_device
 from sharedllm.model import SharedLLM
 from sharedllm.parallel import ParallelReader
 from sharedllm.processes import Processes
 from sharedllm.sharding import shard
 from sharedllm.train.loop import Row, Trainer
+from sharedllm.train.precision import training_dtype
 from sharedllm.train.recipe import Recipe
 from sharedllm.train.samples import Sample
 
@@ -56,7 +57,7 @@ class DistributedTrainer(Trainer):
 
             disable_fsdp_ram_efficient_loading()  # else transformers gives the model's weights to the first process alone
             place = "cpu"  # what is divided has to fit the machine first, not the device
-        dtype = recipe.dtype or self.processes.dtype or choose_dtype(self.processes.device.type).value
+        dtype = training_dtype(self.processes.device.type, recipe.dtype or self.processes.dtype)
         llm = llm or SharedLLM.from_pretrained(
             recipe.model, adapter="none", config=recipe.config, device=place, dtype=dtype
         )
@@ -86,6 +87,10 @@ class DistributedTrainer(Trainer):
         """Once they have passed for one, all stop, so that all do the same steps."""
         late = super()._late()
         return bool(self.recipe.minutes) and any(self.processes.listed([late]))
+
+    def _owed(self) -> bool:
+        """As the main process has it, whose metrics they are."""
+        return bool(self.processes.listed([super()._owed()])[0])
 
     def _dealt(self, n: int) -> range:
         return range(n) if self.chunks else range(self.processes.index, n, self.processes.count)

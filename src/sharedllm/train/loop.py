@@ -6,6 +6,7 @@ in the weights an unbroken run would have had (bit for bit in fp32 on a CPU).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -21,19 +22,24 @@ from sharedllm.adapter import load_weights
 from sharedllm.data.folder import TokenFolder
 from sharedllm.data.study import Study
 from sharedllm.errors import WorkError
-from sharedllm.hardware import return_freed_memory
+from sharedllm.hardware import choose_device, return_freed_memory
 from sharedllm.model import SharedLLM
 from sharedllm.train.batch import Batch
 from sharedllm.train.learner import learner
 from sharedllm.train.limits import check_lengths
 from sharedllm.train.loss import divergence, next_token_loss
 from sharedllm.train.origin import origin
+from sharedllm.train.precision import training_dtype
 from sharedllm.train.rates import parameter_groups, set_rates
 from sharedllm.train.recipe import Recipe
 from sharedllm.train.recompute import recomputed
 from sharedllm.train.run_folder import ADAPTER, METRICS, RunFolder
 from sharedllm.train.samples import ASKED, STUDY, Sample, Sampler
-from sharedllm.train.start import start_folder
+from sharedllm.train.start import keep_share, start_folder
+from sharedllm.train.too_short import left_out
+from sharedllm.train.validation import Compared, due, summed_up
+
+logger = logging.getLogger(__name__)
 
 Row = TypeVar("Row")
 Report = Callable[[dict[str, Any]], None]
@@ -64,9 +70,10 @@ class Trainer:
         self.recipe, self.main, self.started = recipe, main, time.monotonic()
         self.run = Path(recipe.output)
         self.records = RunFolder(self.run, writes=main)
-        self.llm = llm or SharedLLM.from_pretrained(
-            recipe.model, adapter="none", config=recipe.config, device=recipe.device, dtype=recipe.dtype
-        )
+        if llm is None:
+            dtype = training_dtype(choose_device(recipe.device).value, recipe.dtype)
+            llm = SharedLLM.from_pretrained(recipe.model, "none", recipe.config, recipe.device, dtype)
+        self.llm = llm
         folder = TokenFolder.open(recipe.data, self.llm.tokenizer)
         study = (
             Study.open(recipe.study_data, folder, self.llm.fingerprint) if recipe.study and recipe.study_data else None
@@ -74,6 +81,8 @@ class Trainer:
         check_lengths(recipe, self.llm.window, study)
         self.sampler = Sampler(folder, recipe, "train", self.llm.tokenizer, study)
         self.held_out = Sampler(folder, recipe, "heldout", self.llm.tokenizer) if recipe.validate_samples else None
+        if main and (said := left_out(folder, recipe)):
+            logger.warning(said)
         self.frozen = [p for p in self.llm.model.parameters() if p.requires_grad]
         for parameter in self.frozen:
             parameter.requires_grad_(False)
@@ -99,13 +108,15 @@ class Trainer:
         """
         late = False
         try:
+            if self._owed():
+                self._log(self.validate(), report)
             while not late and self.step < min(self.recipe.steps, self.recipe.steps if until is None else until):
                 self._log(self._one_step(), report)
-                if self.held_out and self.recipe.validate_every and self.step % self.recipe.validate_every == 0:
-                    self._log(self.validate(), report)
                 late = self._late()
                 if late or self.finished or self.step % self.recipe.checkpoint_every == 0:
-                    self.checkpoint()
+                    self.checkpoint()  # first: held-out texts take long, and the step is not to be done again for them
+                if not late and due(self.recipe, self.step):
+                    self._log(self.validate(), report)
         except KeyboardInterrupt:
             if self.whole and self.step:  # after none there is nothing to keep, and another recipe may take the folder
                 self.checkpoint()
@@ -114,7 +125,8 @@ class Trainer:
             about = {"recipe": self.recipe.to_dict(), "steps": self.step, "target_tokens": self.tokens}
             if len(self.records.rates) > 1:
                 about["rates"] = self.records.rates
-            self._keep_start()
+            if self.start is not None and self.recipe.keep_start:
+                keep_share(self.start, self.module, self.recipe.keep_start)
             self.learner.save(self.run / ADAPTER, about)
 
     @property
@@ -126,15 +138,9 @@ class Trainer:
         """Whether the recipe's minutes have passed."""
         return 0 < self.recipe.minutes * 60 <= time.monotonic() - self.started
 
-    @torch.no_grad()
-    def _keep_start(self) -> None:
-        """Mix the start's weights into the trained ones, as the recipe says; checkpoints keep the trained ones."""
-        if self.start is None or not self.recipe.keep_start:
-            return
-        trained = {name: weight.clone() for name, weight in self.module.named_parameters()}
-        load_weights(self.start, self.module, partly=True)
-        for name, weight in self.module.named_parameters():
-            weight.lerp_(trained[name], 1 - self.recipe.keep_start)
+    def _owed(self) -> bool:
+        """Whether the validation after the last step did not come about, since the run ended before."""
+        return due(self.recipe, self.step) and not self.records.validated(self.step)
 
     def checkpoint(self) -> None:
         self.records.save(self.module, self.optimizer, {"step": self.step, "tokens": self.tokens, **self.origin})
@@ -226,11 +232,15 @@ class Trainer:
             return self._loss(sample, batch)
 
     def _taken_in(self, sample: Sample, generator: torch.Generator | None) -> tuple[Sample, Batch, Any]:
-        """A sample with its windows as they are shown, its batch, and what of its context the batch reads."""
+        """A sample with its windows as they are shown, their batch, and what of its context that reads.
+
+        The context is searched by the windows alone: what they quote is put in afterwards, as when a question is answered.
+        """
         encoded, chunks = self._encoded(sample.context), [w.chunks for w in sample.windows]
+        alone = Batch.of(sample, self.llm.device)
+        memory = self.learner.memory(encoded, chunks, alone, sample.search, generator)
         sample = replace(sample, windows=[self.learner.shown(encoded, window) for window in sample.windows])
-        batch = Batch.of(sample, self.llm.device)
-        return sample, batch, self.learner.memory(encoded, chunks, batch, sample.search, generator)
+        return sample, Batch.of(sample, self.llm.device), memory
 
     def _loss(self, sample: Sample, batch: Batch) -> Tensor:
         logits = self._logits(batch)
@@ -262,25 +272,17 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
         """Held-out loss with the context and without, on the same windows, by kind of text."""
-        kinds: dict[str, list[tuple[float, float]]] = {}
-        for kind, pair in self._gathered({i: self._compare(i) for i in self._dealt(self.recipe.validate_samples)}):
-            kinds.setdefault(kind, []).append(pair)
-        rows = [pair for pairs in kinds.values() for pair in pairs]
-        gains = {kind: sum(a - b for a, b in pairs) / len(pairs) for kind, pairs in kinds.items()}
-        return {
-            "step": self.step,
-            "held_out_without": sum(a for a, _ in rows) / len(rows),
-            "held_out_with": sum(b for _, b in rows) / len(rows),
-            "held_out_gain": gains,
-        }
+        compared = self._gathered({i: self._compare(i) for i in self._dealt(self.recipe.validate_samples)})
+        return summed_up(self.step, compared)
 
-    def _compare(self, i: int) -> tuple[str, tuple[float, float]]:
-        """Kind of a held-out sample, and its loss without the context and with it."""
+    def _compare(self, i: int) -> Compared:
+        """Of a held-out sample; without the context there is nothing of it to quote either."""
         assert self.held_out is not None
         sample = self.held_out.draw(10**9 + i)
         _, batch, memory = self._taken_in(sample, None)
         with self.learner.reading(memory):
             read = next_token_loss(self._logits(batch), batch.labels).item()
+        batch = Batch.of(sample, self.llm.device)
         alone = next_token_loss(self._logits(batch), batch.labels).item()
         return sample.kind, (alone, read)
 

@@ -14,6 +14,7 @@ from sharedllm.manifest import UNFINISHED
 from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sharedllm.train.rates import RATES, rates_by_step, rates_from
 from sharedllm.train.recipe import Recipe, recipe_from_dict
+from sharedllm.train.validation import GAIN
 
 RECIPE, METRICS, ADAPTER = "recipe.json", "metrics.jsonl", "adapter"
 FREE = {"device", "validate_every", "validate_samples", "checkpoint_every", "parallel", "minutes"}
@@ -129,6 +130,12 @@ class RunFolder:
                 f"the checkpoint of step {state['step']} cannot be written ({error.__cause__}); the one before is kept, "
                 "make room and train on."
             ) from error
+
+    def validated(self, step: int) -> bool:
+        """Whether the metrics have a validation after a step."""
+        file = self.path / METRICS
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        return any(GAIN in line and _step_of(line) == step for line in lines)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a row of metrics.

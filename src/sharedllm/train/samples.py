@@ -21,6 +21,7 @@ from sharedllm.data.study import Passage, Study
 from sharedllm.errors import UsageError
 from sharedllm.prompts import Prompt
 from sharedllm.train.recipe import Recipe
+from sharedllm.train.too_short import least_tokens, none_left
 
 ASKED = NEEDLES, QUESTIONS = "needles", "questions"  # kinds of samples whose questions have a right answer
 STUDY = "study"  # the kind whose questions have a teacher's
@@ -79,12 +80,10 @@ class Sampler:
         study: Study | None = None,
     ) -> None:
         self.folder, self.recipe, self.tokenizer = folder, recipe, tokenizer
-        least = (recipe.context_chunks[0] + 1) * recipe.config.chunk_length
+        least = least_tokens(recipe)
         self.documents: Sequence[Document] = [d for d in folder.documents(split=split) if d.tokens >= least]
         if not self.documents:
-            others = " lower context_chunks, join more of a source's texts (join_below)"
-            others += ", hold out a longer source, or set validate_samples=0" if split == "heldout" else ""
-            raise UsageError(f"the data in {recipe.data} has no {split} document of {least} tokens;{others}.")
+            raise UsageError(none_left(recipe, split))
         self.shares = folder.shares(self.documents)
         self.studied = study
         self.passages = [] if study is None else self._passages(study)

@@ -1,10 +1,13 @@
-"""The adapter that training starts from: where it lies, and whether its weights are of what is trained."""
+"""The adapter that training starts from: where it lies, whether its weights are of what is trained, and how much is kept of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from sharedllm.adapter import KIND, check_adapter, read_described, shipped_adapter
+import torch
+from torch import nn
+
+from sharedllm.adapter import KIND, check_adapter, load_weights, read_described, shipped_adapter
 from sharedllm.config import SharedConfig
 from sharedllm.errors import UsageError
 from sharedllm.methods import encoder_decoder
@@ -12,15 +15,18 @@ from sharedllm.model import SharedLLM
 from sharedllm.train.recipe import Recipe
 
 DEFAULT = "default"  # as a start: the adapter that ships for the model
+SAME = ("rank", "init", "chunk_length", "positions")  # settings without which weights are of something else
 
 
 def start_folder(recipe: Recipe, llm: SharedLLM) -> Path | None:
     """Folder of the adapter that a recipe starts from; None where it starts from the model's own weights.
 
-    Weights are taken over by their names. Those of another method or rank have other names: they would silently be left out.
+    Weights are taken over by their names. Those of another method or rank, or of layers that are not injected, have other
+    names: they would silently be left out. Those learnt in chunks of another length would be read in others.
 
     Raises:
-        UsageError: no adapter there, or one of another method, for a model of other sizes, or of another rank.
+        UsageError: no adapter there, or one of another method, for a model of other sizes, or of settings that do not go
+            with the recipe's.
         WorkError: its configuration is broken.
     """
     if recipe.start is None:
@@ -31,10 +37,31 @@ def start_folder(recipe: Recipe, llm: SharedLLM) -> Path | None:
     described = read_described(folder, KIND if recipe.method == "shared" else encoder_decoder.KIND)
     check_adapter(described, llm.parts, folder)
     if recipe.method == "shared":
-        rank, wanted = SharedConfig.from_dict(described["config"]).rank, recipe.config.rank
-        if rank != wanted:
-            raise UsageError(
-                f"the adapter in {folder} has config.rank {rank} and the recipe {wanted}; set config.rank={rank}, "
-                "since training on keeps the rank."
-            )
+        _check_settings(SharedConfig.from_dict(described["config"]), recipe.config, folder)
     return folder
+
+
+def _check_settings(trained: SharedConfig, config: SharedConfig, folder: Path) -> None:
+    """Raise `UsageError` where weights `trained` under some settings mean something else, or are lost, under `config`."""
+    for name in SAME:
+        before, wanted = getattr(trained, name), getattr(config, name)
+        if before != wanted:
+            raise UsageError(
+                f"the adapter in {folder} has config.{name} {before} and the recipe {wanted}; set config.{name}={before}, "
+                "since training on keeps it, or leave start out."
+            )
+    layers = trained.injected_layers
+    if config.injected_layers < layers:
+        raise UsageError(
+            f"the adapter in {folder} has config.injected_layers {layers} and the recipe {config.injected_layers}; set "
+            f"config.injected_layers={layers} or more, since the weights of the others would be lost, or leave start out."
+        )
+
+
+@torch.no_grad()
+def keep_share(folder: Path, module: nn.Module, share: float) -> None:
+    """Mix the weights of the start in `folder` into the trained ones of `module`: `share` of them, the rest of these."""
+    trained = {name: weight.clone() for name, weight in module.named_parameters()}
+    load_weights(folder, module, partly=True)
+    for name, weight in module.named_parameters():
+        weight.lerp_(trained[name], 1 - share)

@@ -27,7 +27,7 @@ def print_row(row: dict[str, Any]) -> None:
     if "reason" in row:
         print(f"{what} not measured: {row['reason']}", flush=True)
         return
-    bounds = f" [{row['low']:.4f}, {row['high']:.4f}]" if "low" in row else ""
+    bounds = _bounds(row) if "low" in row else ""
     beyond = "  more positions than the model was trained for" if row.get("beyond_window") else ""
     print(f"{what} {row['value']:.4f}{bounds}{beyond}", flush=True)
     if row["task"] == "needle":
@@ -44,3 +44,10 @@ def print_row(row: dict[str, Any]) -> None:
     if row.get("cut"):
         lost = f"; {row['answer_lost']:,} lost their answer" if row["answer_lost"] else ""
         print(f"    cut in the middle: {row['cut']:,} of {row['samples']:,}{lost}")
+
+
+def _bounds(row: dict[str, Any]) -> str:
+    """The interval, which a single passage does not have."""
+    if row.get("samples") == 1 and row["low"] == row["high"]:
+        return " (one sample: no interval)"
+    return f" [{row['low']:.4f}, {row['high']:.4f}]"
