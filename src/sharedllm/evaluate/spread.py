@@ -5,6 +5,9 @@ What a method is asked stays as it is; `Method.each` hands its items here instea
 
 from __future__ import annotations
 
+import os
+import platform
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +15,8 @@ from typing import Any
 import torch
 
 from sharedllm.errors import SharedLLMError
-from sharedllm.hardware import peak_memory_bytes
+from sharedllm.evaluate.peak import peak, reset_peak
+from sharedllm.hardware import free_memory_bytes
 from sharedllm.methods import Method, create
 from sharedllm.model import SharedLLM
 from sharedllm.ray_pool import Pool, Setup, ray_pool
@@ -30,13 +34,23 @@ class MethodWorker:
         setup.apply()
         self.llm = SharedLLM.from_pretrained(**loading)
         self.methods: dict[tuple[str, int], Method] = {}
+        self.asked: tuple[str, int] | None = None
+
+    def room(self) -> tuple[str, int]:
+        """Whose memory this process takes, and how much of it is free, in bytes."""
+        device = self.llm.device
+        apart = os.environ.get("CUDA_VISIBLE_DEVICES", "") if device.type == "cuda" else ""
+        return f"{platform.node()} {device} {apart}", free_memory_bytes(device)
 
     def work(self, piece: tuple[int, tuple[str, int], Any, Any]) -> tuple[list[Any], int]:
-        """All that a method's work on an item yields, and this process' peak memory in bytes."""
+        """All that a method's work on an item yields, and this process' peak memory with that method, in bytes."""
         _, (name, window), work, item = piece
         if (name, window) not in self.methods:
             self.methods[name, window] = create(name, self.llm, window)
-        return list(work(self.methods[name, window], item)), peak_memory_bytes(self.llm.device)
+        if self.asked != (name, window):
+            reset_peak(self.llm.device)
+            self.asked = name, window
+        return list(work(self.methods[name, window], item)), peak(self.llm.device)
 
 
 class Spread:
@@ -44,6 +58,13 @@ class Spread:
 
     def __init__(self, pool: Pool) -> None:
         self.pool, self.peak = pool, 0
+        self._asked: tuple[str, int] | None = None
+
+    def free(self) -> float:
+        """Memory that each of the workers can take if all take as much, in bytes."""
+        rooms = self.pool.call("room")
+        sharing = Counter(place for place, _ in rooms)
+        return min(free / sharing[place] for place, free in rooms)
 
     def __call__(self, method: Method, work: Any, items: Sequence[Any]) -> Iterator[Any]:
         """All that `work(method, item)` yields, for all items in their order.
@@ -52,13 +73,15 @@ class Spread:
             SharedLLMError: what a worker raised, or `WorkError` where it could not be started or kept alive.
         """
         pieces = [(i, (method.name, method.window), work, item) for i, item in enumerate(items)]
+        if self._asked != (method.name, method.window):
+            self._asked, self.peak = (method.name, method.window), 0
         done: dict[int, list[Any]] = {}
         at = 0
         for (i, *_), result in self.pool.map("work", pieces):
             if isinstance(result, SharedLLMError):
                 raise result
-            done[i], peak = result
-            self.peak = max(self.peak, peak)
+            done[i], held = result
+            self.peak = max(self.peak, held)
             while at in done:
                 yield from done.pop(at)
                 at += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,8 +98,8 @@ def evaluate(
     _forecast(task, request)
     _write(write_samples, samples_of, request)
     row: dict[str, Any] = {}
-    with _spread(engine, request, loading, ray_address, workers):
-        for number, row in enumerate(TASKS[task].rows(request)):
+    with _spread(engine, request, loading, ray_address, workers) as spread:
+        for number, row in enumerate(TASKS[task].rows(spread)):
             if not as_json and number == 0:
                 print_head(llm, request.methods)
             if not as_json:
@@ -143,10 +144,10 @@ def _write(file: Path | None, samples_of: Callable[[Request], Samples] | None, r
 @contextmanager
 def _spread(
     engine: str, request: Request, loading: dict[str, Any], address: str | None, workers: int | None
-) -> Iterator[None]:
-    """Let the workers of the engine do the methods' work inside the block."""
+) -> Iterator[Request]:
+    """Let the workers of the engine do the methods' work inside the block; the request, with the memory that they have."""
     if engine == "local":
-        yield
+        yield request
         return
     from sharedllm.evaluate.spread import ray_spread
 
@@ -154,7 +155,7 @@ def _spread(
         for method in request.methods:
             method.spread = spread
         request.results.besides = spread.besides
-        yield
+        yield replace(request, free=spread.free())
 
 
 def _checked(task: str, methods: str, texts: Sequence[str], data: Path | None) -> list[str]:
