@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sharedllm.store
-from sharedllm import Context, SharedLLM, UsageError, WorkError
+from sharedllm import Context, Library, SharedLLM, UsageError, WorkError
 from sharedllm.manifest import VERSION
 from sharedllm.saved import MERGED_CHUNKS
 from sharedllm.store import chunk_kind, writing
@@ -78,7 +78,7 @@ def test_a_context_is_json_and_safetensors_only(llm, tmp_path):
     whole, ragged = segments(tmp_path / "c")
     assert sorted(files(tmp_path / "c")) == sorted([".lock", "context.json", whole.name, ragged.name])
     about = json.loads((tmp_path / "c" / "context.json").read_text())
-    assert (about["model"], about["chunk_length"]) == (llm.fingerprint, 16)
+    assert (about["model"], about["chunk_length"]) == (llm.reader.identity, 16)
     assert about["documents"]["text"]["tokens"] == 87
     assert torch.equal(load_file(whole)["ids"].flatten(), tokens(87)[:80].int())
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
@@ -130,6 +130,40 @@ def test_a_chunk_stored_at_other_bits_has_another_name(make, tmp_path):
         context.save(tmp_path / "c")
         nbytes.append(Context.load(tmp_path / "c").nbytes)
     assert nbytes[0] < nbytes[1], "the finer numbers were not written"
+
+
+def test_models_that_differ_in_upper_layers_alone_are_told_apart(llm, make, tmp_path):
+    other, ids = make(), tokens(16 * 5 + 7)
+    with torch.no_grad():
+        other.model.model.layers[3].mlp.up_proj.weight.neg_()
+    assert other.fingerprint == llm.fingerprint, "they differ in what is looked at anyway; the test is empty"
+    context, theirs = llm.read(ids), other.read(ids)
+    context.save(tmp_path / "c")
+    for use in (
+        lambda: Context.load(tmp_path / "c", other),
+        lambda: other.ask(context, "a?", max_new_tokens=2),
+        lambda: Library(tmp_path / "c", other),
+        lambda: Context.compose([context, theirs]),
+    ):
+        with pytest.raises(UsageError, match=r"another model|different models") as error:
+            use()
+        assert_one_sentence(error)
+    theirs.save(tmp_path / "c")
+    assert_same_chunks(Context.load(tmp_path / "c", other), theirs)
+    manifest = tmp_path / "c" / "context.json"
+    about = json.loads(manifest.read_text())
+    known, _, more = about["model"].partition("+")
+    assert known == llm.fingerprint and len(more) == 8
+    manifest.write_text(json.dumps({**about, "model": known}))  # as it was before there was more to know a model by
+    assert_same_chunks(Context.load(tmp_path / "c", llm), theirs)
+
+
+def test_an_identity_is_the_same_in_every_dtype():
+    found = set()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        llm = SharedLLM.from_pretrained(tiny_model().to(dtype), adapter="none", config=CONFIG)
+        found.add(llm.reader.identity.partition("+")[2])
+    assert len(found) == 1 and len(found.pop()) == 8
 
 
 def test_saving_again_writes_only_what_is_new(llm, tmp_path):

@@ -18,6 +18,7 @@ from sharedllm.config import SharedConfig
 from sharedllm.encoded import Encoded
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.keep import Keep, Span, clipped, merged, shifted
+from sharedllm.loading import same_model
 from sharedllm.manifest import STORED_UNDER
 from sharedllm.memory import find
 from sharedllm.packing import GROUP
@@ -151,9 +152,10 @@ class Context:
         for name in STORED_UNDER:
             if name not in (*LAYERS, "fine_chunks", "compact") and any(s[name] != shape[name] for s in shapes):
                 raise UsageError(f"the contexts were made with different {name}; encode them with one adapter.")
-        if len({context.fingerprint for context in contexts}) > 1:
+        known = max((context.fingerprint for context in contexts), key=len)
+        if not all(same_model(context.fingerprint, known) for context in contexts):
             raise UsageError("the contexts were made with different models; encode them with one.")
-        whole = cls(reader, contexts[0].fingerprint, shape)
+        whole = cls(reader, known, shape)
         for context in contexts:
             whole.keep += shifted(context.keep, whole.tokens)
             whole.ids = torch.cat([whole.ids, context.ids])

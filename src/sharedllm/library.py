@@ -21,6 +21,7 @@ from torch import Tensor
 from sharedllm.context import Context, Progress
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.keep import Keep, Span
+from sharedllm.loading import same_model
 from sharedllm.manifest import LOCK, MANIFEST, Document, Manifest, find_document, read_manifest
 from sharedllm.model import SharedLLM
 from sharedllm.reader import Stored, chunk_runs
@@ -183,7 +184,7 @@ class Library:
         if manifest is None or self.llm is None:
             return
         here = self._empty(manifest)
-        if manifest.model != here.fingerprint:
+        if not same_model(manifest.model, here.fingerprint):
             raise UsageError(f"the context in {self.folder} was made with another model; choose another folder.")
         if here.compact != bool(manifest.shape["compact"]):
             kind = "compact" if manifest.shape["compact"] else "not compact"

@@ -19,6 +19,7 @@ from sharedllm.encoder import LowerModel, Wanted
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
 from sharedllm.hardware import chunk_batch, finished, room_bytes
 from sharedllm.keep import Keep, Span, checked, clipped, keep_spans, merged, shifted, span_mask
+from sharedllm.loading import identity, same_model
 from sharedllm.manifest import STORED_UNDER
 from sharedllm.saved import MERGED_CHUNKS
 from sharedllm.tree import candidate_tokens, tree_borders
@@ -67,6 +68,11 @@ class Reader:
         self.lower, self.config, self.fingerprint, self.tokenizer = lower, config, fingerprint, tokenizer
 
     @cached_property
+    def identity(self) -> str:
+        """Of the model that reads, see `loading.identity`; found when it first reads."""
+        return identity(self.lower.parts, self.fingerprint)
+
+    @cached_property
     def text_tokenizer(self) -> Any:
         """The tokenizer for texts: `<|im_end|>` in one is the characters it is written with, so that no document speaks in
         the words of the chat template. A copy, since threads tokenise prompts with the other beside it."""
@@ -78,7 +84,7 @@ class Reader:
         """An empty context of this model; see `Context.compact`."""
         compact = compact and self.config.fine_chunks > 0  # else no more than the candidates are stored anyway
         about = {**self._about(compact), "compact": int(compact)}
-        return Context(self, self.fingerprint, {name: about[name] for name in STORED_UNDER})
+        return Context(self, self.identity, {name: about[name] for name in STORED_UNDER})
 
     def _about(self, compact: bool) -> dict[str, Any]:
         """The settings, and which layer's values are kept apart to be compared."""
@@ -116,7 +122,7 @@ class Reader:
         """
         if context.reader is self:
             return context
-        if context.fingerprint != self.fingerprint:
+        if not same_model(context.fingerprint, self.identity):
             raise UsageError("the context was made with another model; encode the text again with this one.")
         shape = self.new_context().shape
         for name, stored in context.shape.items():

@@ -15,6 +15,7 @@ from torch import Tensor
 from sharedllm.encoded import SEARCHED, Encoded
 from sharedllm.errors import UsageError
 from sharedllm.keep import Span
+from sharedllm.loading import same_model
 from sharedllm.manifest import VERSION_2_SLOTS, Document, Manifest, broken, read_about, shape_of
 from sharedllm.store import Writer, chunk_kind, chunk_name, read_documents, writing
 
@@ -34,6 +35,9 @@ def write(folder: Path, context: Context) -> None:
         names = list(before.documents) if before is not None else []
         if len(names) > 1:
             raise UsageError(f"{folder} holds {len(names)} documents; choose another folder, or use Library.add.")
+        if before is not None and not same_model(before.model, context.fingerprint):
+            before.segments = {}
+            store.stored = set()  # chunks of another model, which may have the same names
         segments = {} if before is None else before.segments
         store.manifest = Manifest(context.fingerprint, context.shape, segments=segments)
         chunks = [chunk for ids, kept in _segments(context) for chunk in _put(store, context, ids, kept)]

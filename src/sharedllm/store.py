@@ -46,6 +46,7 @@ from sharedllm.manifest import (
 
 def chunk_kind(kept: Encoded | None, model: str, shape: dict[str, int]) -> str:
     """What of a chunk's slots does not follow from its token ids; None where the ids alone are kept."""
+    model = model.partition("+")[0]  # a store is one model's; chunks keep the names that they had before there was more
     if kept is None:
         return f"{model} ids"
     layers, _, _, stored, width = kept.keys.shape

@@ -50,7 +50,7 @@ def started(folder, llm=None, **changes):
 
     def stop() -> None:
         running.handle_exit(signal.SIGTERM, None)
-        thread.join(30)
+        thread.join(60)  # of a busy machine
         assert not thread.is_alive(), "the server does not end"
 
     url = f"http://127.0.0.1:{port}"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import sharedllm
 from sharedllm.errors import UsageError, WorkError
+from sharedllm.hardware import keep_freed_memory
 from sharedllm.methods import Method, create
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
@@ -72,6 +73,7 @@ def answer(measure: Measure) -> None:
     try:
         request = json.load(sys.stdin)
         torch.set_num_threads(request["threads"])
+        keep_freed_memory()  # as the process whose times stand beside it, and every command
         llm = SharedLLM.from_pretrained(**request["loading"])
         method = create(request["method"], llm, request["window"])
         prompt = Prompt(llm.tokenizer, request["question"])
