@@ -98,7 +98,7 @@ def gains(llm: SharedLLM, data: Path, passages: int) -> dict[str, object]:
     window, layers = TARGETS + 1, llm.parts.layers[: llm.config.injected_layers]
     alone, shared = (create(name, llm, window) for name in ("truncate", "shared"))
     for name in TEXTS:
-        ids = llm.reader.token_ids((data / f"{name}.txt").read_text(encoding="utf-8"))
+        ids = llm.reader.token_ids((data / f"{name}.txt").read_text(encoding="utf-8")).long()
         for passage in cut_passages([(name, ids)], LENGTH, passages):
             past, seen = passage.ids[:-window], passage.ids[-window:]
             without = alone.score(alone.prepare(past), seen, TARGETS).mean()
