@@ -87,12 +87,17 @@ def same_setting(rows: Sequence[Row]) -> list[Row]:
 
     Not all do: a row without a value has no threads.
     """
-    ours = [row for row in rows if row["method"] == "shared"]
-    if not ours:
+    last = last_of_ours(rows)
+    if last is None:
         return list(rows)
-    last = next((row for row in reversed(ours) if row["value"] is not None), ours[-1])
     said = {name: last[name] for name in SAME if name in last}
     return [row for row in rows if all(row.get(name, own) == own for name, own in said.items())]
+
+
+def last_of_ours(rows: Sequence[Row]) -> Row | None:
+    """The last row of `shared` with a value, or else its last; None where there is none."""
+    ours = [row for row in rows if row["method"] == "shared"]
+    return next((row for row in reversed(ours) if row["value"] is not None), ours[-1] if ours else None)
 
 
 def about(rows: Sequence[Row], machine: Row) -> str:
@@ -101,16 +106,15 @@ def about(rows: Sequence[Row], machine: Row) -> str:
     What it does not say is from `doctor`, whose file may be of another machine: its memory and versions count where the
     processor is the row's.
     """
-    ours = [row for row in rows if row["method"] == "shared"]
-    if not ours:
+    row = last_of_ours(rows)
+    if row is None:
         return "Nothing measured yet."
-    row = next((row for row in reversed(ours) if row["value"] is not None), ours[-1])
     processor = row.get("processor", machine["processor"])
     here = machine if processor == machine["processor"] else {}
     memory = f", {here['memory_bytes'] / 2**30:.0f} GiB" if here else ""
     found = row.get("versions") or here.get("versions", {})
     versions = ", ".join(f"{name} {found[name]}" for name in ("sharedllm", "torch", "transformers") if name in found)
-    before = before_words(ours)
+    before = before_words([found for found in rows if found["method"] == "shared"])
     return (
         f"Model {row['model']}, adapter {row['adapter']}, {row['dtype']}, on {row['device']} with "
         f"{row.get('threads', machine['threads'])} threads ({processor}{memory}), seed {row['seed']}"

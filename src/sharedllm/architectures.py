@@ -265,14 +265,19 @@ def normed(norm: nn.Module, x: Tensor) -> Tensor:
     return y.to(x.dtype)
 
 
+def unhook(module: nn.Module) -> None:
+    """Take what accelerate put on a module off a copy of it: by its `forward` the copy would call the other."""
+    for name in ("_hf_hook", "_old_forward", "forward"):
+        vars(module).pop(name, None)
+
+
 def copied(module: nn.Module) -> nn.Module:
     """A copy of a small module with weights of its own, without hooks, wherever its weights are kept."""
     with present(module):
         hooks: dict[int, Any] = {id(part._hf_hook): None for part in module.modules() if hasattr(part, "_hf_hook")}
         fresh = copy.deepcopy(module, hooks)
     for part in fresh.modules():
-        for name in ("_hf_hook", "_old_forward", "forward"):
-            vars(part).pop(name, None)
+        unhook(part)
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
     return fresh

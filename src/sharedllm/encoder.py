@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from sharedllm.architectures import Parts, rotate
+from sharedllm.architectures import Parts, rotate, unhook
 from sharedllm.encoded import LAYERED, Encoded, gather_tokens, packed_layer, packed_values
 
 
@@ -112,8 +112,7 @@ class LowerModel:
         self.apart: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered while chunks are read, so that slots of a running answer stay out of them."""
         self.module: Any = copy.copy(parts.base)
-        for name in ("_hf_hook", "_old_forward", "forward"):  # accelerate's, which would call the whole base
-            vars(self.module).pop(name, None)
+        unhook(self.module)
         self.module._modules = dict(parts.base._modules)
         self.module._modules[parts.family.layers] = nn.ModuleList(list(parts.layers[:layers]))
         self.module._modules[parts.family.final_norm] = nn.Identity()

@@ -7,11 +7,13 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from sharedllm.architectures import Parts, is_plain
 from sharedllm.errors import UsageError, WorkError
@@ -141,16 +143,10 @@ def fingerprint(model: Any, parts: Parts) -> str:
     """
     sizes = (parts.model_type, parts.hidden_size, parts.heads, parts.kv_heads, parts.head_dim, len(parts.layers))
     rotary = getattr(parts.config, "rope_parameters", None)  # stored keys were computed under it
-    from accelerate.utils import align_module_device
-
     digest = hashlib.sha256(json.dumps([sizes, rotary], sort_keys=True, default=str).encode())
-    for module in (parts.embedding, *parts.layers[:2].modules()):
-        with align_module_device(module):
-            for weight in module.parameters(recurse=False):
-                coded = weight.is_floating_point() and not is_plain(weight)
-                flat = (weight.dequantize() if coded else weight).detach().flatten()
-                sample = flat[:: max(1, flat.numel() // 1024)].to("cpu", torch.bfloat16)
-                digest.update(sample.view(torch.int16).numpy().tobytes())
+    for weight in _weights((parts.embedding, *parts.layers[:2].modules())):
+        sample = _sample(weight, 1024).to("cpu", torch.bfloat16)
+        digest.update(sample.view(torch.int16).numpy().tobytes())
     found = digest.hexdigest()[:16]
     return FLOAT16.get(found, found)
 
@@ -161,18 +157,28 @@ def identity(parts: Parts, known: str) -> str:
     By it models are told apart that agree in what `fingerprint` looks at, such as a fine-tune of upper layers. Signs are
     the same in every dtype. Where weights are not whole on this machine the fingerprint stands alone.
     """
+    digest = hashlib.sha256()
+    for weight in _weights(parts.layers.modules()):
+        if weight.is_meta or hasattr(weight, "to_local"):
+            return known
+        digest.update(torch.signbit(_sample(weight, 256)).cpu().numpy().tobytes())
+    return f"{known}+{digest.hexdigest()[:8]}"
+
+
+def _weights(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """The weights of modules, each where it is computed with while it is looked at, wherever it is kept."""
     from accelerate.utils import align_module_device
 
-    digest = hashlib.sha256()
-    for module in (part for layer in parts.layers for part in layer.modules()):
+    for module in modules:
         with align_module_device(module):
-            for weight in module.parameters(recurse=False):
-                if weight.is_meta or hasattr(weight, "to_local"):
-                    return known
-                coded = weight.is_floating_point() and not is_plain(weight)
-                flat = (weight.dequantize() if coded else weight).detach().flatten()
-                digest.update(torch.signbit(flat[:: max(1, flat.numel() // 256)]).cpu().numpy().tobytes())
-    return f"{known}+{digest.hexdigest()[:8]}"
+            yield from module.parameters(recurse=False)
+
+
+def _sample(weight: Tensor, about: int) -> Tensor:
+    """About so many numbers of a weight, at an even stride; of codes of a quantisation what they stand for."""
+    coded = weight.is_floating_point() and not is_plain(weight)
+    flat = (weight.dequantize() if coded else weight).detach().flatten()
+    return flat[:: max(1, flat.numel() // about)]
 
 
 def same_model(one: str, other: str) -> bool:
