@@ -40,7 +40,8 @@ test-browser: setup
 
 # What needs packages that `make setup` does not bring: the harness, quantised models, a LoRA, a bucket. None may be skipped.
 test-extras: $(EXTRAS)/.done
-	$(EXTRAS)/bin/python -m pytest -rs -p tests.no_skips tests/evaluate/test_lm_eval.py tests/test_placed.py tests/collection/test_s3.py
+	$(EXTRAS)/bin/python -m pytest -rs -p tests.no_skips tests/evaluate/test_lm_eval.py tests/test_placed.py \
+	  tests/test_docs.py::test_python_runs tests/collection/test_s3.py
 
 # An environment of its own: what reads S3 needs older releases of two packages than are pinned.
 $(EXTRAS)/.done: pyproject.toml constraints.txt

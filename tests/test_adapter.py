@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sharedllm.adapter
@@ -128,6 +129,23 @@ def test_saving_into_a_folder_with_foreign_files_leaves_them(make, tmp_path):
     assert files(tmp_path) == {"work/thesis.txt": b"years of it"}
 
 
+@pytest.mark.parametrize(
+    "about", [{"peft_type": "LORA", "r": 8}, {"format": "sharedllm-encoder-decoder"}, [1]], ids=str
+)
+def test_saving_over_an_adapter_of_another_kind_leaves_it(make, tmp_path, about):
+    # A LoRA of peft has the same three names.
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / SETTINGS).write_text(json.dumps(about))
+    (tmp_path / "lora" / WEIGHTS).write_bytes(b"weeks of it")
+    (tmp_path / "lora" / "README.md").write_text("what it is")
+    before = files(tmp_path)
+    for save in (make().save_adapter, make().save_pretrained):
+        with pytest.raises(UsageError, match="adapter of another kind") as error:
+            save(tmp_path / "lora")
+        assert_one_sentence(error)
+    assert files(tmp_path) == before
+
+
 def test_saving_onto_a_file_leaves_it(make, tmp_path):
     (tmp_path / "thesis").write_text("years of it")
     with pytest.raises((UsageError, WorkError)):
@@ -222,6 +240,11 @@ BROKEN = {
         r"'chunk_lenght'.*Did you mean chunk_length\?",
     ),
     "a setting out of range": (UsageError, edit(lambda a: a["config"].update(tree_depth=0)), "tree_depth is 0"),
+    "a rank beyond any matrix": (
+        UsageError,
+        edit(lambda a: a["config"].update(rank=10**9)),
+        r"rank is 1000000000.*use 32 at",
+    ),
     "a setting of another type": (UsageError, edit(lambda a: a["config"].update(split_noise="much")), "split_noise"),
 }
 
@@ -239,6 +262,33 @@ def test_a_broken_adapter_is_refused_and_leaves_the_model_without_hooks(saved, n
     assert hooks(model) == []
     assert torch.equal(model(WINDOW).logits, plain)
     assert files(saved) == before
+
+
+def test_tensors_of_other_shapes_are_refused_before_they_are_read(saved, monkeypatch):
+    weights(lambda w: w.update({GATE: torch.ones(5)}))(saved)
+
+    class Header:
+        """Of the file what its header says."""
+
+        def __init__(self, *arguments):
+            self.opened = safe_open(*arguments)
+
+        def __enter__(self):
+            self.opened.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.opened.__exit__(*error)
+
+        def keys(self):
+            return self.opened.keys()
+
+        def get_slice(self, name):
+            return self.opened.get_slice(name)
+
+    monkeypatch.setattr(sharedllm.adapter, "safe_open", Header)
+    with pytest.raises(WorkError, match=GATE):
+        load(saved)
 
 
 def test_a_missing_adapter_is_refused(tmp_path):
@@ -259,7 +309,7 @@ def test_no_adapter_is_an_untrained_one():
         llm.detach()
 
 
-def test_the_shipped_adapter_of_exactly_this_model_is_the_default(make, tmp_path, monkeypatch):
+def test_the_shipped_adapter_of_exactly_this_model_is_the_default(make, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(sharedllm.adapter, "SHIPPED", tmp_path)
     make().save_adapter(tmp_path / "tiny")
     assert load("default").adapter == "tiny"
@@ -268,7 +318,14 @@ def test_the_shipped_adapter_of_exactly_this_model_is_the_default(make, tmp_path
     with torch.no_grad():
         other.model.layers[1].mlp.up_proj.weight.add_(0.5)
     assert load("default", other, config=CONFIG).adapter == "none"
+    assert "other settings" not in caplog.text
     assert load("default", config=dataclasses.replace(CONFIG, chunk_length=32)).adapter == "none"
+    assert "is not used: it was trained with other settings than the config given" in caplog.text
+    assert "ships for LlamaForCausalLM" in caplog.text
+
+
+def test_a_model_smaller_than_the_usual_rank_is_attached_to_without_settings():
+    assert SharedLLM.from_pretrained(tiny_model(), adapter="none").config.rank == 32
 
 
 def test_a_low_rank_adapter_saves_its_change_alone_and_starts_as_nothing(make, tmp_path):

@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 
-from sharedllm import Library, SharedLLM, UsageError
+from sharedllm import Library, SharedLLM, UsageError, WorkError
 from sharedllm.parallel import ParallelReader
 from sharedllm.processes import Processes
+from sharedllm.reading import read
 from sharedllm.train.distributed import dealt_rows
 from tests.contexts import assert_one_sentence, assert_same_chunks, files
 from tests.launches import launched, write_model
@@ -49,6 +50,27 @@ def test_one_process_alone_reads_as_ever(make, processes):
     llm.reader = ParallelReader(llm.reader, processes)
     assert_same_chunks(llm.read(ids), alone)
     assert processes.received == 0
+
+
+@pytest.mark.parametrize(("broken", "told"), [("exchange", False), ("source", True)])
+def test_after_an_error_the_others_are_told_to_end_only_where_they_wait_for_that(
+    tmp_path, processes, monkeypatch, broken, told
+):
+    model, file = write_model(tmp_path), tmp_path / "long.txt"
+    file.write_text("It is in box 7. " * 30 if broken == "exchange" else "")
+    sent, broadcast = [], processes.broadcast
+
+    def failing(*_arguments):
+        raise WorkError("there is no room.")
+
+    monkeypatch.setattr("sharedllm.processes.Processes", lambda cpu: processes)
+    monkeypatch.setattr("sharedllm.parallel.gathered", failing)
+    monkeypatch.setattr(processes, "broadcast", lambda tensor: sent.append(tensor) or broadcast(tensor))
+    threads = torch.get_num_threads()
+    with pytest.raises((UsageError, WorkError), match="no room" if broken == "exchange" else "long.txt"):
+        read([str(file)], tmp_path / "kept", model=str(model), adapter=str(tmp_path / "adapter"), dtype="float32", device="cpu")  # fmt: skip
+    torch.set_num_threads(threads)
+    assert [not tensor.any() for tensor in sent] == ([True] if told else [False, False])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8])

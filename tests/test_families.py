@@ -25,8 +25,15 @@ def partly(share: float) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": share}}
 
 
+def scaled(kind: str, **settings: Any) -> dict[str, Any]:
+    """A window of 16 positions made four times as long, for which the tables are multiplied by more than 1."""
+    turned = {"rope_type": kind, "rope_theta": 100.0, "original_max_position_embeddings": 16, **settings}
+    return {"rope_parameters": turned, "original_max_position_embeddings": 16}
+
+
 ROWS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True},
+    "llama, tables of another scale": scaled("yarn", factor=4.0),
     "mistral": {"sliding_window": None},
     "mistral, sliding": {"sliding_window": 4},
     "ministral": LOCAL,
@@ -39,6 +46,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "gemma3_text": {**LOCAL, "query_pre_attn_scalar": 5},
     "phi": {"qk_layernorm": True, **partly(0.5)},
     "phi3": partly(0.5),
+    "phi3, tables of another scale": scaled("longrope", short_factor=[1.0, 1.5, 2.0, 3.0], long_factor=[4.0] * 4),
     "gpt_neox": {"attention_bias": True, **partly(0.25)},
     "gpt_neox, one after the other": {"use_parallel_residual": False, **partly(0.5)},
     "olmo2": {},
@@ -105,6 +113,12 @@ def test_a_family_equals_the_naive_twin(llm):
     for a, b in zip(slow, fast, strict=True):
         assert_near(b, a)
     assert (fast[0] - plain).abs().max() > 1e-2 * plain.abs().max(), "the context never arrived; the test is empty"
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if "scale" in name])
+def test_the_scale_of_tables_is_there_to_be_left_out(name):
+    cos, sin = attach(family_model(name)).parts.cos_sin(torch.arange(9))
+    assert (cos.square() + sin.square()).min() > 1.1
 
 
 def test_a_batch_gives_what_each_row_gives(llm):

@@ -7,9 +7,9 @@ import transformers
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import sharedllm
-from sharedllm import UsageError
+from sharedllm import SharedLLM, UsageError
 from sharedllm.pipelines import TASK
-from tests.conftest import byte_tokenizer, tiny_model
+from tests.conftest import CONFIG, byte_tokenizer, tiny_model
 from tests.contexts import assert_one_sentence
 from tests.test_generate import counted
 
@@ -66,6 +66,28 @@ def test_transformers_knows_the_task_once_it_is_told(make, monkeypatch):
     found = theirs(question="Where?", context="In the attic.", max_new_tokens=3)
     assert (found["tokens"], found["compressed"]) == (13, False)
     assert theirs.llm.adapter == "none"
+
+
+def test_a_pipeline_takes_what_its_class_takes_with_a_model_and_with_its_name(make, monkeypatch):
+    loaded = make()
+    monkeypatch.setattr(SharedLLM, "from_pretrained", lambda name, adapter, **loading: loaded)
+    for model in (loaded, "a-name"):
+        ask = sharedllm.pipeline(TASK, model, kept_contexts=1, max_new_tokens=2, passages=0)
+        found = ask(question="Where?", context=TEXT)
+        assert found["answer"] == loaded.ask(loaded.read(TEXT), "Where?", 2) and found["passages"] == []
+        ask(question="Where?", context=OTHER)
+        assert len(ask._contexts) == 1
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [{"adapter": "none"}, {"device": "cpu"}, {"dtype": "float32"}, {"config": CONFIG}, {"tokenizer": byte_tokenizer()}],
+    ids=lambda argument: next(iter(argument)),
+)
+def test_what_a_loaded_model_cannot_take_any_more_is_refused(make, argument):
+    with pytest.raises(UsageError, match=f"{next(iter(argument))} is said where a model is loaded") as error:
+        sharedllm.pipeline(TASK, make(), **argument)
+    assert_one_sentence(error)
 
 
 @pytest.mark.parametrize(

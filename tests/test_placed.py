@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.integrations.finegrained_fp8 import FP8Linear
 
 from sharedllm import SharedLLM, UsageError
 from sharedllm.architectures import linear_weights
 from sharedllm.branch import Place
+from sharedllm.families import FAMILIES
 from tests.conftest import CONFIG, byte_tokenizer, hooks, randomize, tiny_model, tokens
+from tests.contexts import assert_one_sentence
 
 IDS = tokens(6, 1)[None]
 LOW = dataclasses.replace(CONFIG, rank=3)
@@ -49,19 +52,81 @@ class EightBits(nn.Linear):
         return nn.functional.linear(x, self.dequantized().to(x.dtype), self.bias)
 
 
-def test_a_quantised_model_is_read_by_what_its_layers_do():
+class EightFloats(EightBits):
+    """The same with floats of a byte, in a parameter like any other."""
+
+    def __init__(self, source: nn.Linear) -> None:
+        super().__init__(source)
+        self.scale = source.weight.detach().abs().amax(1, keepdim=True) / 448
+        self.weight = nn.Parameter((source.weight.detach() / self.scale).to(torch.float8_e4m3fn), requires_grad=False)
+
+
+@pytest.mark.parametrize("kind", [EightBits, EightFloats])
+def test_a_quantised_model_is_read_by_what_its_layers_do(kind):
     model = tiny_model(attention_bias=True)
     plain = tiny_model(attention_bias=True)
     for ours, theirs in zip(model.model.layers, plain.model.layers, strict=True):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            coded = EightBits(getattr(ours.self_attn, name))
+            coded = kind(getattr(ours.self_attn, name))
             setattr(ours.self_attn, name, coded)
             getattr(theirs.self_attn, name).weight.data = coded.dequantized()
     for config in (CONFIG, LOW):
         first, second = attach(model, config), attach(plain, config)
         torch.testing.assert_close(answer(first), answer(second))
+        assert {p.dtype for p in first.injection.parameters()} == {torch.float32}
         assert_learns(first)
         first.detach(), second.detach()
+    assert hooks(model) == []
+
+
+@pytest.mark.parametrize("block", [(16, 8), None], ids=["blocks", "one scale"])
+@pytest.mark.parametrize("scheme", ["dynamic", "static"])
+def test_floats_of_eight_bits_are_read_by_the_scale_beside_them(block, scheme):
+    # Not by an identity, of which a fixed scale of activations (here 1) would keep what it can show, and which most
+    # machines cannot compute.
+    linear = FP8Linear(20, 24, block, scheme, has_bias=True)
+    numbers = torch.randn(24, 20, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    scale = torch.rand_like(linear.weight_scale_inv) + 0.5
+    linear.load_state_dict({"weight": numbers, "weight_scale_inv": scale, "bias": torch.ones(24)}, strict=False)
+    weight, bias = linear_weights(linear, 20, torch.bfloat16)
+    row, column = torch.arange(24)[:, None], torch.arange(20)
+    of_each = scale if block is None else scale[row // block[0], column // block[1]]
+    assert torch.equal(weight, (numbers.float() * of_each).bfloat16()) and torch.equal(bias, torch.ones(24))
+
+
+class Packed(nn.Module):
+    """Codes of a byte under another name than `weight`, all in buffers, and no word of a bias."""
+
+    def __init__(self, source: nn.Linear) -> None:
+        super().__init__()
+        coded = EightBits(source)
+        self.register_buffer("packed", coded.weight.detach())
+        self.register_buffer("scale", coded.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.packed.float() * self.scale).to(x.dtype).T
+
+
+def test_a_quantised_layer_of_buffers_alone_without_a_bias_is_read():
+    model, plain = tiny_model(), tiny_model()
+    for ours, theirs in zip(model.model.layers, plain.model.layers, strict=True):
+        for name in ("q_proj", "o_proj"):
+            source = getattr(ours.self_attn, name)
+            setattr(ours.self_attn, name, Packed(source))
+            getattr(theirs.self_attn, name).weight.data = EightBits(source).dequantized()
+    torch.testing.assert_close(answer(attach(model)), answer(attach(plain)))
+
+
+def test_a_layer_without_any_weights_is_refused_in_one_sentence():
+    class Nothing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    model = tiny_model()
+    model.model.layers[1].self_attn.q_proj = Nothing()
+    with pytest.raises(UsageError, match=r"Nothing.*has no weights.*without its quantisation") as error:
+        attach(model)
+    assert_one_sentence(error)
     assert hooks(model) == []
 
 
@@ -181,14 +246,91 @@ def test_a_branch_and_its_slots_are_where_their_layer_is():
     assert llm.parts.joined(2, hidden.new_zeros(1, 6, 32, device="cpu"), hidden).device.type == "meta"
 
 
-def test_a_lora_and_the_adapter_are_put_on_in_either_order():
+class Lora(nn.Module):
+    """What peft puts around a module, said plainly, for where peft is not installed: y + s * x W, or y + s * W[x]."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        rows, columns = base.weight.shape if isinstance(base, nn.Embedding) else reversed(base.weight.shape)
+        self.base_layer, self.active_adapters, self.disable_adapters = base, ["mine"], False
+        self.lora, self.scaling = nn.ParameterDict({"mine": torch.randn(rows, columns) * 0.1}), {"mine": 2.0}
+
+    def get_base_layer(self) -> Any:
+        return self.base_layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.lora["mine"] * (0.0 if self.disable_adapters else self.scaling["mine"])
+        return self.base_layer(x) + (x @ weight if x.is_floating_point() else weight[x])
+
+
+def with_stand_in(model: Any) -> Any:
+    torch.manual_seed(7)
+    for layer in model.model.layers:
+        for name in ("q_proj", "v_proj"):
+            setattr(layer.self_attn, name, Lora(getattr(layer.self_attn, name)))
+    model.model.embed_tokens = Lora(model.model.embed_tokens)
+    return model
+
+
+def with_lora(model: Any) -> Any:
     peft = pytest.importorskip("peft")
-    settings = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False)
+    targets = ["q_proj", "v_proj", "o_proj", "embed_tokens"]
+    torch.manual_seed(7)
+    return peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
 
-    def with_lora(model: Any) -> Any:
-        torch.manual_seed(7)
-        return peft.get_peft_model(model, settings)
 
+def loras(model: Any) -> list[Any]:
+    return [module for module in model.modules() if hasattr(type(module), "get_base_layer")]
+
+
+@pytest.mark.parametrize("put_on", [with_stand_in, with_lora])
+def test_what_was_read_is_of_the_model_with_the_loras_that_were_on_it(put_on):
+    first, model = attach(put_on(tiny_model())), tiny_model()
+    second = attach(model)
+    bare = second.read(tokens(90, 2))
+    lora = put_on(model)
+    assert torch.equal(answer(first), answer(second))
+    assert first.fingerprint == second.fingerprint, "the adapter would be another's"
+    assert first.reader.identity == second.reader.identity != bare.fingerprint
+    under = second.read(tokens(90, 2))
+    second(IDS, context=under), first(IDS, context=under)
+    with pytest.raises(UsageError, match="made with another model"):
+        second(IDS, context=bare)
+    for module in loras(lora):
+        module.scaling = {name: 3.0 for name in module.scaling}
+    assert second.reader.identity != under.fingerprint
+    for module in loras(lora):
+        module.scaling = dict(loras(first.model)[0].scaling)
+    assert second.reader.identity == under.fingerprint
+
+
+@pytest.mark.parametrize("put_on", [with_stand_in, with_lora])
+def test_a_lora_that_learns_or_is_switched_off_makes_another_model(put_on):
+    llm = attach(tiny_model())
+    bare = llm.read(tokens(90, 2))
+    lora = put_on(llm.model)
+    under = llm.read(tokens(90, 2))
+    with torch.no_grad():
+        next(p for n, p in lora.named_parameters() if "lora" in n).add_(1)
+    with pytest.raises(UsageError, match="made with another model"):
+        llm(IDS, context=under)
+    for module in loras(lora):
+        if hasattr(module, "enable_adapters"):
+            module.enable_adapters(False)
+        else:
+            module.disable_adapters = True
+    llm(IDS, context=bare)
+
+
+@pytest.mark.parametrize("put_on", [with_stand_in, with_lora])
+def test_a_family_without_an_entry_is_recognised_with_a_lora_on_its_queries(put_on, monkeypatch):
+    model = put_on(tiny_model())
+    monkeypatch.delitem(FAMILIES, "llama")
+    llm = attach(model)
+    assert not llm.parts.known and not torch.equal(answer(llm), llm.model(IDS).logits)
+
+
+def test_a_lora_and_the_adapter_are_put_on_in_either_order():
     for config in (CONFIG, LOW):
         first, model = attach(with_lora(tiny_model()), config), tiny_model()
         second = attach(model, config)

@@ -126,6 +126,16 @@ def test_the_model_of_a_repository_is_named_and_a_path_is_not(make, tmp_path):
         assert "/home/me" not in card
 
 
+def test_nothing_that_is_pushed_names_a_folder_of_the_machine(make, hub):
+    for name, known_as in (("/home/me/secret/model.gguf", "model.gguf"), ("someone/model", "someone/model"), ("", "")):
+        llm = make()
+        llm.name, llm.about = name, {"recipe": {"output": "/home/me/runs/own", "model": name or None}}
+        llm.push_to_hub("me/mine")
+        pushed = files(hub.folder / "me/mine")
+        assert sorted(pushed) == FILES and not any(b"/home" in found or b"secret" in found for found in pushed.values())
+        assert json.loads(pushed[FILES[1]])["base_model_name_or_path"] == known_as
+
+
 def test_a_folder_here_is_no_repository_of_a_stranger(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/my-llama").mkdir(parents=True)

@@ -84,3 +84,11 @@ def test_where_room_is_short_the_nearest_passage_stays(llm):
     for room, kept in ((8, [(20, 28)]), (8 + len(gap) + 3, [(0, 3), (20, 28)]), (5, [(20, 25)]), (0, []), (-4, [])):
         expected = [i for start, end in kept for i in [*gap, *context.ids[start:end].tolist()]][len(gap) :]
         assert quotes(context, spans, 24, llm.tokenizer, room).tolist() == expected
+
+
+def test_room_bounds_the_quotes_however_many_are_asked_for(llm, monkeypatch):
+    context, tries = llm.read(TEXT), []
+    monkeypatch.setattr("sharedllm.quote.within", lambda *given: tries.append(given) or within(*given))
+    spans = [(i, i + 1) for i in range(0, context.tokens, 2)]
+    found = quotes(context, spans, 10**9, llm.tokenizer, room=12)
+    assert 0 < len(found) <= 12 and len(tries) <= 12

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from sharedllm import SharedLLM, UsageError
 from sharedllm.families import FAMILIES
 from sharedllm.selfcheck import checked_parts, difference
 from tests.conftest import hooks, randomize, tokens
-from tests.test_families import ROWS, SMALL, attach, family_model
+from tests.test_families import ROWS, SMALL, assert_near, attach, family_model
 
 SIZES: dict[str, Any] = dict(
     vocab_size=300,
@@ -82,6 +90,37 @@ def test_the_text_model_of_one_that_takes_images_reads_contexts(seeing, known, m
     assert not torch.allclose(after, before)
     assert llm.generate(IDS, context=context, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 9)
     assert torch.equal(llm.detach()(IDS).logits, before) and hooks(seeing) == []
+
+
+def test_a_model_whose_tokens_stand_in_time_height_and_width_reads_contexts():
+    turned = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    sight = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, patch_size=4, out_hidden_size=32)
+    sight |= dict(num_position_embeddings=16, deepstack_visual_indexes=[0])
+    torch.manual_seed(0)
+    config = Qwen3VLConfig(text_config={**SIZES, "rope_parameters": turned}, vision_config=sight)
+    model = Qwen3VLForConditionalGeneration(config).float().eval()
+    before = model(IDS).logits
+    llm = randomize(attach(model, replace(SMALL, null_growth=True, moving_query=True)))  # for which places matter
+    context, plain = llm.read(tokens(70, 3)), llm.read(tokens(70, 4))
+    after = llm(IDS, context=context).logits
+    assert not torch.allclose(after, before)
+    rows = llm(torch.cat([IDS, IDS]), context=[context, plain], attention_mask=torch.ones(2, 6)).logits
+    assert_near(rows[:1], after)
+    wanted = dict(max_new_tokens=3, min_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    cached, again = (llm.generate(IDS, context=context, use_cache=use, **wanted) for use in (True, False))
+    assert_near(torch.stack(cached.logits), torch.stack(again.logits))
+    assert_near(cached.logits[0], after[:, -1])
+    assert torch.equal(llm.detach()(IDS).logits, before) and hooks(model) == []
+
+
+def test_a_model_in_training_is_looked_at_as_it_is_out_of_it(monkeypatch):
+    model = family_model("llama", attention_dropout=0.5)
+    model.gradient_checkpointing_enable()
+    model.train()
+    monkeypatch.delitem(FAMILIES, "llama")
+    llm = attach(model)
+    assert not llm.parts.known and all(part.training for part in model.modules())
+    assert difference(llm.parts, 3) is None
 
 
 def test_what_stored_keys_were_turned_by_is_in_the_fingerprint_of_its_text_model(seeing):

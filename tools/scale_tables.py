@@ -154,6 +154,7 @@ def _checks(rows: Sequence[Row]) -> str:
 
 def _library_inputs(row: Row) -> str:
     return (
+        "Assumed, not measured, and the same however many workers there are: "
         f"{row['documents']:,} documents of {row['tokens']:,} tokens; {row['text_bytes']:g} bytes of text a token; "
         f"{amount(row['network'], 'B/s')} into and out of a worker; {amount(row['storage'], 'B/s')} of storage that all share."
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from sharedllm.architectures import Parts
 from sharedllm.config import SharedConfig
@@ -67,7 +67,7 @@ def save_adapter(
         base: name of the model that it was trained for, kept as peft does.
         card: Markdown for people, written beside.
     Raises:
-        UsageError: `folder` holds anything but an adapter.
+        UsageError: `folder` holds anything but an adapter of this kind.
         WorkError: the folder cannot be written; what was there before stays.
     """
     described: dict[str, Any] = {
@@ -80,14 +80,26 @@ def save_adapter(
         "about": about or {},
     }
     weights = {name: p.detach().to("cpu", dtype).contiguous() for name, p in injection.state_dict().items()}
-    ours = (Path(folder) / CONFIG_FILE).exists()  # else a README.md there is someone else's
-    replaceable(Path(folder), (CONFIG_FILE, WEIGHTS_FILE, *((CARD_FILE,) if ours else ())), "an adapter")
+    _check_replaceable(Path(folder), kind)
     with replaced_folder(Path(folder)) as temporary:
         save_file(weights, temporary / WEIGHTS_FILE)
         described["weights_sha256"] = _sha256(temporary / WEIGHTS_FILE)
         if card is not None:
             (temporary / CARD_FILE).write_text(card, encoding="utf-8")
         (temporary / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_replaceable(folder: Path, kind: str) -> None:
+    """Raise `UsageError` when replacing `folder` would delete anything but an adapter of this kind; peft's have its names."""
+    file = folder / CONFIG_FILE
+    ours = file.is_file()  # else a README.md there is someone else's
+    replaceable(folder, (CONFIG_FILE, WEIGHTS_FILE, *((CARD_FILE,) if ours else ())), "an adapter")
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there is none, or it is broken
+        return
+    if not isinstance(described, dict) or described.get("format") != kind:
+        raise UsageError(f"{folder} holds an adapter of another kind, which would be lost; choose another folder.")
 
 
 def read_adapter_config(folder: str | Path) -> dict[str, Any]:
@@ -145,23 +157,16 @@ def load_weights(folder: str | Path, injection: nn.Module, partly: bool = False)
     Raises:
         WorkError: the file is missing or cut short, its tensors are not those expected, or its hash is not the recorded one.
     """
-    file = Path(folder) / WEIGHTS_FILE
+    file, expected = Path(folder) / WEIGHTS_FILE, injection.state_dict()
     try:
-        weights = load_file(file)
+        with safe_open(file, "pt") as stored:
+            shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}
+            if partly:
+                shapes = {name: shape for name, shape in shapes.items() if name in expected}
+            _check_shapes(file, shapes, expected, partly)
+            weights = {name: stored.get_tensor(name) for name in shapes}
     except (OSError, SafetensorError) as error:
         raise WorkError(f"{file} cannot be read ({error}); train or copy the adapter again.") from error
-    expected = injection.state_dict()
-    if partly:
-        weights = {name: tensor for name, tensor in weights.items() if name in expected}
-    for name, tensor in expected.items():
-        if partly and name not in weights:
-            continue
-        if name not in weights or weights[name].shape != tensor.shape:
-            raise WorkError(
-                f"{file} has no tensor {name} of shape {tuple(tensor.shape)}; train or copy the adapter again."
-            )
-    if extra := set(weights) - set(expected):
-        raise WorkError(f"{file} has a tensor {min(extra)} that this adapter does not know.")
     if bad := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
         raise WorkError(f"{file} holds values that are not numbers in {bad[0]}; train or copy the adapter again.")
     recorded = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8")).get("weights_sha256")
@@ -170,6 +175,19 @@ def load_weights(folder: str | Path, injection: nn.Module, partly: bool = False)
             f"{file} is not the file that was saved with its {CONFIG_FILE}; train or copy the adapter again."
         )
     injection.load_state_dict({name: t.to(expected[name]) for name, t in weights.items()}, strict=not partly)
+
+
+def _check_shapes(file: Path, shapes: dict[str, tuple[int, ...]], expected: dict[str, Tensor], partly: bool) -> None:
+    """Raise `WorkError` where the tensors of a file, by its header, are not those expected; none was read yet."""
+    for name, tensor in expected.items():
+        if partly and name not in shapes:
+            continue
+        if shapes.get(name) != tuple(tensor.shape):
+            raise WorkError(
+                f"{file} has no tensor {name} of shape {tuple(tensor.shape)}; train or copy the adapter again."
+            )
+    if extra := set(shapes) - set(expected):
+        raise WorkError(f"{file} has a tensor {min(extra)} that this adapter does not know.")
 
 
 def _sha256(file: Path) -> str:
@@ -198,7 +216,8 @@ def find_adapter(
 ) -> tuple[Path | None, dict[str, Any] | None]:
     """Folder and checked configuration of the adapter to load, or None twice for an untrained one.
 
-    A named adapter that was trained for other weights is given, with a warning.
+    A named adapter that was trained for other weights is given, with a warning; one that ships and was trained with other
+    settings than `config` is not, with a warning too.
     """
     if adapter is None or adapter == "none":
         return None, None
@@ -213,6 +232,10 @@ def find_adapter(
     described = read_adapter_config(folder)
     if config is not None and config != described["config"]:
         if adapter == "default":
+            logger.warning(
+                "the adapter that ships for %s is not used: it was trained with other settings than the config given.",
+                described.get("base_model_name_or_path") or folder.name,
+            )
             return None, None
         raise UsageError(
             f"the adapter in {folder} was trained with other settings than the config given; leave config out."

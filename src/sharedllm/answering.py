@@ -31,12 +31,8 @@ def answer(
 ) -> Answer:
     """See `SharedLLM.answer`."""
     prompt, started = Prompt(llm.tokenizer, question), time.perf_counter()
+    check(llm, prompt, max_new_tokens, resolution)
     ids, compressed = window(llm, context, prompt, max_new_tokens)
-    if ids.shape[1] + max_new_tokens > llm.window:
-        raise UsageError(
-            f"the question has {ids.shape[1]} tokens and the answer may take {max_new_tokens:,}, the model's window is "
-            f"{llm.window:,}; ask for at most {llm.window - ids.shape[1]:,}, or chat, where answers may be of any length."
-        )
     memory = None
     if compressed:
         asks = prompt.question_mask().to(llm.device)
@@ -53,6 +49,29 @@ def answer(
         generate_seconds=time.perf_counter() - searched,
         generated_tokens=len(new),
     )
+
+
+def check(llm: SharedLLM, prompt: Prompt, max_new_tokens: int, resolution: Resolution) -> None:
+    """Raise `UsageError` for what no text can be asked: before one is read, which may take long.
+
+    The question and its answer must fit the window, the settings must be in their ranges.
+    """
+    resolution.settings(llm.config)
+    size = question_tokens(llm, prompt, max_new_tokens)
+    if size + max_new_tokens > llm.window:
+        raise UsageError(
+            f"the question has {size} tokens and the answer may take {max_new_tokens:,}, the model's window is "
+            f"{llm.window:,}; ask for at most {llm.window - size:,}, or chat, where answers may be of any length."
+        )
+
+
+def question_tokens(llm: SharedLLM, prompt: Prompt, max_new_tokens: int) -> int:
+    """Tokens of a question alone; `UsageError` where they fill the window, or nothing is to be written."""
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+    if (size := len(prompt.alone())) >= llm.window:
+        raise UsageError(f"the question has {size} tokens and the model's window {llm.window}; ask a shorter one.")
+    return size
 
 
 @torch.no_grad()
@@ -93,15 +112,9 @@ def window(llm: SharedLLM, context: Context, prompt: Prompt, max_new_tokens: int
 
     Also whether the latter, so that the text is compressed.
     """
-    if max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+    question_tokens(llm, prompt, max_new_tokens)
     llm.reader.bind(context)
     plain = prompt.with_text(context.ids)
     if len(plain) + max_new_tokens <= llm.window:
         return torch.tensor([plain], device=llm.device), False
-    ids = torch.tensor([prompt.alone()], device=llm.device)
-    if ids.shape[1] >= llm.window:
-        raise UsageError(
-            f"the question has {ids.shape[1]} tokens and the model's window {llm.window}; ask a shorter one."
-        )
-    return ids, True
+    return torch.tensor([prompt.alone()], device=llm.device), True

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 
 from sharedllm.errors import UsageError
 from sharedllm.families import FAMILIES, Family, decoder_of, guesses
+
+SCALES = ("weight_scale_inv", "weight_scale")
+"""Where a layer of eight bits keeps what its weight is multiplied by, in transformers and the libraries it loads by."""
 
 
 class Parts:
@@ -120,14 +124,19 @@ class Parts:
     def query_weights(self, layer: int) -> tuple[Tensor, Tensor | None]:
         """Weight [H * D, E] and bias of the layer's query projection."""
         weight, bias = self._linear(layer, self.family.query, self.hidden_size)
+        return self._leading(weight, 0), None if bias is None else self._leading(bias, 0)
+
+    def projected(self, layer: int, given: Tensor) -> Tensor:
+        """Queries [..., H * D] as the layer itself makes them of what its attention is given, a LoRA's share included."""
+        return self._leading(getattr(self.attention(layer), self.family.query)(given), -1)
+
+    def _leading(self, x: Tensor, dim: int) -> Tensor:
+        """What of the query projection's outputs, along `dim`, is queries: all, but where it is fused with others."""
         if self.family.query_groups is None:
-            return weight, bias
+            return x
         groups, rows = self.family.query_groups(self.config), self.heads * self.head_dim
-
-        def lead(x: Tensor) -> Tensor:
-            return x.unflatten(0, (groups, -1))[:, : rows // groups].flatten(0, 1)
-
-        return lead(weight), None if bias is None else lead(bias)
+        x = x.movedim(dim, 0).unflatten(0, (groups, -1))[:, : rows // groups]
+        return x.flatten(0, 1).movedim(0, dim)
 
     def output_weights(self, layer: int) -> Tensor:
         """Weight [E, H * D] of the layer's output projection; its bias is no part of the branch."""
@@ -137,7 +146,9 @@ class Parts:
         module = getattr(self.attention(layer), name)
         try:
             return linear_weights(module, width, self.dtype)
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        except UsageError:
+            raise
+        except (RuntimeError, ValueError, TypeError, AttributeError, ImportError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UsageError(
                 f"the weights of {name} in layer {layer} ({type(module).__name__}) cannot be read here ({first[:200]}); "
@@ -222,37 +233,74 @@ def present(module: nn.Module) -> Iterator[None]:
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes, which for an offloaded one is not where its weights are."""
     module = without_peft(module)
-    device = next(module.parameters()).device
+    device = first_weight(module).device
     place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return torch.device(place) if device.type == "meta" and place is not None else device
 
 
+def first_weight(module: nn.Module) -> Tensor:
+    """The first parameter of a module, or where it has none, as some that are quantised, its first buffer.
+
+    Raises:
+        UsageError: it has neither.
+    """
+    for weight in chain(module.parameters(), module.buffers()):
+        return weight
+    raise UsageError(
+        f"a {type(module).__name__} of this model has no weights that can be found; load it without its quantisation."
+    )
+
+
 def is_plain(weight: Tensor) -> bool:
-    """Whether a weight is numbers as they are, not codes of a quantisation."""
-    return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
+    """Whether a weight is numbers as they are, not codes of a quantisation, as numbers of eight bits are too."""
+    return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.element_size() > 1
 
 
 @torch.no_grad()
 def linear_weights(module: Any, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Weight [out, width] and bias of a linear map: its own, or a copy where it is quantised or offloaded.
+    """Weight [out, width] and bias of a linear map: its own, or a copy where it is offloaded or, in `dtype`, quantised.
 
-    A quantised map is read by what it does to the rows of the identity, so that no kind needs code of its own.
+    A quantised map is read by what it does to the rows of the identity, so that no kind needs code of its own; but for
+    floats of eight bits with a scale beside them, whose layers may cut off what they are given.
+
+    Raises:
+        UsageError: it has no weights.
     """
     module = without_peft(module)
-    weight: Any = module.weight
-    offloaded = weight.device.type == "meta"
+    offloaded = first_weight(module).device.type == "meta"
     with present(module):
-        bias: Any = module.bias
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        kept = None if bias is None else bias.detach().clone()
         if isinstance(module, nn.Linear) and is_plain(module.weight):
-            if offloaded:
-                return module.weight.detach().clone(), None if bias is None else bias.detach().clone()
-            return weight, bias
-        module.bias = None  # a large bias would round the weights away
+            return (module.weight.detach().clone(), kept) if offloaded else (module.weight, bias)
+        if weight is not None and (scaled := scaled_weight(module, weight)) is not None:
+            return scaled.to(dtype), kept
+        if bias is not None:
+            module.bias = None  # a large bias would round the weights away
         try:
-            rows = module(torch.eye(width, dtype=dtype, device=module.weight.device))
+            rows = module(torch.eye(width, dtype=dtype, device=first_weight(module).device))
         finally:
-            module.bias = bias
-        return rows.T.contiguous(), None if bias is None else bias.detach().clone()
+            if bias is not None:
+                module.bias = bias
+        return rows.T.contiguous(), kept
+
+
+def scaled_weight(module: Any, weight: Tensor) -> Tensor | None:
+    """Floats of eight bits [out, in] times the scale beside them, in fp32: one for all, for a row, or for a block.
+
+    None where the weight is of another kind, or its scale is kept in another way.
+    """
+    scale = next((s for name in SCALES if (s := getattr(module, name, None)) is not None), None)
+    floats = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
+    if scale is None or not floats or is_plain(weight):
+        return None
+    rows, columns = weight.shape
+    scale = scale.detach().float()
+    if block := getattr(module, "block_size", None):
+        scale = scale.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
+    if scale.numel() > 1 and tuple(scale.shape) not in ((rows, 1), (rows, columns)):
+        return None
+    return weight.detach().float() * scale
 
 
 def normed(norm: nn.Module, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 
 from sharedllm.architectures import Parts
 from sharedllm.config import SharedConfig
-from sharedllm.hub import is_hub_name
+from sharedllm.hub import is_repository, named_for_others
 from sharedllm.loading import DEFAULT_NAME
 
 COLUMNS = ("task", "method", "length", "window", "metric", "value", "samples", "dtype", "device")
@@ -32,7 +32,7 @@ def model_card(
         license: an identifier such as `apache-2.0`; None leaves it unsaid.
     """
     shown = Path(name).name or parts.model_type
-    model = f"{name!r}, " if _is_repository(name) else "" if name == DEFAULT_NAME else f"{shown!r}, "
+    model = "" if name == DEFAULT_NAME else f"{named_for_others(name) or shown!r}, "
     weights = sum(parameter.numel() for parameter in injection.parameters())
     first, last = config.skipped_layers, config.injected_layers - 1
     layers = f"layers {first} to {last}" if first else f"the {config.injected_layers} lowest"
@@ -67,16 +67,11 @@ Method: "Stacked from One: Multi-Scale Self-Injection for Context Window Extensi
 """
 
 
-def _is_repository(name: str) -> bool:
-    """Whether a model's name is one of the Hub; a path here would say nothing to others, or name a stranger's model."""
-    return is_hub_name(name) and "@" not in name
-
-
 def _front_matter(name: str, license: str | None) -> str:
     import yaml
 
     about: dict[str, Any] = {"library_name": "sharedllm", "tags": ["sharedllm", "adapter", "long-context"]}
-    if _is_repository(name):
+    if is_repository(name):
         about["base_model"] = name
     if license is not None:
         about["license"] = license

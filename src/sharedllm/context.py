@@ -207,6 +207,8 @@ class Context:
                 parts = [llm.reader.bind(part) for part in parts]
             except WorkError as error:
                 raise WorkError(f"the context in {folder} is broken: {error}") from error
+            except UsageError as error:
+                raise UsageError(f"{folder}: {error}") from error
         return parts[0] if len(parts) == 1 else cls.compose(parts)
 
     def check(self, parts: Parts) -> None:

@@ -87,7 +87,7 @@ class _Catch(DynamicCache):
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Without what a model in training does: dropout, and layers that are computed again and so take no cache."""
     training = [part for part in module.modules() if part.training]
     for part in training:
@@ -111,11 +111,17 @@ class LowerModel:
         self.parts, self.kept = parts, range(skipped, layers)
         self.apart: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered while chunks are read, so that slots of a running answer stay out of them."""
-        self.module: Any = copy.copy(parts.base)
-        unhook(self.module)
-        self.module._modules = dict(parts.base._modules)
-        self.module._modules[parts.family.layers] = nn.ModuleList(list(parts.layers[:layers]))
-        self.module._modules[parts.family.final_norm] = nn.Identity()
+        self._view: Any = copy.copy(parts.base)
+        unhook(self._view)
+        lowest = nn.ModuleList(list(parts.layers[:layers]))
+        self._own = {parts.family.layers: lowest, parts.family.final_norm: nn.Identity()}
+
+    @property
+    def module(self) -> Any:
+        """The view, always the same object; what the model has beside its layers is as it is there now, such as an embedding
+        that a LoRA was put on."""
+        self._view._modules = {**self.parts.base._modules, **self._own}
+        return self._view
 
     @property
     def device(self) -> torch.device:
@@ -128,7 +134,7 @@ class LowerModel:
     def first_layer(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Normed hidden state after the first layer, [B, T, E]."""
         short = LowerModel(self.parts, 1).module
-        with self.apart(), _evaluating(short):
+        with self.apart(), evaluating(short):
             hidden = short(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         return self._norm_first(hidden)
 
@@ -160,7 +166,7 @@ class LowerModel:
 
     def fill(self, caught: _Catch, **inputs: Any) -> None:
         """A forward pass into a cache."""
-        with _evaluating(self.module), suppress(_Caught):
+        with evaluating(self.module), suppress(_Caught):
             self.module(**inputs, past_key_values=caught, use_cache=True)
 
     def _norm_first(self, hidden: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
+import sharedllm
 from sharedllm.errors import UsageError
 from sharedllm.sources import MAX_CHARACTERS, document_of
 
@@ -33,9 +35,10 @@ def text_of(name: str, raw: bytes, seconds: float, memory: int, most: int = MAX_
     Raises:
         UsageError: there is no text, it cannot be read, or not within this time and memory; `TooLong`: it holds more characters.
     """
-    command = [sys.executable, "-m", __name__, name, str(int(seconds) + 1), str(memory), str(most)]
+    command = [sys.executable, "-P", "-m", __name__, name, str(int(seconds) + 1), str(memory), str(most)]
     environment = {kept: os.environ[kept] for kept in PASSED if kept in os.environ}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    here = str(Path(sharedllm.__file__).parents[1])  # the package that runs, which a working folder may have given
+    environment["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), here])
     try:
         done = subprocess.run(command, input=raw, capture_output=True, timeout=seconds, env=environment, check=False)
     except subprocess.TimeoutExpired:
@@ -45,6 +48,9 @@ def text_of(name: str, raw: bytes, seconds: float, memory: int, most: int = MAX_
     if done is not None and done.returncode in (REFUSED, TOO_LONG):
         sentence = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1]
         raise UsageError(sentence) if done.returncode == REFUSED else TooLong(sentence)
+    said = "" if done is None else done.stderr.decode("utf-8", "replace").strip()
+    if done is not None and done.returncode > 0 and "MemoryError" not in said:
+        raise UsageError(f"'{name}' cannot be read: {(said.splitlines() or ['no reason was given'])[-1][:200]}")
     raise UsageError(f"'{name}' takes more than {seconds:g} s or {memory / 2**30:g} GB to be read; split it, or save it as plain text.")  # fmt: skip
 
 

@@ -155,7 +155,9 @@ def guesses(model: Any) -> list[Family]:
     query = find(inside, "query projection of its own", "q_proj")
     after = hasattr(layer, "pre_feedforward_layernorm") or not hasattr(layer, "input_layernorm")
     norm = getattr(inside, "q_norm", None)
-    whole = norm is not None and tuple(norm.weight.shape) == tuple(getattr(inside, query).weight.shape[:1])
+    config = model.config.get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    whole = norm is not None and tuple(norm.weight.shape) == (config.num_attention_heads * size,)
     usual = Family(
         base=base_name,
         layers=layers,

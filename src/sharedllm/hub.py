@@ -15,6 +15,16 @@ def is_hub_name(name: str | Path) -> bool:
     return isinstance(name, str) and bool(_NAME.fullmatch(name)) and not Path(name).exists()
 
 
+def named_for_others(model: str) -> str:
+    """A model's name without the folders of this machine: a repository's as it is, of a path the last name alone."""
+    return model if is_repository(model) else Path(model).name
+
+
+def is_repository(model: str) -> bool:
+    """Whether a model's name is one of the Hub; a path here would say nothing to others, or name a stranger's model."""
+    return is_hub_name(model) and "@" not in model
+
+
 def fetched(name: str, files: tuple[str, ...]) -> Path:
     """The folder that holds an adapter of the Hub: those of its `files` alone, downloaded once.
 

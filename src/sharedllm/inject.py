@@ -89,7 +89,10 @@ class Injection(nn.Module):
         memory, rows = self._memory, args[0].shape[0]
         if memory.rows != rows:
             memory = memory.expand(rows)
-        window_BT = (args[1] if len(args) > 1 else kwargs["position_ids"]) / self._config.chunk_length
+        positions = args[1] if len(args) > 1 else kwargs["position_ids"]
+        if positions.ndim == 3:  # [3 or 1, B, T], in time, height and width, which for text are one (Qwen3-VL)
+            positions = positions[0]
+        window_BT = positions / self._config.chunk_length
         self._memory, self._place = memory, Place.of(memory, window_BT, self._config, self._parts)
 
     def _before(self, layer: int) -> Any:

@@ -89,7 +89,7 @@ class Library:
         only: bool = False,
         progress: Progress | None = None,
         keep: Mapping[str, Keep] | None = None,
-    ) -> None:
+    ) -> list[str]:
         """Read documents and keep them; those that ask see all of them at once, when all are read.
 
         What is read is on the disk within a segment, eight chunks at most; stopped in any way, the same call goes on from
@@ -99,6 +99,8 @@ class Library:
             only: drop all other documents then, and what calls that were stopped had read of others.
             progress: called with tokens read and tokens to read, those of chunks that were there left out.
             keep: by document, what of it is kept from compression; see `SharedLLM.read`.
+        Returns:
+            documents whose former text is no longer kept: it was replaced by another, or dropped.
         Raises:
             UsageError: another process is writing, or the library was made with another model.
             WorkError: the disk is full or will be, or cannot be written; what was there stays.
@@ -130,8 +132,10 @@ class Library:
                 name: Document(len(ids), [chunk for chunk, _, _ in self._chunks(ids, spans, here)], spans)
                 for name, (ids, spans) in texts.items()
             }
-            store.manifest.documents = {**({} if only else store.manifest.documents), **new}
+            before = store.manifest.documents
+            store.manifest.documents = now = {**({} if only else before), **new}
             store.finish(only)
+        return [name for name, old in before.items() if name not in now or now[name].chunks != old.chunks]
 
     def remove(self, *documents: str) -> None:
         """Forget documents, and what no other document needs of them.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sharedllm.architectures import Parts, is_plain
+from sharedllm.architectures import Parts, is_plain, present, without_peft
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.hardware import DTYPES, choose_device, choose_dtype
 
@@ -45,7 +45,7 @@ def load_model(name: str | Path | None, device: str, dtype: torch.dtype, tokeniz
     """Model in evaluation mode, tokenizer, and the name to report.
 
     Args:
-        name: None for the default; a Hugging Face name; a folder with a model; a `.gguf` file.
+        name: None, or its own name, for the default; a Hugging Face name; a folder with a model; a `.gguf` file.
         tokenizer: one already loaded; None to load the model's own.
 
     Raises:
@@ -67,7 +67,9 @@ def load_model(name: str | Path | None, device: str, dtype: torch.dtype, tokeniz
         with quiet:
             model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **extra)
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(place, **arguments)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:  # the last: a quantisation's package
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged file, or a package that a quantisation needs, ends its readers by
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind: type[Exception] = WorkError if os.path.exists(place) else UsageError
         raise kind(
@@ -124,7 +126,7 @@ def load_tokenizer(name: str | Path | None) -> Any:
 
 def _locate(name: str | Path | None) -> tuple[str, dict[str, str], str]:
     """Where to load from, extra arguments, and the label to report."""
-    if name is None:
+    if name is None or (str(name) == DEFAULT_NAME and not os.path.exists(name)):
         file, label = default_model_file(), DEFAULT_NAME
     else:
         file, label = Path(name), str(name)
@@ -139,14 +141,13 @@ def fingerprint(model: Any, parts: Parts) -> str:
     """A short hash of what slots and adapters depend on: family, sizes, rotary settings and a sample of the lowest layers' weights.
 
     The sample is hashed as bfloat16, so that the dtype a model is loaded in does not change it; in float16 numbers are
-    rounded twice, for which `FLOAT16` answers.
+    rounded twice, for which `FLOAT16` answers. A LoRA of peft is no part of it: adapters start from the weights below.
     """
     sizes = (parts.model_type, parts.hidden_size, parts.heads, parts.kv_heads, parts.head_dim, len(parts.layers))
     rotary = getattr(parts.config, "rope_parameters", None)  # stored keys were computed under it
     digest = hashlib.sha256(json.dumps([sizes, rotary], sort_keys=True, default=str).encode())
-    for weight in _weights((parts.embedding, *parts.layers[:2].modules())):
-        sample = _sample(weight, 1024).to("cpu", torch.bfloat16)
-        digest.update(sample.view(torch.int16).numpy().tobytes())
+    for weight in _weights((parts.embedding, *_own(parts.layers[:2]))):
+        digest.update(_rounded(weight))
     found = digest.hexdigest()[:16]
     return FLOAT16.get(found, found)
 
@@ -154,15 +155,54 @@ def fingerprint(model: Any, parts: Parts) -> str:
 def identity(parts: Parts, known: str) -> str:
     """The fingerprint `known` and, after a plus, a short hash of the signs of some weights of every layer.
 
-    By it models are told apart that agree in what `fingerprint` looks at, such as a fine-tune of upper layers. Signs are
-    the same in every dtype. Where weights are not whole on this machine the fingerprint stands alone.
+    By it models are told apart that agree in what `fingerprint` looks at, such as a fine-tune of upper layers, and one model
+    with and without a LoRA that is at work. Signs are the same in every dtype. Where weights are not whole on this machine
+    the fingerprint stands alone.
     """
     digest = hashlib.sha256()
-    for weight in _weights(parts.layers.modules()):
+    for weight in _weights(_own(parts.layers)):
         if weight.is_meta or hasattr(weight, "to_local"):
             return known
         digest.update(torch.signbit(_sample(weight, 256)).cpu().numpy().tobytes())
+    for module in _adapted(parts):
+        with present(module):
+            scales, weights = _lora(module)
+            if weights:
+                digest.update(b"".join([json.dumps(scales).encode(), *map(_rounded, weights)]))
     return f"{known}+{digest.hexdigest()[:8]}"
+
+
+def lora_state(parts: Parts) -> list[Any]:
+    """What a change of the LoRAs on a model shows in, at little cost: their factors, and which weights in which version."""
+    found = [_lora(module) for module in _adapted(parts)]
+    return [(scales, [(id(w), 0 if w.is_inference() else w._version) for w in weights]) for scales, weights in found]
+
+
+def _own(root: nn.Module) -> list[nn.Module]:
+    """Those of `root.modules()` that are the model's own, without what peft put around and beside them."""
+    wrappers = [module for module in root.modules() if hasattr(type(module), "get_base_layer")]
+    inside = {part for module in wrappers for part in module.modules()}
+    below = {part for module in wrappers for part in without_peft(module).modules()}
+    return [module for module in root.modules() if module not in inside or module in below]
+
+
+def _adapted(parts: Parts) -> list[Any]:
+    """The embedding and the modules of the layers that peft adapts, where it is not switched off."""
+    modules = (parts.base.get_input_embeddings(), *parts.layers.modules())
+    return [m for m in modules if hasattr(type(m), "get_base_layer") and not getattr(m, "disable_adapters", False)]
+
+
+def _lora(module: Any) -> tuple[list[float], list[Tensor]]:
+    """Of an adapted module what its active LoRAs are multiplied by, and their weights."""
+    active, factors = list(module.active_adapters), getattr(module, "scaling", {})
+    own = {id(weight) for weight in without_peft(module).parameters()}
+    weights = [w for n, w in module.named_parameters() if id(w) not in own and not {*active}.isdisjoint(n.split("."))]
+    return [float(factors[name]) for name in active if name in factors], weights
+
+
+def _rounded(weight: Tensor) -> bytes:
+    """A sample of a weight as bfloat16."""
+    return _sample(weight, 1024).to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
 
 
 def _weights(modules: Iterable[nn.Module]) -> Iterator[Tensor]:

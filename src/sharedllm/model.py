@@ -8,6 +8,7 @@ print(llm.ask(context, "Who ...?"))
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ class SharedLLM(Published):
                 already loaded model, which is taken as it is.
             adapter: `default` (the one shipped for this model, untrained if there is none), `none`, a folder
                 written by `sharedllm train` or `save_pretrained`, or `user/name`, `user/name@revision` on the Hub.
-            config: the mechanism's settings when no adapter brings its own.
+            config: the mechanism's settings where no adapter brings its own. One that ships and was trained with others is
+                left out, with a warning; one that is named is refused.
             device, dtype: None chooses what this machine is fast with; see `hardware`.
             tokenizer: one already loaded; needed for `ask` and text when `model` is an object.
         Raises:
@@ -106,7 +108,8 @@ class SharedLLM(Published):
             config = described["config"]
         elif config is None:
             parts = Parts(model)
-            config = SharedConfig.fitting(len(parts.layers), parts.window)
+            fitting = SharedConfig.fitting(len(parts.layers), parts.window)
+            config = replace(fitting, rank=min(fitting.rank, parts.hidden_size, parts.heads * parts.head_dim))
         llm = cls(model, tokenizer, config, name)
         if folder is not None and described is not None:
             try:

@@ -192,22 +192,24 @@ def sliding_window(config: Any, j: int) -> int:
 
 
 def turn(model: Any, j: int, x: Tensor, position: Any) -> Tensor:
-    """Rotary embedding of one head's vector: pair i turns by position times frequency i; what is past the pairs stays."""
+    """Rotary embedding of one head's vector: pair i turns by position times frequency i, and grows by the scale that longer
+    windows bring; what is past the pairs stays."""
     config, rotary = model.config, decoder(model).rotary_emb
     if config.model_type == "smollm3" and not config.no_rope_layers[j]:
         return x
     if config.model_type == "cohere2" and config.layer_types[j] != "sliding_attention":
         return x
     if config.model_type == "gemma3_text":
-        frequencies = getattr(rotary, f"{config.layer_types[j]}_inv_freq")
+        kind = config.layer_types[j]
+        frequencies, scale = getattr(rotary, f"{kind}_inv_freq"), getattr(rotary, f"{kind}_attention_scaling")
     else:
-        frequencies = rotary.inv_freq
+        frequencies, scale = rotary.inv_freq, rotary.attention_scaling
     R = 2 * len(frequencies)
     angles = position * frequencies
     a, b = (x[0:R:2], x[1:R:2]) if config.model_type in INTERLEAVED else (x[: R // 2], x[R // 2 : R])
     a, b = a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()
     turned = torch.stack([a, b], dim=1).flatten() if config.model_type in INTERLEAVED else torch.cat([a, b])
-    return torch.cat([turned, x[R:]])
+    return torch.cat([turned * scale, x[R:]])
 
 
 def mix(shares: Tensor, values: list[Tensor]) -> Tensor:

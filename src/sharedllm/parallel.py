@@ -52,7 +52,14 @@ class ParallelReader(Reader):
 
 
 class LeadingReader(ParallelReader):
-    """The main process's: it reads for itself, and the others `follow` until it `ends`."""
+    """The main process's: it reads for itself, and the others `follow` until it `ends`.
+
+    Attributes:
+        exchanging: whether the others wait for something else than the next text; so it stays where an error ended an
+            exchange: they would take the word that ends them for what they wait for, and it is not to be given.
+    """
+
+    exchanging = False
 
     @torch.no_grad()
     def encode_rows(
@@ -61,10 +68,12 @@ class LeadingReader(ParallelReader):
         told: Callable[[int], None] | None = None,
         stored: Stored = AS_SET,
     ) -> Encoded:
-        device = self.processes.device
+        device, self.exchanging = self.processes.device, True
         self.processes.broadcast(torch.tensor([*ids_XC.shape, *stored], device=device))
         self.processes.broadcast(ids_XC.to(device))
-        return super().encode_rows(ids_XC, told, stored)
+        encoded = super().encode_rows(ids_XC, told, stored)
+        self.exchanging = False
+        return encoded
 
     def end(self) -> None:
         """Let the others go."""

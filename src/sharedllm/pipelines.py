@@ -24,6 +24,7 @@ from sharedllm.errors import UsageError
 from sharedllm.model import SharedLLM
 
 TASK = "long-context-question-answering"
+LOADING = ("config", "device", "dtype", "tokenizer")
 RESOLUTION = ("slots_per_leaf", "fine_chunks", "read_chunks", "quoted_tokens")
 
 
@@ -132,14 +133,22 @@ def pipeline(
     Args:
         task: `long-context-question-answering`, the only one.
         model, adapter: as for `SharedLLM.from_pretrained`, or a `SharedLLM`.
-        kwargs: more of `SharedLLM.from_pretrained`: config, device, dtype, tokenizer.
+        kwargs: more of `SharedLLM.from_pretrained`: config, device, dtype, tokenizer; and what
+            `LongContextQuestionAnswering` takes: kept_contexts, or what is said of every call, such as max_new_tokens.
     Raises:
-        UsageError: another task, or as `SharedLLM.from_pretrained`.
+        UsageError: another task, an argument of loading with a `SharedLLM`, or as `SharedLLM.from_pretrained`.
     """
     check_choice("task", task, [TASK])
-    llm = model if isinstance(model, SharedLLM) else SharedLLM.from_pretrained(model, adapter, **kwargs)
+    loading = {name: kwargs.pop(name) for name in LOADING if name in kwargs}
+    if isinstance(model, SharedLLM):
+        given = [*loading, *(["adapter"] if adapter != "default" else [])]
+        if given:
+            raise UsageError(f"{given[0]} is said where a model is loaded, and this SharedLLM is; leave it out.")
+        llm = model
+    else:
+        llm = SharedLLM.from_pretrained(model, adapter, **loading)
     place: dict[str, Any] = {} if getattr(llm.model, "hf_device_map", None) else {"device": llm.device}
-    return LongContextQuestionAnswering(llm.model, llm.tokenizer, llm=llm, task=task, **place)
+    return LongContextQuestionAnswering(llm.model, llm.tokenizer, llm=llm, task=task, **place, **kwargs)
 
 
 def register_pipeline() -> None:

@@ -14,7 +14,7 @@ from sharedllm.adapter import WEIGHTS_FILE, save_adapter
 from sharedllm.architectures import Parts
 from sharedllm.card import model_card
 from sharedllm.config import SharedConfig
-from sharedllm.hub import pushed
+from sharedllm.hub import named_for_others, pushed
 from sharedllm.inject import Injection
 
 STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -40,9 +40,9 @@ class Published:
         dtype: torch.dtype | None = None,
         card: str | None = None,
     ) -> None:
-        """Write the adapter to `folder`; see `adapter.save_adapter`."""
+        """Write the adapter to `folder`, with the model's name but no path to it; see `adapter.save_adapter`."""
         known = (self.injection, self.config, self.parts, self.fingerprint)
-        save_adapter(folder, *known, about, dtype, base=self.name, card=card)
+        save_adapter(folder, *known, about, dtype, base=named_for_others(self.name), card=card)
 
     def save_pretrained(
         self, folder: str | Path, results: Sequence[Mapping[str, Any]] = (), license: str | None = None

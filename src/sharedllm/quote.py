@@ -71,6 +71,8 @@ def quotes(context: Context, spans: Sequence[Span], most: int, tokenizer: Any, r
     """The first passages of a context in `spans`, in text order, [n] token ids: at most `most` of the text's own, and `GAP`
     between those that do not follow each other. Where all of it must fit `room`, the last in `spans` give way."""
     gap = torch.tensor(tokenizer(GAP, add_special_tokens=False)["input_ids"], dtype=context.ids.dtype)
+    if room is not None:
+        most = min(most, room)
     passages = joined(within(spans, most))
     while room is not None and passages and _length(passages, len(gap)) > room:
         most = min(most, sum(end - start for start, end in passages)) - 1

@@ -6,6 +6,7 @@ What restarts a process that was killed, and calls again what it was at, is Ray.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +20,9 @@ T = TypeVar("T")
 TRIES_AGAIN = 2
 """How often a call is made again whose process died under it."""
 ROOM_SECONDS = 300
-"""How long a busy cluster is waited for, and one that starts more nodes when it is full."""
+"""How long a busy cluster is waited for, one that starts more nodes when it is full, and another node for one that is lost."""
+LOOK_SECONDS = 10
+"""How long nothing ends before it is looked whether a node is lost."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,21 @@ class Setup:
 class Pool:
     """Objects of one class, each in a process of its own.
 
+    Args:
+        start: starts the process at a place, by its number.
+        nodes: where the places are now, by number; those are left out whose node is lost and that have no other yet.
+
     Attributes:
         threads: that each computes with.
     """
 
-    def __init__(self, ray: Any, start: Callable[[], Any], workers: int, threads: int) -> None:
-        self._ray, self._start, self.threads = ray, start, threads
-        self._actors = [start() for _ in range(workers)]
+    def __init__(
+        self, ray: Any, start: Callable[[int], Any], workers: int, threads: int, nodes: Callable[[], dict[int, str]]
+    ) -> None:
+        self._ray, self._start, self._nodes, self.threads = ray, start, nodes, threads
+        self._actors = {at: start(at) for at in range(workers)}
+        self._died: dict[int, str | None] = {}  # the node at which a place's process died last
+        self._since: dict[int, float] = {}  # when a place was first found lost, in monotonic time
 
     @property
     def workers(self) -> int:
@@ -60,32 +71,72 @@ class Pool:
             SharedLLMError: an object's own, or `WorkError` where one cannot be started.
         """
         try:
-            return list(self._ray.get([getattr(actor, method).remote() for actor in self._actors]))
+            return list(self._ray.get([getattr(actor, method).remote() for actor in self._actors.values()]))
         except self._ray.exceptions.RayError as error:
             raise _said(error) from error
 
     def map(self, method: str, items: Iterable[T]) -> Iterator[tuple[T, Any]]:
-        """Each item with what an object gave for it, or with the error that says why there is nothing, as they end."""
-        waiting, idle = deque(items), list(range(self.workers))
-        running: dict[Any, tuple[int, T]] = {}
+        """Each item with what an object gave for it, or with the error that says why there is nothing, as they end.
+
+        What a lost node was at is done by others. Ray at first calls it a process that died; so of an item that it gave
+        up nothing is said before a new process answers at the same node.
+
+        Raises:
+            WorkError: the nodes of all objects are lost, and no others came in their places.
+        """
+        waiting, idle = deque(items), list(self._actors)
+        running: dict[Any, tuple[int, T, SharedLLMError | None]] = {}  # the last: what is to be said of the item then
         while waiting or running:
             while waiting and idle:
                 at, item = idle.pop(), waiting.popleft()
-                running[getattr(self._actors[at], method).remote(item)] = at, item
-            (done,), _ = self._ray.wait(list(running), num_returns=1)
-            at, item = running.pop(done)
+                running[getattr(self._actors[at], method).remote(item)] = at, item, None
+            ended, _ = self._ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
+            if not ended:
+                gone = self._dropped()
+                waiting.extendleft(item for at, item, _ in running.values() if at in gone)
+                idle = [at for at in idle if at not in gone]
+                running = {task: call for task, call in running.items() if call[0] not in gone}
+                continue
+            (done,) = ended
+            at, item, failed = running.pop(done)
             try:
                 result = self._ray.get(done)
             except self._ray.exceptions.RayError as error:
                 result = _said(error)
                 if isinstance(error, self._ray.exceptions.RayActorError):  # Ray has given it up
-                    self._ray.kill(self._actors[at])
-                    self._actors[at] = self._start()
+                    answers = self._again(at)
+                    if failed is None and not getattr(error, "actor_init_failed", False):
+                        running[answers] = at, item, result
+                        continue
             idle.append(at)
-            yield item, result
+            if failed is not None and self._nodes().get(at) != self._died[at]:
+                waiting.appendleft(item)
+                continue
+            yield item, result if failed is None else failed
+
+    def _again(self, at: int) -> Any:
+        """Start the object at a place once more; what ends when it answers."""
+        self._died[at] = self._nodes().get(at)
+        self._ray.kill(self._actors[at])
+        self._actors[at] = self._start(at)
+        return self._actors[at].__ray_ready__.remote()
+
+    def _dropped(self) -> set[int]:
+        """Do without the objects whose nodes have been lost for `ROOM_SECONDS`; the numbers of their places."""
+        now = time.monotonic()
+        self._since = {at: self._since.get(at, now) for at in self._actors.keys() - self._nodes().keys()}
+        gone = {at for at, since in self._since.items() if now - since >= ROOM_SECONDS}
+        for at in gone:
+            self._ray.kill(self._actors.pop(at))
+        if not self._actors:
+            raise WorkError(
+                f"all nodes of the Ray cluster that worked on it are lost, and no others came within {ROOM_SECONDS} seconds; "
+                "give the same command again when there are some."
+            )
+        return gone
 
     def close(self) -> None:
-        for actor in self._actors:
+        for actor in self._actors.values():
             self._ray.kill(actor)
 
 
@@ -110,11 +161,16 @@ def ray_pool(
     try:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = shared_out([(int(has.get("CPU", 0)), int(has.get("GPU", 0))) for has in alive], workers)
-        with _reserved(share) as place:
-            needs = {"num_cpus": share.threads, "num_gpus": share.gpu, "scheduling_strategy": place}
-            actor = ray.remote(kind).options(max_restarts=-1, max_task_retries=TRIES_AGAIN, **needs)
-            setup = Setup(os.getcwd(), share.threads)
-            pool = Pool(ray, lambda: actor.remote(**arguments, setup=setup), share.workers, share.threads)
+        with _reserved(share) as places:
+            setup, actor = Setup(os.getcwd(), share.threads), ray.remote(kind)
+            needs = {"num_cpus": share.threads, "num_gpus": share.gpu}
+            again = {"max_restarts": -1, "max_task_retries": TRIES_AGAIN}
+
+            def start(at: int) -> Any:
+                placed = actor.options(**needs, **again, scheduling_strategy=places.at(at))
+                return placed.remote(**arguments, setup=setup)
+
+            pool = Pool(ray, start, share.workers, share.threads, places.nodes)
             try:
                 yield pool
             finally:
@@ -159,15 +215,36 @@ def shared_out(nodes: Sequence[tuple[int, int]], wanted: int | None = None) -> S
     return Share(workers, threads, 10**4 // on_a_gpu / 10**4 if gpus else 0)
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where workers are to be started, by number: the bundles of a placement group, for which Ray finds other nodes."""
+
+    group: Any
+
+    def at(self, number: int) -> Any:
+        """What an actor is told to start at a place."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=number)
+
+    def nodes(self) -> dict[int, str]:
+        """The nodes of those places that have one now."""
+        import ray
+        from ray.util.placement_group import placement_group_table
+
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        found = placement_group_table(self.group).get("bundles_to_node_id", {})
+        return {int(number): str(node) for number, node in found.items() if node in alive}
+
+
 @contextmanager
-def _reserved(share: Share) -> Iterator[Any]:
+def _reserved(share: Share) -> Iterator[_Places]:
     """Where workers of these shares are to be started, kept free for them.
 
     Raises:
         WorkError: other work on the cluster leaves no room for them.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     needs = {"CPU": share.threads, **({"GPU": share.gpu} if share.gpu else {})}
     group = placement_group([needs] * share.workers)
@@ -177,7 +254,7 @@ def _reserved(share: Share) -> Iterator[Any]:
                 f"the Ray cluster had no room for {share.workers} workers of {share.threads} processors each within "
                 f"{ROOM_SECONDS} seconds; wait until its other work ends, or ask for fewer --workers."
             )
-        yield PlacementGroupSchedulingStrategy(group)
+        yield _Places(group)
     finally:
         remove_placement_group(group)
 

@@ -19,7 +19,7 @@ from sharedllm.encoder import LowerModel, Wanted
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
 from sharedllm.hardware import chunk_batch, finished, room_bytes
 from sharedllm.keep import Keep, Span, checked, clipped, keep_spans, merged, shifted, span_mask
-from sharedllm.loading import identity, same_model
+from sharedllm.loading import identity, lora_state, same_model
 from sharedllm.manifest import STORED_UNDER
 from sharedllm.saved import MERGED_CHUNKS
 from sharedllm.tree import candidate_tokens, tree_borders
@@ -66,11 +66,15 @@ class Reader:
 
     def __init__(self, lower: LowerModel, config: SharedConfig, fingerprint: str, tokenizer: Any) -> None:
         self.lower, self.config, self.fingerprint, self.tokenizer = lower, config, fingerprint, tokenizer
+        self._identity: tuple[list[Any], str] | None = None  # under which LoRAs, and what it is
 
-    @cached_property
+    @property
     def identity(self) -> str:
-        """Of the model that reads, see `loading.identity`; found when it first reads."""
-        return identity(self.lower.parts, self.fingerprint)
+        """Of the model that reads, with the LoRAs that are on it now; see `loading.identity`."""
+        state = lora_state(self.lower.parts)
+        if self._identity is None or self._identity[0] != state:
+            self._identity = state, identity(self.lower.parts, self.fingerprint)
+        return self._identity[1]
 
     @cached_property
     def text_tokenizer(self) -> Any:
@@ -115,15 +119,15 @@ class Reader:
                 raise
 
     def bind(self, context: Context) -> Context:
-        """Check that a context was made with this model and these settings; its slots stay where they are kept.
+        """Check that a context was made with this model, its LoRAs and these settings; its slots stay where they are kept.
 
         Raises:
             UsageError: it was not; the sentence says what differs.
         """
-        if context.reader is self:
-            return context
         if not same_model(context.fingerprint, self.identity):
             raise UsageError("the context was made with another model; encode the text again with this one.")
+        if context.reader is self:
+            return context
         shape = self.new_context().shape
         for name, stored in context.shape.items():
             here = shape[name]

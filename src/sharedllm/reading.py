@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from sharedllm.cli import common
-from sharedllm.cli.encode import kept
+from sharedllm.cli.encode import kept, named_texts, tell_gone
 
 
 def read(
@@ -43,13 +43,15 @@ def read(
     llm.reader = reader = LeadingReader(llm.reader, processes)
     try:
         check_target(output)
-        texts = {source: common.text_of([source]) for source in sources}
-        started = time.perf_counter()
         library = Library(output, llm)
+        texts = named_texts(library, sources, append)
+        started = time.perf_counter()
         with common.reading_bar() as progress:
-            library.update(texts, only=not append, progress=progress)
+            gone = library.update(texts, only=not append, progress=progress)
+        tell_gone(gone, texts)
     finally:
-        reader.end()
+        if not reader.exchanging:  # else the launcher ends the others, as soon as this process says what went wrong
+            reader.end()
     figures = {
         **kept(library),
         "encode_seconds": round(time.perf_counter() - started, 3),
@@ -66,7 +68,8 @@ def read(
 
 if __name__ == "__main__":
     from sharedllm.cli import main
+    from sharedllm.cli.ending import Command
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(read)
+    app.command(cls=Command)(read)
     main(commands=app)

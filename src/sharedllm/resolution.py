@@ -28,6 +28,8 @@ class Resolution:
             UsageError: a value is out of range.
         """
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        if self.slots_per_leaf is not None:
+            given["slots_per_leaf"] = min(self.slots_per_leaf, config.chunk_length)  # no leaf is longer
         return dataclasses.replace(config, **given)
 
 

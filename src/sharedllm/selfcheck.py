@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from sharedllm.architectures import Parts, rotate
+from sharedllm.architectures import Parts, rotate, without_peft
+from sharedllm.encoder import evaluating
 from sharedllm.errors import UsageError
 from sharedllm.families import guesses
 from sharedllm.loading import loses_cap
@@ -30,6 +31,7 @@ def checked_parts(model: Any, layers: int) -> Parts:
         UsageError: no guess is right, and the sentence says what differs; or the model was loaded with an attention that leaves
             out what it was trained with.
     """
+    model = without_peft(model)
     parts = Parts(model)
     if parts.known:
         if loses_cap(model):
@@ -53,7 +55,15 @@ def checked_parts(model: Any, layers: int) -> Parts:
 
 @torch.no_grad()
 def difference(parts: Parts, layers: int) -> str | None:
-    """What in the lowest layers is not as `parts` says, in a few words; None where all is."""
+    """What in the lowest layers is not as `parts` says, in a few words; None where all is.
+
+    A model in training is looked at as it is out of it, and left as it was.
+    """
+    with evaluating(parts.base):
+        return _difference(parts, layers)
+
+
+def _difference(parts: Parts, layers: int) -> str | None:
     seen = [_Seen(parts, layer) for layer in range(layers)]
     cache = DynamicCache()
     try:
@@ -118,8 +128,7 @@ class _Seen:
     def _attended(self, given: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The layer's self-attention as the branch would compute it, from its input and cached keys and values."""
         parts, number = self.parts, self.number
-        weight, bias = parts.query_weights(number)
-        query = nn.functional.linear(given, weight.to(given), None if bias is None else bias.to(given))
+        query = parts.projected(number, given)
         cos, sin = parts.cos_sin(torch.arange(TOKENS, device=given.device), number)
         query = rotate(parts.query_heads(query, parts.query_norm(number)).transpose(1, 2), cos, sin).float()
         keys, values = (x.float().repeat_interleave(parts.heads // parts.kv_heads, dim=1) for x in (keys, values))

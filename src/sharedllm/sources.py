@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -68,13 +68,17 @@ def document_of(name: str, raw: bytes) -> Document:
 
 
 def read_sources(
-    sources: Sequence[str | Path], *, stdin: IO[Any] | None = None, max_bytes: int = DEFAULT_MAX_BYTES
+    sources: Sequence[str | Path],
+    *,
+    stdin: IO[Any] | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    passed: Callable[[str], None] = lambda path: None,
 ) -> list[Document]:
     """Read several sources, in the order given; a folder stands for all the readable files below it, sorted by path.
 
     In a folder, hidden files and folders are skipped, and so are saved contexts, collections, and binary and empty files;
-    any other file that cannot be read is an error, so that nothing is lost in silence. `max_bytes` bounds each source in
-    bytes; all texts together are bounded by `MAX_CHARACTERS`. Returns at least one `Document`. Raises `UsageError` as `read_source` does, and for
+    any other file that cannot be read is an error, so that nothing is lost in silence; `passed` hears the path of each binary
+    or empty file. `max_bytes` bounds each source in bytes; all texts together are bounded by `MAX_CHARACTERS`. Returns at least one `Document`. Raises `UsageError` as `read_source` does, and for
     no source at all, "-" given twice, or a folder with no readable file.
     """
     if not sources:
@@ -90,9 +94,10 @@ def read_sources(
             try:
                 document = read_source(path, stdin=stdin, max_bytes=max_bytes)
             except _Skippable:
-                if in_folder:
-                    continue
-                raise
+                if not in_folder:
+                    raise
+                passed(str(path))
+                continue
             room -= len(document.text)
             if room < 0:
                 raise UsageError(f"The sources hold over {MAX_CHARACTERS:,} characters in total: name fewer files.")

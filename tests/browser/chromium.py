@@ -149,6 +149,13 @@ class Chromium:
         shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         file.write_bytes(base64.b64decode(shot["data"]))
 
+    def description(self, selector: str) -> str:
+        """What a screen reader says of an element beside its name."""
+        root = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        told = self.send("Accessibility.getPartialAXTree", nodeId=node, fetchRelatives=False)["nodes"][0]
+        return told.get("description", {}).get("value", "")
+
     def controls(self) -> list[tuple[str, str]]:
         """Role and name of what a screen reader can operate."""
         roles = {"button", "checkbox", "textbox", "combobox", "link", "progressbar", "DisclosureTriangle"}

@@ -113,9 +113,8 @@ def test_a_reading_is_followed_again_when_its_connection_is_lost(page, tmp_path,
 
 
 def test_the_page_works_where_the_browser_keeps_no_data(page, served):
-    block = (
-        "Object.defineProperty(window, 'sessionStorage', { get() { throw new DOMException('', 'SecurityError'); } })"
-    )
+    block = """for (const store of ["sessionStorage", "localStorage"])
+      Object.defineProperty(window, store, { get() { throw new DOMException("", "SecurityError"); } });"""
     made = page.send("Page.addScriptToEvaluateOnNewDocument", source=block)
     try:
         page.open(f"{served.url}/?blocked")
@@ -123,6 +122,13 @@ def test_the_page_works_where_the_browser_keeps_no_data(page, served):
         page.js("(() => { const k = document.getElementById('key'); k.value = 'abc'; k.dispatchEvent(new Event('change')); })()")  # fmt: skip
         kept = page.js("import('/server.js').then((server) => server.key.get())")
         assert kept == "abc"
+        replace_fetch(page, answers(f"{PIECE}data: [DONE]\n\nEND"))
+        send(page, QUESTION)
+        page.wait(
+            "document.getElementById('stop').hidden && document.querySelectorAll('#talk .assistant').length === 1"
+        )
+        assert page.text("#talk .assistant") == "Half"
+        assert page.text("#error") == "The conversation is not kept: this browser's settings forbid it."
     finally:
         page.send("Page.removeScriptToEvaluateOnNewDocument", identifier=made["identifier"])
 

@@ -48,6 +48,19 @@ def test_a_sketch_that_is_lost_at_an_address_is_made_again(local, tmp_path):
     memory.rm("/", recursive=True)
 
 
+def test_a_segment_that_is_lost_at_an_address_is_made_again_where_its_sketch_is_removed(local, tmp_path):
+    memory, address = fsspec.filesystem("memory"), "memory://lost/kept"
+    (tmp_path / "a.txt").write_text(text(0))
+    read_collection([f"{tmp_path}/a.txt"], address, local(address))
+    before = {path: memory.cat_file(path) for path in memory.find("/lost/kept")}
+    segment = max(path for path in before if "segment-" in path)
+    (sketch,) = memory.find("/lost/kept/sketches")
+    memory.rm([segment, sketch])
+    read_collection([f"{tmp_path}/a.txt"], address, local(address))
+    assert {path: memory.cat_file(path) for path in memory.find("/lost/kept")} == before
+    memory.rm("/", recursive=True)
+
+
 def test_an_upload_that_was_killed_inside_what_is_read_is_no_document(local, monkeypatch):
     memory, address = fsspec.filesystem("memory"), "memory://around/kept"
     memory.pipe_file("/around/a.txt", text(0).encode())

@@ -59,6 +59,13 @@ def test_a_store_that_was_written_since_it_was_listed_comes_whole(memory, monkey
         assert (Place("memory://fetched").fetch("stores/a") / segment).exists()
 
 
+def test_a_store_of_another_model_is_not_taken_from_the_cache(memory):
+    for model in ("f00d+1", "f00d+2", "f00d+1"):  # whose segments have the same names
+        memory.pipe_file(f"{STORE}/{OLD}", model.encode())
+        memory.pipe_file(f"{STORE}/context.json", f'{{"model": "{model}"}}'.encode())
+        assert (Place("memory://fetched").fetch("stores/a") / OLD).read_text() == model
+
+
 def test_a_store_that_is_not_there_is_told(memory):
     with pytest.raises(UsageError, match="holds no stores/a"):
         Place("memory://fetched").fetch("stores/a")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ from sharedllm.cli import main
 from sharedllm.collection.engines import LocalEngine, RayEngine, ray_engine
 from sharedllm.collection.read import read_collection
 from sharedllm.collection.worker import Worker
-from sharedllm.ray_pool import Share, ray_pool, shared_out
+from sharedllm.ray_pool import Pool, Share, ray_pool, shared_out
 from tests.collection.conftest import MOST_BYTES, documents
-from tests.contexts import files
+from tests.contexts import assert_one_sentence, files
 from tests.ray_cluster import cluster  # noqa: F401
 
 pytestmark = pytest.mark.processes
@@ -118,10 +119,76 @@ def test_a_cluster_without_processors_is_refused():
 
 
 def test_workers_that_would_read_differently_are_refused():
-    from types import SimpleNamespace
-
     with pytest.raises(UsageError, match="give one with --dtype"):
         RayEngine(SimpleNamespace(call=lambda method: ["of bfloat16", "of float32"])).made_with()
+
+
+class Pretended:
+    """Ray with workers that answer at once, unless they are of a lost node; `dies` ends a process, a number of times."""
+
+    def __init__(self, lost: str = "", back: str = "", deaths: int = 0, then: str = "abc") -> None:
+        """Nodes `a`, `b`, `c` have places 0, 1, 2; `back` are those that come back; `then`: those of a death later on."""
+        self.nodes_now = dict(enumerate("abc"))
+        self.lost, self.back, self.deaths, self.then = lost, back, deaths, dict(enumerate(then))
+        self.killed: list[int] = []
+        self.exceptions = SimpleNamespace(RayError=LookupError, RayActorError=LookupError)
+
+    def start(self, at: int):
+        def remote(item=None):
+            return at, item
+
+        return SimpleNamespace(at=at, read=SimpleNamespace(remote=remote), __ray_ready__=SimpleNamespace(remote=remote))
+
+    def nodes(self) -> dict[int, str]:
+        found = {at: node for at, node in self.nodes_now.items() if node not in self.lost}
+        self.lost = "".join(node for node in self.lost if node not in self.back)
+        return found
+
+    def wait(self, tasks, num_returns, timeout):
+        assert timeout > 0
+        ended = [task for task in tasks if self.nodes_now.get(task[0], " ") not in self.lost + " "]
+        return ended[:1], tasks
+
+    def get(self, task):
+        if task[1] == "dies" and self.deaths:
+            self.deaths -= 1
+            raise LookupError
+        if task[1] is None:
+            self.nodes_now = self.then
+        return task[1] and task[1].upper()
+
+    def kill(self, actor):
+        self.killed.append(actor.at)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_what_a_lost_node_was_at_is_done_by_others(monkeypatch, workers):
+    monkeypatch.setattr(pools, "ROOM_SECONDS", 0.2)
+    ray = Pretended(lost="b")
+    pool = Pool(ray, ray.start, workers, 1, ray.nodes)
+    assert dict(pool.map("read", "uvwx")) == {item: item.upper() for item in "uvwx"}
+    assert ray.killed == [1] and pool.workers == workers - 1
+    assert dict(pool.map("read", "yz")) == {"y": "Y", "z": "Z"}, "nothing is given to it any more"
+
+
+def test_a_place_that_gets_a_node_again_in_time_is_waited_for():
+    ray = Pretended(lost="a", back="a")
+    assert dict(Pool(ray, ray.start, 1, 1, ray.nodes).map("read", "u")) == {"u": "U"} and not ray.killed
+
+
+def test_without_any_node_left_it_is_said(monkeypatch):
+    monkeypatch.setattr(pools, "ROOM_SECONDS", 0.2)
+    ray = Pretended(lost="ab")
+    with pytest.raises(WorkError, match="all nodes of the Ray cluster that worked on it are lost") as error:
+        list(Pool(ray, ray.start, 2, 1, ray.nodes).map("read", "uvw"))
+    assert_one_sentence(error)
+
+
+@pytest.mark.parametrize(("then", "said"), [("abc", "ended 3 times"), ("zbc", "DIES")])
+def test_an_item_is_to_blame_only_for_what_happens_again_at_the_same_node(then, said):
+    ray = Pretended(deaths=1, then=then)
+    ((item, result),) = Pool(ray, ray.start, 1, 1, ray.nodes).map("read", ["dies"])
+    assert item == "dies" and said in str(result) and ray.killed == [0]
 
 
 def test_the_command_reads_with_workers_and_goes_on(cluster, home, tmp_path, capsys):  # noqa: F811
@@ -159,8 +226,6 @@ def test_nothing_else_imports_ray():
 
 
 def test_a_system_that_tells_no_affinity_starts_a_cluster_too(monkeypatch):
-    from types import SimpleNamespace
-
     asked: dict = {}
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)

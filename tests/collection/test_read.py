@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 
 import pytest
+import torch
 
 from sharedllm import Context, UsageError, WorkError
 from sharedllm.collection.read import batches, read_collection
@@ -166,6 +168,49 @@ def test_a_collection_of_another_model_is_not_mixed(home, local, tmp_path, make)
     read_collection([f"{tmp_path}/a.txt"], where, local(where))
     with pytest.raises(UsageError, match="another model, adapter"):
         read_collection([f"{tmp_path}/a.txt"], where, LocalEngine(Worker(make(hidden_size=64), where)))
+
+
+def differing_above(llm):
+    """The same model with another layer above those that fingerprints look at."""
+    with torch.no_grad():
+        for weight in llm.parts.layers[-1].parameters():
+            weight.neg_()
+    return llm
+
+
+def test_a_collection_of_a_model_that_differs_in_upper_layers_alone_is_not_mixed_or_searched(tmp_path, make):
+    from sharedllm.collection.engines import LocalEngine
+    from sharedllm.collection.search import Collection
+    from sharedllm.collection.worker import Worker
+
+    llm, other, where = make(), differing_above(make()), tmp_path / "kept"
+    assert llm.fingerprint == other.fingerprint and llm.reader.identity != other.reader.identity
+    (tmp_path / "a.txt").write_text(text(0))
+    read_collection([f"{tmp_path}/a.txt"], where, LocalEngine(Worker(llm, where)))
+    assert Collection(where, llm).search("amber?", documents=1)
+    with pytest.raises(UsageError, match="another model, adapter"):
+        read_collection([f"{tmp_path}/a.txt"], where, LocalEngine(Worker(other, where)))
+    with pytest.raises(UsageError, match="another model or adapter"):
+        Collection(where, other)
+
+
+def test_records_that_tell_of_their_model_a_fingerprint_alone_are_added_to_and_searched(tmp_path, make, monkeypatch):
+    from sharedllm.collection.engines import LocalEngine
+    from sharedllm.collection.search import Collection
+    from sharedllm.collection.worker import Worker
+
+    llm, other, where, made_with = make(), differing_above(make()), tmp_path / "kept", Worker.made_with
+    for i in range(2):
+        (tmp_path / f"{i}.txt").write_text(text(i))
+    with monkeypatch.context() as patched:
+        patched.setattr(Worker, "made_with", lambda self: re.sub(r"^(\w+)\+\w+", r"\1", made_with(self)))
+        (old,) = read_collection([f"{tmp_path}/0.txt"], where, LocalEngine(Worker(llm, where))).values()
+    assert "+" not in old.made_with.split(" ")[0] and Collection(where, llm).search("amber?", documents=1)
+    records = read_collection([f"{tmp_path}/[01].txt"], where, LocalEngine(Worker(llm, where)))
+    assert len(kept(records)) == 2 and old in records.values()
+    assert len(Collection(where, llm).search("amber?", documents=2)) == 2
+    with pytest.raises(UsageError, match="another model, adapter"):
+        read_collection([f"{tmp_path}/1.txt"], where, LocalEngine(Worker(other, where)))
 
 
 def test_batches_are_of_alike_lengths_the_longest_first():

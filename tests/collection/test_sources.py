@@ -8,7 +8,9 @@ import fsspec
 import pytest
 
 from sharedllm import UsageError
+from sharedllm.collection.place import Place
 from sharedllm.collection.sources import Source, find_sources, read_bytes
+from tests.contexts import assert_one_sentence
 
 
 @pytest.fixture
@@ -80,3 +82,11 @@ def test_a_document_that_is_larger_than_was_listed_is_refused(memory):
     assert len(read_bytes(Source("memory:///grown.txt", 0, ""), 100)) == 100
     with pytest.raises(UsageError, match="larger than the limit of 99 bytes"):
         read_bytes(Source("memory:///grown.txt", 0, ""), 99)
+
+
+@pytest.mark.parametrize("address", ["ftp://host/docs", "ftp://host/docs/*.txt", "ftp://user:secret@host:21/docs"])
+def test_an_address_whose_files_would_not_say_all_of_it_is_refused(address):
+    for look in (lambda: find_sources([address]), lambda: Place(address)):
+        with pytest.raises(UsageError, match=r"says more than a path \(host") as error:
+            look()
+        assert_one_sentence(error)

@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from sharedllm import SharedLLM, UsageError
 from sharedllm.methods import streaming
-from sharedllm.methods.streaming import Streaming
+from sharedllm.methods.streaming import Read, Streaming
 from sharedllm.prompts import Prompt
 from tests.conftest import CONFIG, byte_tokenizer, tokens
 from tests.test_families import family_model
@@ -82,7 +82,7 @@ def test_an_answer_goes_on_reading_and_leaves_what_was_read_as_it_was(make):
     llm, prompt = make(), Prompt(byte_tokenizer(), "Which?")
     method, past = Streaming(llm, 30), tokens(70)
     llm.model.generation_config.eos_token_id = None
-    read, ids = method.prepare(past), torch.cat([past, torch.tensor(prompt.alone())])
+    read, ids = method.prepare_to_ask(past, prompt), torch.tensor(prompt.with_text(past))
     before = [x.clone() for pair in read.cache.kept.values() for x in pair]
     for _ in range(8):
         ids = torch.cat([ids, plain_logits(llm, ids, 4, 30)[-1:].argmax(1)])
@@ -96,15 +96,34 @@ def test_an_answer_goes_on_reading_and_leaves_what_was_read_as_it_was(make):
 def test_what_is_shown_is_the_sinks_and_the_newest_tokens_beside_question_and_answer(make):
     llm, past = make(), tokens(70)
     prompt = Prompt(byte_tokenizer(), "Which?")
-    frame, method = len(prompt.alone()), Streaming(llm, 30)
-    read = method.prepare(past)
-    assert method.shown(read, prompt, 5) == [*past[:4].tolist(), *past[70 - (25 - frame) :].tolist(), *prompt.alone()]
-    assert method.shown(read, prompt, 30 - frame) == [*past[:4].tolist(), *prompt.alone()]
+    (before, after), method = prompt.around_text(), Streaming(llm, 30)
+    frame, sinks = len(after), [*before, *past.tolist()][:4]
+    read = method.prepare_to_ask(past, prompt)
+    assert method.shown(read, prompt, 5) == [*sinks, *past[70 - (25 - frame) :].tolist(), *after]
+    assert method.shown(read, prompt, 30 - frame) == [*sinks, *after]
     assert method.shown(read, prompt, 31 - frame) == method.shown(read, prompt, 30 - frame), (
         "an answer rolls on for ever"
     )
     llm.model.generation_config.eos_token_id = None
     assert len(method.ask(read, prompt, 70)) == 70
+
+
+def test_a_text_is_read_where_the_question_puts_it_and_again_only_for_another_place(make, monkeypatch):
+    llm, past = make(), tokens(70)
+    method, blocks = Streaming(llm, 200), []
+    prompt, other = Prompt(byte_tokenizer(), "Which?"), Prompt(byte_tokenizer(), "Which?", before="Read this: ")
+    llm.model.generation_config.eos_token_id = None
+    read = method.prepare_to_ask(past, prompt)
+    inside = llm.model.generate(torch.tensor([prompt.with_text(past)]), max_new_tokens=6, do_sample=False)[0, -6:]
+    assert method.ask(read, prompt, 6).tolist() == inside.tolist()
+    monkeypatch.setattr(
+        Streaming, "_taken_in", lambda self, ids, before: blocks.append(before) or Read(ids, read.cache, before)
+    )
+    method.ask(read, prompt, 1)
+    assert not blocks
+    method.ask(read, other, 1)
+    assert blocks == [tuple(other.around_text()[0])] and blocks[0] != ()
+    assert method.shown(method.prepare(past[:0]), other, 1) == other.alone()
 
 
 def test_memory_does_not_grow_with_the_text(make):

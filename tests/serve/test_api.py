@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from sharedllm.prompts import Prompt
@@ -50,6 +51,8 @@ def test_an_answer_whole_and_in_pieces(client, served):
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
     assert chunks[-1].usage == whole.usage and chunks[-1].choices == []
+    assert all("usage" in c.model_fields_set and c.usage is None for c in chunks[:-1])
+    assert all("usage" not in c.model_fields_set for c in ask(client, stream=True))
 
 
 def test_a_short_prompt_is_answered_by_the_plain_model(client, served):
@@ -135,14 +138,44 @@ def saying(said):
     return choose
 
 
+def spaced():
+    """A tokenizer of SentencePiece: its decoder takes a space from the beginning of a text."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["▁the", "the", "▁", "▁▁", "<0xC3>", "<0xA4>", "!"]
+    raw = Tokenizer(models.WordLevel(vocab={piece: i for i, piece in enumerate(pieces)}, unk_token="!"))
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    raw.decoder = decoders.Sequence(parts)
+    return PreTrainedTokenizerFast(tokenizer_object=raw)
+
+
 def test_bytes_of_tokens_of_other_vocabularies():
     from sharedllm.serve.token_bytes import token_bytes
 
-    pieces = {1: ("▁word", "word"), 2: ("<0xE4>", "\ufffd"), 3: ("<odd>", "\ufffd"), 4: ("\ufffd", "\ufffd")}
+    told = [token_bytes(spaced(), token) for token in range(7)]
+    assert told == [b" the", b"the", b" ", b"  ", b"\xc3", b"\xa4", b"!"]
+    pieces = {3: ("<odd>", "\ufffd"), 4: ("\ufffd", "\ufffd")}
     tokenizer = SimpleNamespace(
-        decode=lambda ids: pieces[ids[0]][1], convert_ids_to_tokens=lambda token: pieces[token][0]
+        decode=lambda ids: "".join(pieces[i][1] for i in ids), convert_ids_to_tokens=lambda token: pieces[token][0]
     )
-    assert [token_bytes(tokenizer, token) for token in (1, 2, 3, 4)] == [b"word", b"\xe4", None, None]
+    assert [token_bytes(tokenizer, token) for token in (3, 4)] == [None, None]
+
+
+@pytest.mark.parametrize("said", [[0, 0, 1, 4, 5, 2, 6], [4, 5, 0, 1], [2, 0, 6], [3, 1]])
+def test_spaces_that_a_decoder_takes_away_keep_their_places(said):
+    from sharedllm.serve.answers import Shape
+    from sharedllm.serve.sampling import Chosen
+    from sharedllm.serve.task import Piece
+
+    tokenizer = spaced()
+    text = tokenizer.decode(said)
+    tokens = tuple(Chosen(token, -0.5, ((0, -0.1), (1, -0.2))) for token in said)
+    told = Shape(tokenizer, "m", False).piece(Piece(0, text, tokens))["choices"][0]["logprobs"]
+    assert told["text_offset"] == [len(tokenizer.decode(said[:i]).rstrip("\ufffd")) for i in range(len(said))]
+    assert told["top_logprobs"] == [{" the": -0.1, "the": -0.2}] * len(said)
+    names = Shape(tokenizer, "m", True).piece(Piece(0, text, tokens))["choices"][0]["logprobs"]["content"]
+    assert bytes(byte for name in names for byte in name["bytes"]).decode().removeprefix(" ") == text
 
 
 def test_an_uploaded_context_is_asked_as_in_python(client, http, served):

@@ -141,7 +141,7 @@ def test_a_map_of_several_contexts_and_of_what_fits_the_window(http):
         {"context": None, "tokens": len(LONG), "read_seconds": None}
     ]
     short = http.post("/v1/map", json={**asks, "context": upload(http, "Item 1 is here."), "max_tokens": 9}).json()
-    assert not short["compressed"] and short["tokens"] == 15
+    assert not short["compressed"] and short["tokens"] == 15 and short["quoted"] == []
     refused = http.post("/v1/map", json={"messages": asks["messages"]})
     assert refused.status_code == 400 and "nothing to map" in refused.text
 

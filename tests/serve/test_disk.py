@@ -31,6 +31,7 @@ def test_a_full_disk_refuses_uploads_and_appends_and_the_server_goes_on(http, se
         return told["documents"], told["tokens"], told["status"]
 
     before = about()
+    served.service.shelf.kept.later(lambda: None).result()  # it is on the disk
     kept = len(list((served.service.settings.folder / "contexts").iterdir()))
     with monkeypatch.context() as broken:
         broken.setattr(Path, "write_bytes", full)
@@ -176,3 +177,12 @@ def test_text_beyond_the_limit_is_refused(http, served):
     finally:
         object.__setattr__(served.service.settings, "body_bytes", limit)
     upload(http)
+
+
+def test_the_folder_one_works_in_lends_no_modules(tmp_path, monkeypatch):
+    (tmp_path / "token.py").write_text("raise SystemExit('not the module that was meant')")
+    monkeypatch.chdir(tmp_path)
+    assert text_of("a.txt", b"word", 60, 2**32) == "word"
+    monkeypatch.syspath_prepend(tmp_path)  # now it is meant
+    with pytest.raises(UsageError, match=r"'a.txt' cannot be read: not the module that was meant"):
+        text_of("a.txt", b"word", 60, 2**32)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +15,7 @@ pytest.importorskip("fastapi", reason="the server is not installed: pip install 
 
 from sharedllm.context import Context
 from sharedllm.serve.budget import Budget
-from sharedllm.serve.entry import Entry, state_of
+from sharedllm.serve.entry import ABOUT, BROKEN, Entry, state_of
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.service import Service
 from sharedllm.serve.settings import Settings
@@ -211,3 +213,113 @@ def test_what_was_appended_while_a_context_leaves_memory_is_not_lost(tmp_path, m
     monkeypatch.setattr("sharedllm.serve.budget.Context.load", slow)
     Budget(llm, Settings(tmp_path, memory_bytes=0)).fit([entry], {})
     assert entry.context is longer and entry.loaded and not entry.saved
+
+
+@pytest.mark.parametrize("look", [lambda shelf, key: shelf.get(key), lambda shelf, key: shelf.all()])
+def test_what_a_restart_finds_half_read_is_read_on_once_it_is_named(pair, look):
+    a, _ = pair
+    key = a.shelf.add("items.txt", a.llm.reader.token_ids(LONG)).id
+    for _ in range(3):
+        a.engine._advance()
+    a.shelf.close()
+    again = Service(a.llm, a.settings)
+    again.shelf.open()
+    assert not again.engine._work, "another server may be at it"
+    look(again.shelf, key)
+    assert again.shelf.contexts[key].partial.tokens > 0, "what was read is not read again"
+    settle(again)
+    assert again.shelf.get(key).status == "ready"
+
+
+def looked_at(shelf) -> None:
+    shelf.all()
+
+
+def fitted(shelf) -> None:
+    shelf.kept.later(shelf.kept.fit).result()
+
+
+def added_to(shelf) -> None:
+    shelf.add("other.txt", shelf.llm.reader.token_ids("Another."))
+
+
+@pytest.mark.parametrize("do", [looked_at, fitted, added_to])
+def test_what_another_server_deleted_is_listed_counted_and_held_no_more(pair, do):
+    a, b = pair
+    key, _ = begin(a, b)
+    settle(a)
+    assert b.shelf.get(key).status == "ready"
+    a.shelf.delete(key)
+    settle(a)
+    assert key in b.shelf.contexts, "nobody has looked"
+    do(b.shelf)
+    assert key not in b.shelf.contexts
+
+
+def test_what_another_server_keeps_takes_of_the_disk_and_is_not_read_for_that(tmp_path):
+    llm = tiny_llm()
+    room = Budget(llm, Settings(tmp_path)).bytes_of(len(LONG))
+    settings = Settings(tmp_path, shared=True, prompt_disk_bytes=0, context_disk_bytes=room)
+    a, b = (Service(llm, settings) for _ in range(2))
+    for service in (a, b):
+        service.shelf.open()
+    a.shelf.add("items.txt", llm.reader.token_ids(LONG))
+    with pytest.raises(ApiError, match="delete some") as refused:
+        b.shelf.add("items.txt", llm.reader.token_ids(LONG))
+    assert refused.value.status == 507 and not b.engine._work
+    assert len(list((tmp_path / "contexts").iterdir())) == 1
+
+
+def test_what_was_deleted_is_gone_before_the_disk_has_forgotten_it(pair):
+    a, b = pair
+    key, folder = begin(a, b)
+    settle(a)
+    disk = threading.Event()
+    a.shelf.kept.later(disk.wait)
+    try:
+        a.shelf.delete(key)
+        assert folder.exists() and not a.shelf.all()
+        with pytest.raises(ApiError, match="there is no context"):
+            a.shelf.get(key)
+    finally:
+        disk.set()
+    settle(a)
+    assert not folder.exists() and not a.shelf.all()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
+def test_a_folder_that_cannot_be_looked_at_is_not_taken_for_deleted(pair, monkeypatch, code):
+    a, b = pair
+    key, folder = begin(a, b)
+    read = Path.read_bytes
+
+    def failing(file):
+        if file.name == ABOUT:
+            raise OSError(code, "it failed")
+        return read(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", failing)
+        with pytest.raises(ApiError, match="cannot be read now") as refused:
+            a.shelf.get(key)
+        assert refused.value.status == 503 and [entry.id for entry in a.shelf.all()] == [key]
+        settle(a)
+    assert folder.exists() and not a.shelf.get(key).saved
+    a.shelf.kept.later(a.shelf.kept._write_left).result()
+    assert a.shelf.get(key).saved and a.shelf.get(key).status == "ready"
+
+
+@pytest.mark.parametrize("about", [b"{", b"[]", b"\xff"])
+def test_a_folder_that_says_nothing_is_not_taken_for_deleted(tmp_path, about):
+    (tmp_path / ABOUT).write_bytes(about)
+    assert state_of(tmp_path) == BROKEN and state_of(tmp_path / "nowhere") is None
+    assert state_of(tmp_path / ABOUT) is None
+
+
+def test_two_servers_write_one_folder_under_names_of_their_own(tmp_path, monkeypatch):
+    llm, written, write = tiny_llm(), [], Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda file, data: written.append(file.name) or write(file, data))
+    for _ in range(2):
+        Entry("one", tmp_path / "one", ["a.txt"], ids=llm.reader.token_ids(LONG)).save_text()
+    assert len(set(written)) == len(written) == 4
+    assert {file.name for file in (tmp_path / "one").iterdir()} == {"about.json", "text.safetensors"}

@@ -69,6 +69,15 @@ def test_an_empty_key_is_no_key_and_refused(command, tmp_path, monkeypatch, caps
     assert command(folder=tmp_path).api_key == "a long secret"
 
 
+@pytest.mark.parametrize(
+    "key", ["a long secret\n", " a long secret", "ein langer Schlüssel", "a long\tsecret", "\n" * 9]
+)
+def test_a_key_that_no_client_can_send_is_refused(command, tmp_path, capsys, key):
+    assert command("--api-key", key, folder=tmp_path) is None
+    said = capsys.readouterr().err
+    assert "printable ASCII" in said and said.count("\n") == 1
+
+
 def test_a_server_ends_with_an_error_when_its_model_cannot_run(tmp_path, monkeypatch, caplog):
     from sharedllm.cli.serve import _run
     from sharedllm.serve.settings import Settings

@@ -41,6 +41,10 @@ WRONG = [
     (CHAT, {"messages": SAID, "max_tokens": True}, 400, "max_tokens"),
     (CHAT, {"messages": SAID, "temperature": -0.1}, 400, "temperature"),
     (CHAT, {"messages": SAID, "temperature": 1e308}, 400, "temperature"),
+    (CHAT, {"messages": SAID, "max_completion_tokens": 900_000}, 400, "max_completion_tokens is 900000"),
+    (CHAT, {"messages": SAID, "temperature": "0.7"}, 400, "temperature"),
+    (CHAT, {"messages": SAID, "temperature": True}, 400, "temperature"),
+    (CHAT, {"messages": SAID, "top_p": "1"}, 400, "top_p"),
     (CHAT, {"messages": SAID, "top_p": -0.1}, 400, "top_p"),
     (CHAT, {"messages": [{"role": "user", "content": None}]}, 400, "messages.0.content is missing"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages.0.content"),
@@ -222,6 +226,8 @@ def test_limits_key_and_sites(tmp_path):
         with httpx.Client(base_url=running.url, timeout=60) as http:
             assert_refused(http.get("/v1/models"), 401, "key")
             assert_refused(http.get("/v1/models", headers={"Authorization": "Bearer wrong"}), 401, "key")
+            lower = {"Authorization": "bearer  a long secret"}  # RFC 9110, 11.1: in any case, behind one space or more
+            assert http.get("/v1/models", headers=lower).status_code == 200
             assert_refused(http.get("/metrics"), 401, "key")
             assert http.get("/health").status_code == http.get("/ready").status_code == http.get("/").status_code == 200
             assert_refused(http.get("/v1/models", headers={**key, "Host": "evil.example"}), 403, "name")

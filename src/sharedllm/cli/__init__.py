@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from typing import Annotated, Any
 
 import typer
 
 from sharedllm.cli import ask, bench, chat, data, demo, doctor, encode, evaluate, lm_eval, plot, serve, train
+from sharedllm.cli.ending import Group
 from sharedllm.errors import SharedLLMError
 
 app = typer.Typer(
     name="sharedllm",
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -56,11 +57,7 @@ def main(arguments: list[str] | None = None, commands: typer.Typer = app) -> Any
         commands(arguments, standalone_mode=True)
     except SharedLLMError as error:
         fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        fail("interrupted.", 130)
     except OSError as error:
-        if error.errno == errno.EPIPE:
-            sys.exit(0)
         fail(f"{error.filename or 'the system'}: {error.strerror or error}.", 1)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):

@@ -63,16 +63,20 @@ def ask(
     llm = common.load(model, adapter, device, dtype, seed)
     from dataclasses import asdict
 
+    from sharedllm.answering import check
     from sharedllm.evaluate.row import machine
+    from sharedllm.prompts import Prompt
+    from sharedllm.resolution import Resolution
 
-    sources, hits, find_seconds = common.found(llm, sources, question, documents or DOCUMENTS)
-    context, encode_seconds = common.read(llm, sources, keep_tags)
     resolution: dict[str, Any] = {
         "slots_per_leaf": slots_per_leaf,
         "fine_chunks": fine_chunks,
         "read_chunks": read_chunks,
         "quoted_tokens": quoted_tokens,
     }
+    check(llm, Prompt(llm.tokenizer, question), max_new_tokens, Resolution(**resolution))
+    sources, hits, find_seconds = common.found(llm, sources, question, documents or DOCUMENTS)
+    context, encode_seconds = common.read(llm, sources, keep_tags)
     with common.status("answering"):
         answer = llm.answer(context, question, max_new_tokens, **resolution)
         read = llm.explain(context, question, max_new_tokens=max_new_tokens, **resolution) if explain else []
@@ -123,11 +127,7 @@ def _show(llm: SharedLLM, context: Context, answer: Answer, read: list[Passage],
         err=True,
     )
     if answer.compressed and llm.adapter == "none":
-        typer.echo(
-            "no trained adapter is in use: of the text only the passages quoted before the question (--quoted-tokens) "
-            "reach the answer.",
-            err=True,
-        )
+        common.say(common.NO_ADAPTER)
 
 
 def _line(passage: Passage) -> str:

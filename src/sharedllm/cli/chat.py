@@ -12,7 +12,7 @@ from sharedllm.cli import common
 
 
 def chat(
-    sources: common.OptionalSourcesArgument = None,
+    sources: common.TalkSourcesArgument = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 256,
     window: Annotated[
         int | None, typer.Option("--window", help="Tokens the model sees itself; else all it can.")
@@ -41,6 +41,7 @@ def chat(
     session = Session(llm, window=window)  # a window that cannot be is refused before anything is read
     if sources:
         session.context = common.read(llm, sources)[0]
+    warned = llm.adapter != "none"
     while question := _next_question():
         try:
             with common.status("answering"):
@@ -50,6 +51,9 @@ def chat(
                 raise
             common.say(f"sharedllm: {error}")
             continue
+        if answer.slots and not warned:
+            warned = True
+            common.say(common.NO_ADAPTER)
         if as_json:
             folded = {"slots": answer.slots, "folded_tokens": session.said.tokens}
             common.print_json({"answer": answer.text, "generated_tokens": answer.generated_tokens, **folded})

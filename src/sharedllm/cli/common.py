@@ -15,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from sharedllm.context import Context, Progress
     from sharedllm.model import SharedLLM
+    from sharedllm.sources import Document
 
 ModelOption = Annotated[
     str | None,
@@ -26,7 +27,7 @@ AdapterOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; chosen when left out.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; chosen when left out.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 KeepTagsOption = Annotated[
     bool, typer.Option("--keep-tags", help="Read what stands between <keep> and </keep> in the text in whole, always.")
@@ -39,11 +40,20 @@ WorkersOption = Annotated[
     int | None, typer.Option("--workers", help="With --engine ray: processes; chosen when left out.")
 ]
 ENGINES = ("local", "ray")
+NAMED = 5  # files that are passed over, by name
 _SOURCES = "Files (text, Markdown, HTML, PDF), folders, - for standard input"
 SourcesArgument = Annotated[
     list[str], typer.Argument(metavar="SOURCE...", help=f"{_SOURCES}, saved contexts or collections, in any mix.")
 ]
 OptionalSourcesArgument = Annotated[list[str] | None, typer.Argument(metavar="SOURCE...", help=f"{_SOURCES}.")]
+TalkSourcesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="SOURCE...", help="Files (text, Markdown, HTML, PDF), folders, saved contexts, in any mix."),
+]
+NO_ADAPTER = (
+    "no trained adapter is in use: of the text only the passages quoted before the question reach the answer "
+    "(quoted_tokens)."
+)
 
 
 def load(
@@ -92,11 +102,15 @@ def read(llm: SharedLLM, sources: Sequence[str], keep_tags: bool = False) -> tup
     from sharedllm.context import Context
 
     contexts, seconds = [], 0.0
-    for saved, group in groupby(sources, key=is_saved):
+    groups = [(saved, list(group)) for saved, group in groupby(sources, key=is_saved)]
+    opened = {
+        folder: Context.load(folder, llm) for saved, group in groups if saved for folder in group
+    }  # may be refused
+    for saved, group in groups:
         if saved:
-            contexts += [Context.load(folder, llm) for folder in group]
+            contexts += [opened[folder] for folder in group]
             continue
-        text = text_of(list(group))
+        text = text_of(group)
         started = time.perf_counter()
         with reading_bar() as progress:
             contexts.append(llm.read(text, progress=progress, keep="tags" if keep_tags else None))
@@ -157,12 +171,23 @@ def refuse_collections(sources: Sequence[str]) -> None:
 def text_of(sources: Sequence[str]) -> str:
     """The text of some sources, a blank line between files."""
     from sharedllm.errors import UsageError
-    from sharedllm.sources import read_sources
 
     refuse_collections(sources)
     if saved := [source for source in sources if is_saved(source)]:
         raise UsageError(f"{saved[0]} is a saved context, and a text is expected here; name the files it was made of.")
-    return "\n\n".join(document.text for document in read_sources(list(sources)))
+    return "\n\n".join(document.text for document in documents_of(sources))
+
+
+def documents_of(sources: Sequence[str]) -> list[Document]:
+    """The files of some sources as texts, saying on stderr which files of folders have none."""
+    from sharedllm.sources import read_sources
+
+    passed: list[str] = []
+    documents = read_sources(list(sources), passed=passed.append)
+    if passed:
+        more = f" and {len(passed) - NAMED} more" if len(passed) > NAMED else ""
+        say(f"passed over, binary or empty: {', '.join(passed[:NAMED])}{more}")
+    return documents
 
 
 @contextmanager

@@ -24,7 +24,10 @@ def demo(
     as_json: common.JsonOption = False,
 ) -> None:
     """Read the Python language reference and the library's docstrings, and answer ten questions from them."""
+    from sharedllm.evaluate.results import Results, append_row
+
     common.positive("--tokens", tokens)
+    Results(output)  # which refuses a file that cannot have rows, before anything is read
     started = time.perf_counter()
     llm = common.load(model, adapter, device, dtype)
     from sharedllm import demo as shown
@@ -61,13 +64,13 @@ def demo(
     figures["questions"] = shown.ask_all(llm, context, say)
     figures |= _attended(llm, max(q["slots"] for q in figures["questions"]))
     figures |= machine(llm) | {"total_seconds": round(time.perf_counter() - started, 1)}
+    row = {"method": "shared", "length": context.tokens, "metric": "nll_gain", "value": figures["nll_gain"]}
+    figures |= row | {"samples": figures["passages"], "seconds": figures["total_seconds"], "seed": 0}
     say(_closing(figures))
-    if output is not None:
-        from sharedllm.evaluate.results import append_row
-
-        append_row(output, figures)
     if as_json:
         common.print_json(figures)
+    if output is not None:
+        append_row(output, figures)
 
 
 def _deep(figures: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,7 +90,7 @@ def encode(
     from sharedllm.library import Library
 
     library = Library(folder, common.load(model, adapter, device, dtype, seed), compact or None)
-    texts = {source: common.text_of([source]) for source in sources or []}
+    texts = named_texts(library, sources or [], append)
     keep: dict[str, Keep] | None = dict.fromkeys(texts, "tags") if keep_tags else None
     if dry_run:
         _predict(library, texts, keep, as_json)
@@ -104,11 +105,49 @@ def _update(
 
     assert library.llm is not None
     started = time.perf_counter()
-    with common.reading_bar() as progress:
-        library.update(texts, only=only, progress=progress, keep=keep)
+    try:
+        with common.reading_bar() as progress:
+            gone = library.update(texts, only=only, progress=progress, keep=keep)
+    except KeyboardInterrupt:
+        common.say("what was read is kept: the same command goes on from there.")
+        raise
+    tell_gone(gone, texts)
     seconds = round(time.perf_counter() - started, 3)
     line = "{context_tokens:,} tokens kept in {context} ({megabytes:,.1f} MB), read in {seconds:,.1f} s"
     _tell({**kept(library), "encode_seconds": seconds, **machine(library.llm)}, line, as_json)
+
+
+def named_texts(library: Library, sources: Sequence[str], append: bool) -> dict[str, str]:
+    """The text of each source by the name of its document: as it was given, or as the folder has the same path already.
+
+    Raises:
+        UsageError: a source cannot be read; or standard input would take the place of another text that came from there.
+    """
+    from sharedllm.errors import UsageError
+    from sharedllm.sources import STDIN
+
+    if append and STDIN in sources and STDIN in library.documents:
+        raise UsageError(
+            f"{library.folder} has a text from standard input already, whose place this one would take; "
+            "write it to a file and name that."
+        )
+    known = {os.path.normpath(name): name for name in library.documents}
+    texts: dict[str, str] = {}
+    for source in sources:
+        path = os.path.normpath(source)
+        if (name := known.setdefault(path, source)) not in texts:
+            texts[name] = common.text_of([source])
+    return texts
+
+
+def tell_gone(gone: Sequence[str], texts: Mapping[str, str]) -> None:
+    """Say whose former text a folder no longer keeps."""
+    for what, names in (
+        ("replaced by a new text", [name for name in gone if name in texts]),
+        ("no longer kept", [name for name in gone if name not in texts]),
+    ):
+        if names:
+            common.say(f"{what}: {', '.join(names)}")
 
 
 def _most_bytes(max_mb: float | None) -> int:
@@ -125,7 +164,8 @@ def _remove(folder: Path, sources: Sequence[str], as_json: bool) -> None:
     from sharedllm.library import Library
 
     library = Library(folder)
-    library.remove(*sources)
+    known = {os.path.normpath(name): name for name in library.documents}
+    library.remove(*(known.get(os.path.normpath(source), source) for source in sources))
     _tell({"removed": len(sources), **kept(library)}, "{removed} removed; {context_tokens:,} tokens left", as_json)
 
 

@@ -65,6 +65,9 @@ def serve(
         raise UsageError("--ray-address is for --replicas; say how many, or leave it out.")
     if not 0 <= port < 65536:
         raise UsageError(f"--port is {port}; it must lie between 0 and 65535.")
+    for option, value, low in (("--rows", rows, 1), ("--queue", queue, 0), ("--rate", rate, 0)):
+        if value < low:
+            raise UsageError(f"{option} is {value}; it must be at least {low}.")
     _installed()
     from sharedllm.serve.settings import Settings
 
@@ -77,10 +80,10 @@ def serve(
         queue=queue,
         window=window,
         reading_share=reading_share,
-        memory_bytes=int(memory_gb * 2**30),
-        prompt_disk_bytes=int(prompt_disk_gb * 2**30),
-        context_disk_bytes=int(disk_gb * 2**30),
-        body_bytes=int(body_mb * 2**20),
+        memory_bytes=_bytes("--memory-gb", memory_gb, 2**30),
+        prompt_disk_bytes=_bytes("--prompt-disk-gb", prompt_disk_gb, 2**30),
+        context_disk_bytes=_bytes("--disk-gb", disk_gb, 2**30),
+        body_bytes=_bytes("--body-mb", body_mb, 2**20),
         seconds=seconds,
         requests_a_minute=rate,
         grace=grace,
@@ -98,6 +101,15 @@ def serve(
 
     with held(settings.folder):
         _run(common.load(**loading, seed=seed), settings, host, port, log_level)
+
+
+def _bytes(option: str, value: float, unit: int) -> int:
+    """The bytes of a size; `UsageError` for a number that is none."""
+    from sharedllm.errors import UsageError
+
+    if not 0 <= value <= 2**30:
+        raise UsageError(f"{option} is {value:g}; give a number from 0 to a billion, such as 16.")
+    return int(value * unit)
 
 
 def _installed() -> None:

@@ -45,7 +45,10 @@ class RayEngine:
         """
         said = set(self.pool.call("made_with"))
         if len(said) > 1:
-            raise UsageError("the workers' machines would read in different types of numbers; give one with --dtype.")
+            raise UsageError(
+                "the workers' machines would read with different models or types of numbers; give all the same files, and "
+                "give one with --dtype."
+            )
         return str(said.pop())
 
     def map(self, batches: Sequence[list[Source]]) -> Results:

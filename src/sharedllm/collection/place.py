@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from uuid import uuid4
 
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
 from sharedllm.files import take_name
-from sharedllm.manifest import LOCK, MANIFEST, UNFINISHED
+from sharedllm.manifest import LOCK, MANIFEST, SEGMENT, UNFINISHED
 
 CACHE = Path.home() / ".cache" / "sharedllm" / "stores"
 HUB = "hf://"
@@ -30,11 +31,18 @@ def filesystem(address: str) -> tuple[Any, str]:
     """The fsspec filesystem of an address, and the path in it.
 
     Raises:
-        UsageError: there is no such kind of address, or a package for it is missing.
+        UsageError: there is no such kind of address, a package for it is missing, or it says more than a path: such as a
+            host, which the names of its files would not say again.
     """
-    from fsspec.core import url_to_fs
+    from fsspec.core import get_filesystem_class, split_protocol, url_to_fs
 
     try:
+        kind = get_filesystem_class(split_protocol(address)[0] or "file")
+        if "::" not in address and (more := kind._get_kwargs_from_urls(address)):
+            raise UsageError(
+                f"{address} says more than a path ({', '.join(sorted(more))}), which its files' own addresses would not; "
+                "mount it, or copy it to where a path is all."
+            )
         fs, path = url_to_fs(address)
     except ImportError as error:
         raise UsageError(f"{address} needs a package that is not installed ({error}).") from error
@@ -133,7 +141,10 @@ class Place:
                 folder.mkdir()
                 (folder / MANIFEST).write_bytes(before)
             yield folder
-            if (folder / MANIFEST).exists() and (folder / MANIFEST).read_bytes() != before:
+            if not (folder / MANIFEST).exists():
+                return
+            read = any(SEGMENT.fullmatch(file.name) for file in folder.iterdir())  # again, where one was lost
+            if read or (folder / MANIFEST).read_bytes() != before:
                 self._upload(folder, name)
 
     def fetch(self, name: str) -> Path:
@@ -144,11 +155,12 @@ class Place:
         """
         if not self.remote:
             return Path(self._path(name))
-        folder = CACHE / hashlib.sha256(self.address(name).encode()).hexdigest()[:32]
         manifest = self.read(f"{name}/{MANIFEST}")
+        folder = CACHE
         before: bytes | None = None
         while manifest is not None and manifest != before:  # else a writer removed what this state needs
             before = manifest
+            folder = CACHE / hashlib.sha256((self.address(name) + _model_of(manifest)).encode()).hexdigest()[:32]
             self._download(name, folder)
             manifest = self.read(f"{name}/{MANIFEST}")
         if manifest is None:
@@ -165,7 +177,7 @@ class Place:
             for info in self.fs.ls(self._path(name), detail=True):
                 file = folder / Path(info["name"]).name
                 if file.name == MANIFEST or (file.exists() and file.stat().st_size == info["size"]):
-                    continue  # a segment of this name has this content
+                    continue  # a segment of this name and this model has this content
                 with suppress(FileNotFoundError), _replacing(file) as unfinished:
                     self.fs.get_file(info["name"], str(unfinished))
 
@@ -206,3 +218,14 @@ class Place:
             raise
         except Exception as error:
             raise WorkError(f"cannot {what} {self.where}: {str(error) or type(error).__name__}.") from error
+
+
+def _model_of(manifest: bytes) -> str:
+    """The identity of the model that a store was made with; empty where its manifest does not say.
+
+    Segments of two models that agree in what fingerprints look at have the same names, and other slots.
+    """
+    try:
+        return str(json.loads(manifest).get("model", ""))
+    except (ValueError, AttributeError):
+        return ""

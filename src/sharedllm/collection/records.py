@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 from sharedllm.collection.place import Place
 from sharedllm.errors import WorkError
+from sharedllm.loading import same_model
 
 SEARCHED_BY = ", searched by "  # in `Record.made_with`, before what sketches and questions are compared by
 RECORDS, STORES, SKETCHES = "documents.jsonl", "stores", "sketches"
@@ -40,15 +41,21 @@ class Record:
 
 
 def alike(made_with: str, other: str) -> bool:
-    """Whether two documents were made with the same; records of earlier releases do not say what they are searched by."""
+    """Whether two documents were made with the same, as far as they say.
+
+    Records of earlier releases do not say what they are searched by, and of the model its fingerprint alone.
+    """
     (kind, _, searched), (other_kind, _, other_searched) = (m.partition(SEARCHED_BY) for m in (made_with, other))
-    return kind == other_kind and (searched == other_searched or not searched or not other_searched)
+    (model, _, facts), (other_model, _, other_facts) = (k.partition(" ") for k in (kind, other_kind))
+    same = same_model(model, other_model) and facts == other_facts
+    return same and (searched == other_searched or not searched or not other_searched)
 
 
 def searchable(made_with: str, model: str, searched_by: str) -> bool:
-    """Whether a model, by its fingerprint, that represents tokens so can search a document that was made with that."""
+    """Whether a model, by its identity, that represents tokens so can search a document that was made with that."""
     kind, _, searched = made_with.partition(SEARCHED_BY)
-    return kind.split(" ")[0] in (model, "") and searched in (searched_by, "")
+    made_by = kind.split(" ")[0]
+    return (not made_by or same_model(made_by, model)) and searched in (searched_by, "")
 
 
 def store_name(source: str) -> str:

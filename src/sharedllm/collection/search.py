@@ -54,7 +54,7 @@ class Collection:
         if not self.records:
             raise UsageError(f"{where} holds no document to ask; read some with `sharedllm encode --separate`.")
         by = represented_by(llm.config)
-        if not all(searchable(record.made_with, llm.fingerprint, by) for record in self.records):
+        if not all(searchable(record.made_with, llm.reader.identity, by) for record in self.records):
             raise self._foreign()
 
     @cached_property

@@ -38,11 +38,12 @@ class Worker:
         self.llm, self.place, self.most_bytes, self.compact = llm, Place(where), most_bytes, compact
 
     def made_with(self) -> str:
-        """What chunks and sketches depend on besides their tokens."""
+        """What chunks and sketches depend on besides their tokens; it begins with the model's whole identity."""
         reader, empty = self.llm.reader, self.llm.reader.new_context(self.compact)
         length = reader.config.chunk_length
         kind = chunk_kind(reader.layout(length, Stored(compact=empty.compact)), empty.fingerprint, empty.shape)
-        return f"{kind} of {length}{SEARCHED_BY}{represented_by(reader.config)}"
+        _, _, facts = kind.partition(" ")
+        return f"{empty.fingerprint} {facts} of {length}{SEARCHED_BY}{represented_by(reader.config)}"
 
     def read(self, sources: Sequence[Source]) -> list[Record]:
         """Read documents, each into its store; whatever is wrong with one is said in its record."""

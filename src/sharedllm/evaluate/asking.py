@@ -197,7 +197,7 @@ def hash_of(texts: Sequence[Text]) -> str:
 def _read_and_ask(method: Method, text: Text) -> Iterator[Asked]:
     """What reading a text took, then what came of each question."""
     started = _now(method.llm)
-    past = method.prepare(text.ids)
+    past = method.prepare_to_ask(text.ids, text.questions[0].prompt)
     yield Asked(encode_seconds=[_now(method.llm) - started])
     for question in text.questions:
         yield _ask(method, past, question)

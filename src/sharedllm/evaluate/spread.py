@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 
-from sharedllm.errors import SharedLLMError
+from sharedllm.adapter import weights_digest
+from sharedllm.errors import SharedLLMError, UsageError
 from sharedllm.evaluate.peak import peak, reset_peak
 from sharedllm.hardware import free_memory_bytes
 from sharedllm.methods import Method, create
 from sharedllm.model import SharedLLM
 from sharedllm.ray_pool import Pool, Setup, ray_pool
+
+COMPARED = ("the device", "the dtype", "the model", "the adapter")
 
 
 class MethodWorker:
@@ -42,6 +45,10 @@ class MethodWorker:
         apart = os.environ.get("CUDA_VISIBLE_DEVICES", "") if device.type == "cuda" else ""
         return f"{platform.node()} {device} {apart}", free_memory_bytes(device)
 
+    def computes_with(self) -> tuple[str, ...]:
+        """See `computes_with`."""
+        return computes_with(self.llm)
+
     def work(self, piece: tuple[int, tuple[str, int], Any, Any]) -> tuple[list[Any], int]:
         """All that a method's work on an item yields, and this process' peak memory with that method, in bytes."""
         _, (name, window), work, item = piece
@@ -59,6 +66,7 @@ class Spread:
     def __init__(self, pool: Pool) -> None:
         self.pool, self.peak = pool, 0
         self._asked: tuple[str, int] | None = None
+        self._agreed = False
 
     def free(self) -> float:
         """Memory that each of the workers can take if all take as much, in bytes."""
@@ -70,8 +78,10 @@ class Spread:
         """All that `work(method, item)` yields, for all items in their order.
 
         Raises:
+            UsageError: a worker computes with something else than this process, of which the rows tell.
             SharedLLMError: what a worker raised, or `WorkError` where it could not be started or kept alive.
         """
+        self._agree(method.llm)
         pieces = [(i, (method.name, method.window), work, item) for i, item in enumerate(items)]
         if self._asked != (method.name, method.window):
             self._asked, self.peak = (method.name, method.window), 0
@@ -86,9 +96,28 @@ class Spread:
                 yield from done.pop(at)
                 at += 1
 
+    def _agree(self, llm: SharedLLM) -> None:
+        """Raise `UsageError` unless all workers compute with what this process does; asked before the first piece."""
+        if self._agreed:
+            return
+        here = computes_with(llm)
+        for there in self.pool.call("computes_with"):
+            for what, a, b in zip(COMPARED, there, here, strict=True):
+                if a != b:
+                    raise UsageError(
+                        f"{what} of a worker is {a} and that of this process, of which the rows tell, {b}; give all machines "
+                        "the same files, and name --device and --dtype."
+                    )
+        self._agreed = True
+
     def besides(self) -> dict[str, Any]:
         """What the rows say of the workers: the peak memory of the largest of them."""
         return {"peak_memory_bytes": self.peak} if self.peak else {}
+
+
+def computes_with(llm: SharedLLM) -> tuple[str, ...]:
+    """What the values of a row depend on besides its settings, in the order of `COMPARED`."""
+    return llm.device.type, str(llm.dtype), llm.reader.identity, weights_digest(llm.injection)
 
 
 @contextmanager

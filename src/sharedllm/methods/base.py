@@ -60,6 +60,10 @@ class Method(ABC):
     def prepare(self, past: Tensor) -> Any:
         """Take in the token ids [P] before the window; returns what the other methods need of them."""
 
+    def prepare_to_ask(self, past: Tensor, prompt: Prompt) -> Any:
+        """The same of a text [P] that is to be asked about: by `prompt`, and by others that put the same before the text."""
+        return self.prepare(past)
+
     def prepare_tails(self, ids: Tensor, tails: Sequence[tuple[int, int]]) -> Iterator[Any]:
         """What `prepare` gives of several stretches that end differently far before the end of the same tokens.
 

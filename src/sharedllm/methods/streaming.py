@@ -103,14 +103,16 @@ class RollingCache(DynamicCache):
 
 @dataclass(frozen=True)
 class Read:
-    """Token ids [P] that were read, and what is kept of them."""
+    """Token ids [P] of a text, those of a prompt that were read before them, and what is kept of both."""
 
     ids: Tensor
     cache: RollingCache
+    before: tuple[int, ...] = ()
 
 
 class Streaming(Method):
-    """The text is read once, as it is; a question follows it in the model's template.
+    """The text is read once, where it is to be asked about inside the prompt: what stands before it there is read first,
+    so that it is among the sinks. A question that puts something else before the text has it read again.
 
     Several lengths of one text share no reading: each has sinks of its own.
 
@@ -129,10 +131,16 @@ class Streaming(Method):
         self.sinks = sinks
 
     def prepare(self, past: Tensor) -> Read:
+        return self._taken_in(past, ())
+
+    def prepare_to_ask(self, past: Tensor, prompt: Prompt) -> Read:
+        return self._taken_in(past, _around(past, prompt)[0])
+
+    def _taken_in(self, past: Tensor, before: tuple[int, ...]) -> Read:
         cache = RollingCache(self.llm.parts, self.sinks, self.window)
-        for _ in self._read(cache, past):
+        for _ in self._read(cache, torch.cat([past.new_tensor(before), past])):
             pass
-        return Read(past, cache)
+        return Read(past, cache, before)
 
     def score(self, past: Read, window: Tensor, targets: int) -> Tensor:
         nats = []
@@ -155,13 +163,16 @@ class Streaming(Method):
 
     def shown(self, past: Read, prompt: Prompt, max_new_tokens: int) -> list[int]:
         """What of the text is still in the cache when the answer ends, and the question."""
-        question = prompt.alone()
-        room = max(0, self.window - len(question) - max_new_tokens)
-        sinks, rest = past.ids[: self.sinks].tolist(), past.ids[self.sinks :]
-        return [*sinks, *rest[max(0, len(rest) - room) :].tolist(), *question]
+        before, question = _around(past.ids, prompt)
+        read, room = [*before, *past.ids.tolist()], max(0, self.window - len(question) - max_new_tokens)
+        sinks, rest = read[: self.sinks], read[self.sinks :]
+        return [*sinks, *rest[max(0, len(rest) - room) :], *question]
 
     def ask(self, past: Read, prompt: Prompt, max_new_tokens: int) -> Tensor:
-        return self.generate(past, torch.tensor(prompt.alone()), max_new_tokens)
+        before, question = _around(past.ids, prompt)
+        if before != past.before:
+            past = self.prepare_to_ask(past.ids, prompt)
+        return self.generate(past, torch.tensor(question), max_new_tokens)
 
     @torch.no_grad()
     def _read(self, cache: RollingCache, ids: Tensor, first: int | None = None) -> Iterator[tuple[int, Tensor]]:
@@ -205,3 +216,11 @@ class Streaming(Method):
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "sinks": self.sinks}
+
+
+def _around(text: Tensor, prompt: Prompt) -> tuple[tuple[int, ...], list[int]]:
+    """Token ids that stand before a text and after it; of a text without any, those of the question alone after it."""
+    if len(text) == 0:
+        return (), prompt.alone()
+    before, after = prompt.around_text()
+    return tuple(before), after

@@ -13,7 +13,8 @@ from typing import Any
 from sharedllm.serve.asking import Usage
 from sharedllm.serve.sampling import Chosen
 from sharedllm.serve.task import Ended, Piece
-from sharedllm.serve.token_bytes import token_bytes
+from sharedllm.serve.token_bytes import first_text, token_bytes, token_text
+from sharedllm.serve.written import UNFINISHED
 
 
 @dataclass
@@ -21,14 +22,20 @@ class Offset:
     """How many characters of a text are there, and the bytes of one that is not whole yet."""
 
     at: int = 0
+    first: bool = True
+    """Whether none of its tokens is there yet."""
     decoder: IncrementalDecoder = field(default_factory=lambda: getincrementaldecoder("utf-8")("replace"))
 
 
 class Shape:
-    """How one answer is written: of messages (`chat`) or of a prompt, whole or in pieces."""
+    """How one answer is written: of messages (`chat`) or of a prompt, whole or in pieces.
 
-    def __init__(self, tokenizer: Any, model: str, chat: bool) -> None:
-        self.tokenizer, self.model, self.chat = tokenizer, model, chat
+    Args:
+        counted: whether a stream ends with its usage; its other pieces have the field as well then, as null.
+    """
+
+    def __init__(self, tokenizer: Any, model: str, chat: bool, counted: bool = False) -> None:
+        self.tokenizer, self.model, self.chat, self.counted = tokenizer, model, chat, counted
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self._offsets: dict[int, Offset] = defaultdict(Offset)
@@ -63,7 +70,8 @@ class Shape:
         return {**self._head(False), "choices": found, **self._usage(usage, ended)}
 
     def _piece(self, choice: dict[str, Any]) -> dict[str, Any]:
-        return {**self._head(True), "choices": [choice]}
+        usage = {"usage": None} if self.counted else {}
+        return {**self._head(True), "choices": [choice], **usage}
 
     def _head(self, streamed: bool) -> dict[str, Any]:
         kind = f"chat.completion{'.chunk' if streamed else ''}" if self.chat else "text_completion"
@@ -97,8 +105,11 @@ class Shape:
     def _offset(self, index: int, token: int) -> int:
         """Where in the text of a choice its next token begins."""
         offset, raw = self._offsets[index], token_bytes(self.tokenizer, token)
-        at = offset.at
-        offset.at += len(self._text(token) if raw is None else offset.decoder.decode(raw))
+        at, first, offset.first = offset.at, offset.first, False
+        if first and UNFINISHED not in (text := first_text(self.tokenizer, token)):
+            offset.at += len(text)
+        else:
+            offset.at += len(self._text(token) if raw is None else offset.decoder.decode(raw))
         return at
 
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
@@ -116,4 +127,4 @@ class Shape:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     def _text(self, token: int) -> str:
-        return str(self.tokenizer.decode([token]))
+        return token_text(self.tokenizer, token)

@@ -11,11 +11,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from sharedllm.serve import routes_completions, routes_contexts, routes_map, routes_operation
 from sharedllm.serve.bodies import Invalid
 from sharedllm.serve.failures import ApiError, as_api_error
 from sharedllm.serve.guard import Guard
+from sharedllm.serve.schemas import Failure
 from sharedllm.serve.service import Service
 
 SENTENCES: dict[str | int, str] = {
@@ -23,6 +25,7 @@ SENTENCES: dict[str | int, str] = {
     404: "there is no such page.",
     405: "this page takes no such method.",
 }
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def application(service: Service) -> FastAPI:
@@ -34,7 +37,8 @@ def application(service: Service) -> FastAPI:
         yield
         await asyncio.to_thread(service.stop)
 
-    app = FastAPI(title="SharedLLM", lifespan=lifespan, docs_url=None, redoc_url=None)
+    refusals: dict[int | str, dict[str, Any]] = {"4XX": {"model": Failure}, "5XX": {"model": Failure}}
+    app = FastAPI(title="SharedLLM", lifespan=lifespan, docs_url=None, redoc_url=None, responses=refusals)
     for part in (routes_completions, routes_contexts, routes_map, routes_operation):
         app.include_router(part.routes(service))
     app.state.service = service
@@ -58,7 +62,16 @@ async def _failed(request: Request, error: Any) -> Response:
 async def _http(request: Request, error: Any) -> Response:
     detail = str(error.detail)
     sentence = SENTENCES.get(detail) or SENTENCES.get(error.status_code) or f"{detail.rstrip('.')}."
-    return await _refused(request, ApiError(error.status_code, sentence))
+    headers = {"Allow": _allowed(request)} if error.status_code == 405 else dict(error.headers or {})
+    answer = ApiError(error.status_code, sentence)
+    return JSONResponse(answer.body(), answer.status, {**headers, **answer.headers()})
+
+
+def _allowed(request: Request) -> str:
+    """The methods that a path takes: of all its routes, where an error names those of the first one."""
+    scopes = ({**request.scope, "method": method} for method in METHODS)
+    found = [s["method"] for s in scopes if any(route.matches(s)[0] == Match.FULL for route in request.app.routes)]
+    return ", ".join(found)
 
 
 async def _invalid(request: Request, error: Any) -> Response:

@@ -150,15 +150,15 @@ async def prepared(service: Service, ask: Ask) -> Prepared:
 
 
 def _split(service: Service, ask: Ask, contexts: list[Context]) -> tuple[Split, int]:
-    llm, wished = service.llm, ask.max_tokens
-    if isinstance(ask, ChatRequest):
-        wished = ask.max_completion_tokens or ask.max_tokens
+    llm, field, wished = service.llm, "max_tokens", ask.max_tokens
+    if isinstance(ask, ChatRequest) and ask.max_completion_tokens:
+        field, wished = "max_completion_tokens", ask.max_completion_tokens
     if wished is not None and wished >= llm.window:
         raise ApiError(
             400,
-            f"max_tokens is {wished}; the model has {llm.window} positions, ask for a shorter answer.",
+            f"{field} is {wished}; the model has {llm.window} positions, ask for a shorter answer.",
             "context_length_exceeded",
-            "max_tokens",
+            field,
         )
     most = wished or min(service.settings.answer_tokens, llm.window // 2)
     room = Room(llm.window, min(service.settings.window, llm.window // 2), most)

@@ -8,6 +8,7 @@ slots/              the context, as `sharedllm encode` would write it
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import secrets
@@ -26,11 +27,15 @@ from torch import Tensor
 
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
-from sharedllm.manifest import MANIFEST
+from sharedllm.manifest import MANIFEST, UNFINISHED
 from sharedllm.model import SharedLLM
+from sharedllm.serve.failures import ApiError
 
+log = logging.getLogger(__name__)
 ID = re.compile(r"ctx_[0-9a-f]{32}")
 ABOUT, TEXT, SLOTS = "about.json", "text.safetensors", "slots"
+BROKEN = "broken"
+"""The state of a folder whose `about.json` says none: no server has made it, and none takes it for deleted."""
 
 
 def new_id() -> str:
@@ -38,11 +43,24 @@ def new_id() -> str:
 
 
 def state_of(folder: Path) -> str | None:
-    """The name of the state that an entry's folder is in, a new one with each writing; None where there is none."""
+    """The name of the state that an entry's folder is in, a new one with each writing; None where there is none.
+
+    Raises:
+        ApiError: 503, it cannot be read now, which says nothing of whether it is there.
+    """
     try:
-        return str(json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("state", ""))
-    except (OSError, ValueError):
+        about = (folder / ABOUT).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        log.warning("a kept context cannot be looked at", extra={"context": folder.name, "reason": str(error)})
+        raise ApiError(
+            503, "the folder of a context cannot be read now; try again in a moment.", "context_unreadable", None, 5
+        ) from error
+    try:
+        return str(json.loads(about).get("state", ""))
+    except (ValueError, AttributeError):
+        return BROKEN
 
 
 @dataclass(eq=False)
@@ -68,9 +86,8 @@ class Entry:
     partial: Context | None = None
     error: str | None = None
     seconds: float = 0.0
-    began: int = 0
-    """Tokens that were there when the reading began that goes on."""
-    began_seconds: float = 0.0
+    marks: list[tuple[int, float]] = field(default_factory=list)
+    """Tokens read, and when by the clock, after the first slice of the reading that goes on and after its newest."""
     loaded: bool = False
     reserved: int = 0
     saved: bool = False
@@ -100,6 +117,21 @@ class Entry:
         """Whether another server has written or deleted its folder since this one did."""
         return state_of(self.folder) not in self.states
 
+    def advance(self, seconds: float) -> None:
+        """Take down that a slice of its reading, which took so long, has ended."""
+        assert self.partial is not None
+        self.seconds += seconds
+        self.marks = [*self.marks[:1], (self.partial.tokens, time.monotonic())]
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second of the reading that goes on, by the clock: whatever else is done between its slices counts, since it
+        will between those to come. None until two of them have ended."""
+        if len(marks := self.marks) < 2:
+            return None
+        (before, then), (read, now) = marks
+        return (read - before) / (now - then) if now > then else None
+
     def finish(self, context: Context) -> None:
         """Let questions see what was read; it is in memory and not on the disk yet."""
         with self._lock:
@@ -117,8 +149,7 @@ class Entry:
         """What a client is told."""
         reading = self.status == "reading"
         read = len(self.ids) if self.whole else 0 if self.partial is None else self.partial.tokens
-        spent = self.seconds - self.began_seconds
-        speed = (read - self.began) / spent if reading and spent > 0 else None
+        speed = self.speed if reading else None
         return {
             "id": self.id,
             "object": "context",
@@ -139,9 +170,7 @@ class Entry:
     def save_text(self) -> None:
         """Write down what is to be read, before it is."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.folder / "text.unfinished"
-        unfinished.write_bytes(save({"ids": self.ids.contiguous()}))
-        unfinished.replace(self.folder / TEXT)
+        _replace(self.folder / TEXT, save({"ids": self.ids.contiguous()}))
         self.save_about()
 
     def save_about(self) -> None:
@@ -149,9 +178,7 @@ class Entry:
         about |= {"seconds": self.seconds, "model": self.model}
         self.states = self.states[1], secrets.token_hex(8)
         about["state"] = self.states[1]
-        unfinished = self.folder / "about.unfinished"
-        unfinished.write_text(json.dumps(about), encoding="utf-8")
-        unfinished.replace(self.folder / ABOUT)
+        _replace(self.folder / ABOUT, json.dumps(about).encode())
 
     def save(self, context: Context, shared: bool = False) -> None:
         """Write down what was read; the text goes when that is all of it.
@@ -163,8 +190,8 @@ class Entry:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         context.save(self.folder / SLOTS)
-        if shared and self.overtaken:
-            if state_of(self.folder) is None:
+        if shared and (state := state_of(self.folder)) not in self.states:
+            if state is None:
                 self.remove()
             return
         self.save_about()
@@ -193,7 +220,7 @@ class Entry:
         """
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         entry = cls(folder.name, folder, [str(d) for d in about["documents"]], int(about["created"]))
-        entry.seconds = entry.began_seconds = float(about["seconds"])
+        entry.seconds = float(about["seconds"])
         entry.states, entry.model = ("", str(about.get("state", ""))), str(about.get("model", ""))
         if entry.model not in ("", llm.fingerprint):
             raise UsageError(f"{folder} holds a text in the tokens of another model.")
@@ -206,6 +233,16 @@ class Entry:
         elif text is not None:
             entry.ids, entry.partial = text, context
         return entry
+
+
+def _replace(file: Path, data: bytes) -> None:
+    """Write a file in one step, until then under a name that no other server writes under."""
+    unfinished = file.with_name(f"{file.name}.{secrets.token_hex(8)}{UNFINISHED}")
+    try:
+        unfinished.write_bytes(data)
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _text(file: Path) -> Tensor | None:

@@ -114,8 +114,8 @@ class Guard:
         if self.settings.requests_a_minute and (key is not None or scope["path"].startswith("/v1/")):
             self._take_turn(scope["client"][0] if scope.get("client") else "")
         if key is not None:
-            sent = headers.get("authorization", "")
-            if not hmac.compare_digest(sent.encode(), f"Bearer {key}".encode()):
+            scheme, _, sent = headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(sent.strip().encode(), key.encode()):
                 raise ApiError(401, "the API key is missing or wrong; send it as a bearer token.", "invalid_api_key")
         return int(size)
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from sharedllm.context import Context
@@ -15,6 +16,7 @@ from sharedllm.errors import SharedLLMError
 from sharedllm.model import SharedLLM
 from sharedllm.serve.budget import Budget, held_bytes
 from sharedllm.serve.entry import Entry
+from sharedllm.serve.failures import ApiError
 from sharedllm.serve.metrics import Metrics
 from sharedllm.serve.reading import read_on
 from sharedllm.serve.settings import Settings
@@ -66,8 +68,9 @@ class Keeping:
         last = time.perf_counter()
 
         def told(tokens: int) -> None:
-            entry.seconds += time.perf_counter() - last
-            self.metrics.reading_seconds.inc(time.perf_counter() - last)
+            spent = time.perf_counter() - last
+            entry.advance(spent)
+            self.metrics.reading_seconds.inc(spent)
             self.metrics.read_tokens.inc(tokens)
 
         if not encoded and len(entry.ids) <= self.llm.window and not entry.partial.chunks:
@@ -95,9 +98,15 @@ class Keeping:
         self.fit()
 
     def fit(self) -> None:
-        """Hold everything to the memory and the disk that it may take; by the thread that writes."""
+        """Hold everything to the memory and the disk that it may take; by the thread that writes.
+
+        What another server wrote or deleted goes first: it is counted no more.
+        """
         if time.monotonic() >= self._retry:
             self._write_left()
+        for entry in list(self.contexts.values()) if self.settings.shared else ():
+            with suppress(ApiError):  # it cannot be looked at now
+                self.overtaken(entry)
         self.budget.fit(self.entries(), self.prompts)
         self.count()
 
@@ -110,6 +119,9 @@ class Keeping:
         """Whether an entry was deleted, or written by another server since: it is neither read on nor written then.
 
         What another server wrote or deleted is let go here; who names it next has it opened as it is then.
+
+        Raises:
+            ApiError: 503, its folder cannot be looked at now.
         """
         if entry.deleted or not self.settings.shared or not entry.overtaken:
             return entry.deleted

@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from sharedllm.errors import UsageError
+from sharedllm.errors import UsageError, WorkError
 from sharedllm.ray_pool import Setup, connect
+from sharedllm.serve.folder import held
 from sharedllm.serve.settings import Settings
 
 NAME = "sharedllm"
@@ -99,31 +102,102 @@ def run_until_told(
     address: str | None = None,
     **more: Any,
 ) -> None:
-    """Serve replicas, with a GPU each where there are any, until SIGTERM or SIGINT.
+    """Serve replicas, with a GPU each where there are any, until SIGTERM or SIGINT; the folder is theirs as long.
 
     Args:
         address: of a running cluster; None: one is started on this machine.
         more: of `replicated`, such as `log_level`.
     Raises:
-        UsageError: Ray Serve is not installed.
-        WorkError: no cluster answers at `address`.
+        UsageError: Ray Serve is not installed or listens elsewhere already, or another server has the folder.
+        WorkError: no cluster answers at `address`, it has no room for the replicas, or they cannot be started.
+        KeyboardInterrupt: a signal came before they were up.
     """
     serve = ray_serve()
     import ray
 
-    connect(address)
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
-    needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
-    serve.start(http_options={"host": host, "port": port})
+    least = replicas if isinstance(replicas, int) else replicas[0]
+    with held(settings.folder):
+        connect(address, least)
+        up, told = threading.Event(), threading.Event()
+
+        def stop(*_: Any) -> None:
+            if not up.is_set():
+                raise KeyboardInterrupt
+            told.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        try:
+            needs = share_of_one(ray.nodes(), least)
+            application = replicated(loading, settings, replicas, ray_actor_options=needs, **more)
+            with _listening(serve, host, port):
+                try:
+                    _start(serve, application)
+                    up.set()
+                    told.wait()
+                finally:
+                    with suppress(TimeoutError):
+                        serve.delete(NAME)  # running answers end first
+        finally:
+            ray.shutdown()
+
+
+def share_of_one(nodes: Sequence[Mapping[str, Any]], least: int) -> dict[str, int]:
+    """What Ray is to give each replica: a GPU where there are any, else a processor.
+
+    Args:
+        nodes: of the cluster, as `ray.nodes` has them.
+        least: replicas that there are to be in any case.
+    Raises:
+        WorkError: the cluster has no room for these.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    gpus = any(has.get("GPU") for has in alive)
+    room = sum(int(min(has.get("CPU", 0), has.get("GPU", 0)) if gpus else has.get("CPU", 0)) for has in alive)
+    if room < least:
+        raise WorkError(
+            f"the Ray cluster has room for {room} replicas, each with a {'GPU and a ' if gpus else ''}processor, and "
+            f"--replicas asks for {least}; give fewer, or a range that begins with fewer."
+        )
+    return {"num_gpus": 1} if gpus else {"num_cpus": 1}
+
+
+@contextmanager
+def _listening(serve: Any, host: str, port: int) -> Iterator[None]:
+    """Have Ray Serve listen at an address; it ends with the block, unless it ran before.
+
+    Raises:
+        UsageError: it runs on this cluster already and listens elsewhere.
+    """
+    from ray.serve.context import _get_global_client
+
+    there = _get_global_client(raise_if_no_controller_running=False)
+    if there is not None and (there.http_config.host, there.http_config.port) != (host, port):
+        raise UsageError(
+            f"Ray Serve runs on that cluster already and listens at {there.http_config.host}:{there.http_config.port}; "
+            "give these as --host and --port, or end it with `serve shutdown`."
+        )
     try:
-        application = replicated(loading, settings, replicas, ray_actor_options=needs, **more)
-        serve.run(application, name=NAME, route_prefix="/")
-        told.wait()
+        serve.start(http_options={"host": host, "port": port})
+        yield
     finally:
-        serve.delete(NAME)  # running answers end first
-        ray.shutdown()
+        if there is None:
+            serve.shutdown()
+
+
+def _start(serve: Any, application: Any) -> None:
+    """Start the replicas and wait until they answer.
+
+    Raises:
+        WorkError: they cannot be started.
+    """
+    try:
+        serve.run(application, name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        found = serve.status().applications.get(NAME)
+        said = [about.message for about in found.deployments.values() if about.message] if found else []
+        last = "\n".join([str(error), *said]).strip().splitlines()[-1]
+        raise WorkError(f"the replicas could not be started: {last.split('Error: ', 1)[-1]}") from error
 
 
 def ray_serve() -> Any:

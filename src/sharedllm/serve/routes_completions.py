@@ -50,12 +50,12 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _answer(service: Service, request: Request, ask: Ask, chat: bool) -> Response:
-    shape = Shape(service.llm.tokenizer, service.model, chat)
+    counted = bool(ask.stream and ask.stream_options is not None and ask.stream_options.include_usage)
+    shape = Shape(service.llm.tokenizer, service.model, chat, counted)
     task = await asked(service, ask)
     request.scope[PLACE].leave()  # if it is large, the next one has its turn
     if ask.stream:
-        usage = ask.stream_options is not None and ask.stream_options.include_usage is True
-        stream = _stream(shape, task, usage)
+        stream = _stream(shape, task)
         return EventSourceResponse(stream, sep="\n")
     work = asyncio.create_task(_collect(task))
     try:
@@ -78,7 +78,7 @@ async def _collect(task: Asked) -> tuple[list[Piece], Ended]:
     raise AssertionError("events end with Ended")
 
 
-async def _stream(shape: Shape, task: Asked, usage: bool) -> AsyncIterator[dict[str, str]]:
+async def _stream(shape: Shape, task: Asked) -> AsyncIterator[dict[str, str]]:
     """Server-sent events of an answer; an error on the way is the last one."""
     try:
         if shape.chat:
@@ -87,7 +87,7 @@ async def _stream(shape: Shape, task: Asked, usage: bool) -> AsyncIterator[dict[
         async for event in task.events():
             if isinstance(event, Piece):
                 yield _event(shape.piece(event))
-            elif isinstance(event, Ended) and usage:
+            elif isinstance(event, Ended) and shape.counted:
                 yield _event(shape.closing(task.usage, event))
         yield {"data": "[DONE]"}
     except ApiError as error:

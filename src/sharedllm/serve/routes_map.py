@@ -37,7 +37,6 @@ def routes(service: Service) -> APIRouter:
         if not asked.contexts and asked.split.reads is None:
             raise ApiError(400, "there is nothing to map; name a context, or ask about a long text.", None, "context")
         answer = await run_in_threadpool(token_ids, service.llm.tokenizer, body.answer)
-        answer = answer[: service.llm.window - len(asked.split.ids)]  # what was generated fits
         gone = threading.Event()
         slices = _map(service, asked, answer)
         work = service.engine.do(slices, lambda: gone.is_set() or time.monotonic() > until, answering=True)
@@ -65,18 +64,23 @@ def _map(service: Service, asked: Prepared, answer: list[int]) -> Generator[None
     ]
     if not asked.split.attends:
         tokens = sum(part["tokens"] for part in parts)
-        return {"tokens": tokens, "compressed": False, "slots": tokens, "attention": None, "chunks": [], "parts": parts}
+        about = {"tokens": tokens, "compressed": False, "slots": tokens, "attention": None}
+        return {**about, "quoted": [], "chunks": [], "parts": parts}
     context = yield from composed(service, asked)
     yield
     if asked.split.reads is not None:
         parts.append({"context": None, "tokens": len(asked.split.reads), "read_seconds": None})
-    drawn = yield from mapped(service.llm, context, asked.split, answer, service.settings.prefill_tokens)
+    most = service.settings.prefill_tokens
+    drawn = yield from mapped(service.llm, context, asked.split, answer, asked.most, most)
     about = {"tokens": context.tokens, "compressed": True, **drawn, "parts": parts}
-    return {**about, **_against_full_attention(service, context.tokens, context.nbytes, drawn["slots"])}
+    quoted = sum(span["end"] - span["start"] for span in drawn["quoted"])
+    return {**about, **_against_full_attention(service, context.tokens, context.nbytes, drawn["slots"], quoted)}
 
 
-def _against_full_attention(service: Service, tokens: int, kept: int, slots: int) -> dict[str, Any]:
+def _against_full_attention(service: Service, tokens: int, kept: int, slots: int, quoted: int) -> dict[str, Any]:
     """Bytes and seconds beside those that the model's own attention to all tokens would take.
+
+    What is attended to are the slots, in the layers with a branch, and the tokens that are quoted, in all layers.
 
     Its seconds are what the whole model takes for as many tokens in short pieces, as measured when the server started:
     attention to all that is before would only add to them.
@@ -84,7 +88,7 @@ def _against_full_attention(service: Service, tokens: int, kept: int, slots: int
     llm, speed = service.llm, service.engine.tokens_per_second
     return {
         "kept_bytes": kept,
-        "attended_bytes": slot_bytes(llm, slots),
+        "attended_bytes": slot_bytes(llm, slots) + cache_bytes(llm, quoted),
         "full_attention": {
             "bytes": cache_bytes(llm, tokens),
             "seconds_at_least": tokens / speed if speed else None,

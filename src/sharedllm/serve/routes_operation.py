@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.service import Service
 
-SCRIPTS = ("page.js", "documents.js", "map.js", "maps.js", "server.js", "show.js")
+SCRIPTS = ("page.js", "documents.js", "kept.js", "map.js", "maps.js", "server.js", "show.js")
 PAGE = {"": ("page.html", "text/html"), "page.css": ("page.css", "text/css")}
 PAGE |= {script: (script, "text/javascript") for script in SCRIPTS}
 
@@ -20,12 +20,14 @@ def routes(service: Service) -> APIRouter:
     """The routes of one service."""
     router = APIRouter()
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health")
     async def health() -> dict[str, Any]:
         if not service.engine.alive:
             raise ApiError(503, "the model's thread has ended; start the server again.", "unhealthy")
         return {"status": "ok"}
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready")
     async def ready() -> dict[str, Any]:
         if service.engine.draining or not service.engine.alive:
@@ -37,7 +39,7 @@ def routes(service: Service) -> APIRouter:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     for path, (name, kind) in PAGE.items():
-        router.get(f"/{path}", include_in_schema=False)(_file(name, kind))
+        router.api_route(f"/{path}", methods=["GET", "HEAD"], include_in_schema=False)(_file(name, kind))
     return router
 
 

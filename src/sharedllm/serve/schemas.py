@@ -1,4 +1,4 @@
-"""What clients send: OpenAI's fields that this server knows, and `context`.
+"""What clients send: OpenAI's fields that this server knows, and `context`; and the errors that they are told.
 
 How long a text may be, the size of a whole request says (`guard.py`). The other limits stand in docs/SERVE.md.
 """
@@ -24,7 +24,7 @@ Name = Annotated[StrictStr, Field(max_length=200)]
 ContextName = Annotated[StrictStr, Field(max_length=64)]
 Stop = Annotated[StrictStr, Field(max_length=200)]
 Token = Annotated[StrictInt, Field(ge=0, lt=2**31)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 def _refused(value: Any) -> Any:
@@ -196,3 +196,18 @@ class CompletionRequest(Common):
     def _no_choosing(cls, value: int | None, info: ValidationInfo) -> int | None:
         _refused(value is not None and value > (info.data.get("n") or 1))
         return value
+
+
+class Fault(BaseModel):
+    """What is wrong, as a client is told."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Failure(BaseModel):
+    """The body of an answer whose status is 4XX or 5XX."""
+
+    error: Fault

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from sharedllm.errors import UsageError
+
+KEY = re.compile(r"[!-~]([ -~]*[!-~])?")  # what a client can send in a header, and a header keeps as it is
 
 
 @dataclass(frozen=True)
@@ -76,4 +79,9 @@ class Settings:
             what = "too short" if self.api_key else "empty"
             raise UsageError(
                 f"the API key is {what}; give one of at least 8 characters, or leave it out to ask for none."
+            )
+        if self.api_key is not None and not KEY.fullmatch(self.api_key):
+            raise UsageError(
+                "the API key holds a character that clients cannot send, or begins or ends with a space or a line break; "
+                "give one of printable ASCII characters."
             )

@@ -38,6 +38,7 @@ class Shelf:
         self.prompts = LongPrompts(self.kept)
         self._folder = settings.folder / "contexts"
         self._encoding: set[str] = set()
+        self._going: set[str] = set()  # deleted here, and not yet on the disk
         self._adding = threading.Lock()
 
     def open(self) -> None:
@@ -46,8 +47,10 @@ class Shelf:
         for place in sorted(self._folder.iterdir()):
             if (entry := opened(place, self.llm, self.settings.shared)) is None:
                 continue
+            if entry.status == "reading" and self.settings.shared:
+                continue  # another server may be at it; who names it first has it read here
             self.contexts[entry.id] = entry
-            if entry.status == "reading" and not self.settings.shared:  # else another server may be at it
+            if entry.status == "reading":
                 self._start(entry)
         self.prompts.open()
         self.kept.later(self.kept.fit).result()
@@ -72,22 +75,34 @@ class Shelf:
             raise _missing(name)
         return entry
 
-    def all(self) -> list[Entry]:
-        """The contexts that are kept, those of other servers in the same folder among them."""
-        if self.settings.shared:
-            for about in sorted(self._folder.glob(f"*/{ABOUT}")):
-                with suppress(ApiError):
-                    self.get(about.parent.name)
-        return list(self.contexts.values())
+    def all(self, begin: bool = True) -> list[Entry]:
+        """The contexts that are kept, those of other servers in the same folder among them.
 
-    def _shared_entry(self, name: str) -> Entry | None:
+        What cannot be looked at now is as this server last knew it.
+
+        Args:
+            begin: whether what others are reading is read here too.
+        """
+        others = []
+        if self.settings.shared:
+            on_disk = {about.parent.name for about in self._folder.glob(f"*/{ABOUT}")}
+            for name in sorted({*self.contexts, *filter(ID.fullmatch, on_disk)}):
+                with suppress(ApiError):
+                    if (entry := self._shared_entry(name, begin)) is not None and name not in self.contexts:
+                        others.append(entry)
+        return [*self.contexts.values(), *others]
+
+    def _shared_entry(self, name: str, begin: bool = True) -> Entry | None:
         """An entry as the servers that share the folder left it: opened again where another wrote it last.
 
         What another is reading, or was when it ended, is read here too.
+
+        Args:
+            begin: whether it is; else such an entry is given and not kept.
         """
         with self.kept.lock:
             ours, state = self.contexts.get(name), state_of(self._folder / name)
-            if state is None:
+            if state is None or name in self._going:
                 if ours is not None:
                     ours.deleted = True
                     self.contexts.pop(name, None)
@@ -96,6 +111,9 @@ class Shelf:
                 return ours
             if (entry := opened(self._folder / name, self.llm, self.settings.shared)) is None:
                 return ours
+            if entry.status == "reading" and not begin:
+                self.contexts.pop(name, None)
+                return entry
             self.contexts[name] = entry
         if entry.status == "reading":
             self._start(entry)
@@ -126,7 +144,11 @@ class Shelf:
         key = new_id()
         entry = Entry(key, self._folder / key, [name], ids=text, model=self.kept.llm.fingerprint)
         with self._adding:
-            self._keep_text(entry)
+            try:
+                self._keep_text(entry)
+            except ApiError:
+                entry.remove()
+                raise
             with self.kept.lock:
                 self.contexts[key] = entry
         self._start(entry)
@@ -157,7 +179,7 @@ class Shelf:
             before = entry.ids, entry.documents
             entry.ids, entry.documents = torch.cat([entry.ids, text]), [*entry.documents, name]
         try:
-            self._keep_text(entry)
+            self._keep_text(entry, known=True)
         except ApiError:
             entry.ids, entry.documents = before
             raise
@@ -169,8 +191,14 @@ class Shelf:
             entry = self.get(key)
             entry.deleted = True
             self.contexts.pop(key, None)
-        self.kept.later(entry.remove)
+            self._going.add(key)
+        self.kept.later(self._remove, entry)
         self.kept.count()
+
+    def _remove(self, entry: Entry) -> None:
+        """Take a context that was deleted off the disk; by the thread that writes."""
+        entry.remove()
+        self._going.discard(entry.id)
 
     def encoded(self, entry: Entry, context: Context) -> Generator[None, None, Context]:
         """A context of an entry with its chunks; one that fitted the window is encoded now, once; in slices."""
@@ -191,23 +219,25 @@ class Shelf:
             self.kept.later(self.kept.write, entry)
         return whole
 
-    def _keep_text(self, entry: Entry) -> None:
-        """Have a text on the disk before it is read, or refuse it."""
+    def _keep_text(self, entry: Entry, known: bool = False) -> None:
+        """Have a text on the disk before it is read, or refuse it.
+
+        Args:
+            known: whether the entry has a folder, which another server may have changed.
+        """
         self.kept.budget.check_memory(len(entry.ids))
-        self.kept.budget.check_disk(len(entry.ids), [e for e in list(self.contexts.values()) if e is not entry])
+        self.kept.budget.check_disk(len(entry.ids), [e for e in self.all(begin=False) if e.id != entry.id])
 
         def save_text() -> None:
             if entry.deleted:
                 raise _missing(entry.id)
-            if self.settings.shared and entry.id in self.contexts and entry.overtaken:
+            if self.settings.shared and known and entry.overtaken:
                 raise ApiError(409, "another server has changed this context meanwhile; try again.", "context_changed")
             entry.save_text()
 
         try:
             self.kept.later(save_text).result()
         except OSError as error:
-            if entry.id not in self.contexts:
-                entry.remove()
             raise as_api_error(error) from error
 
     def _start(self, entry: Entry) -> None:
@@ -217,14 +247,21 @@ class Shelf:
             entry.error, entry.partial = str(error), None
             return
         entry.partial = begun(self.llm.reader, entry.ids, entry.partial or entry.context)
-        entry.began, entry.began_seconds = entry.partial.tokens, entry.seconds
-        done = self.engine.do(self._read(entry), lambda: self.kept.overtaken(entry))
+        entry.marks = []
+        done = self.engine.do(self._read(entry), lambda: self._unwanted(entry))
 
         def ended(future: Any) -> None:
             if not future.cancelled() and (error := future.exception()) is not None:
                 entry.error, entry.partial, entry.reserved = str(error), None, 0
 
         done.add_done_callback(ended)
+
+    def _unwanted(self, entry: Entry) -> bool:
+        """Whether an entry is not to be read on, as far as it can be told now."""
+        try:
+            return self.kept.overtaken(entry)
+        except ApiError:
+            return False
 
     def _read(self, entry: Entry) -> Generator[None, None, None]:
         yield from self.kept.read(entry)

@@ -1,4 +1,5 @@
-"""The bytes that a token stands for: also of one that is a part of a character, which alone decodes to no text."""
+"""The text and the bytes that a token stands for inside an answer: also of one that is a part of a character, which alone
+decodes to no text, and of one that begins with a space, which some decoders take away from what they begin with."""
 
 from __future__ import annotations
 
@@ -14,9 +15,23 @@ BYTES = {chr(byte): byte for byte in PRINTED} | {chr(256 + i): byte for i, byte 
 SINGLE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte in vocabularies of SentencePiece
 
 
+def token_text(tokenizer: Any, token: int) -> str:
+    """What a token adds to a text: behind itself, where no decoder takes its space away."""
+    alone = first_text(tokenizer, token)
+    if UNFINISHED in alone:
+        return alone
+    twice = str(tokenizer.decode([token, token]))
+    return twice[len(alone) :] if twice.startswith(alone) else alone
+
+
+def first_text(tokenizer: Any, token: int) -> str:
+    """The text that begins with a token, and has no other."""
+    return str(tokenizer.decode([token]))
+
+
 def token_bytes(tokenizer: Any, token: int) -> bytes | None:
     """The bytes of a token; None where its vocabulary does not tell them."""
-    text = str(tokenizer.decode([token]))
+    text = token_text(tokenizer, token)
     if UNFINISHED not in text:
         return text.encode()
     piece = str(tokenizer.convert_ids_to_tokens(token))

@@ -68,9 +68,7 @@ def evaluate(
     counts = {"--samples": samples, "--targets": targets, "--needles-per-text": needles}
     for option, value in {**counts, "--max-new-tokens": max_new_tokens, "--stride": stride}.items():
         common.positive(option, 1 if value is None else value)
-    from sharedllm.sources import read_sources
-
-    documents = read_sources(text) if text else []
+    documents = common.documents_of(text) if text else []
     loading: dict[str, Any] = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
     llm = common.load(**loading, seed=seed)
     from sharedllm.evaluate.results import Results

@@ -40,9 +40,11 @@ def measure(method: Method, ids: Tensor, prompt: Prompt, new_tokens: int) -> Mem
     """Ask one question on token ids [n]; the peaks are right only in a process that did nothing before."""
     device = method.llm.device
     with endless(method.llm.model):
-        method.ask(method.prepare(ids[:0]), prompt, new_tokens)  # what is made once, and weights still on disk
+        method.ask(
+            method.prepare_to_ask(ids[:0], prompt), prompt, new_tokens
+        )  # what is made once, and weights still on disk
         before = reset_peak(device)
-        past = method.prepare(ids)
+        past = method.prepare_to_ask(ids, prompt)
         reading = peak(device)
         method.ask(past, prompt, new_tokens)
     highest = peak(device)

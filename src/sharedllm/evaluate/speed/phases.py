@@ -100,12 +100,12 @@ def measure(method: Method, sample: Sample, prompt: Prompt, new_tokens: int, now
         new_tokens: of the answer, at least 2; it never ends earlier.
     """
     llm = method.llm
-    alone = ask(method, method.prepare(sample.ids[:0]), prompt, new_tokens, now)
+    alone = ask(method, method.prepare_to_ask(sample.ids[:0], prompt), prompt, new_tokens, now)
     started = now()
     llm.reader.token_ids(sample.text)
     tokenised = now()
     with _lower_batches(llm) as batches:
-        past = method.prepare(sample.ids)
+        past = method.prepare_to_ask(sample.ids, prompt)
     read = now()
     asked = ask(method, past, prompt, new_tokens, now)
     return Phases(

@@ -1,13 +1,16 @@
 // Documents: uploaded, followed while they are read, chosen, deleted.
 
+import { drop, droppedInto, forget } from "./kept.js";
 import { Broken, call, events } from "./server.js";
 import { $, attempt, count, duration, element, fail, size } from "./show.js";
 
 const AGAIN = 2000; // ms until a reading is looked for whose connection was lost
 const LOST = "The server does not answer. It is asked again until it does.";
+const UNCHOSEN = $("unchosen").textContent;
 const awaited = new Set(), lines = new Map();
 export const chosen = new Set();
 let contexts = [], listed = 0, following = false;
+let talk = "", wished = new Set(); // the conversation that is open, and what of its documents is not chosen yet
 
 export function nameOf(id) {
   const context = contexts.find((one) => one.id === id);
@@ -64,23 +67,34 @@ function update(context) {
   row.button.setAttribute("aria-label", `delete ${name}`);
 }
 
-// Says how a reading ended that was waited for, and chooses what can be asked now.
+// Says how a reading ended that was waited for.
 function end(context) {
   if (context.status === "reading" || !awaited.delete(context.id)) return;
   $("read").textContent = `${context.documents.join(", ")}: ${context.status}.`;
-  if (context.status === "ready") chosen.add(context.id);
+}
+
+// Chooses a document that can be asked by now, if the open conversation wants it or it was dropped there; one that failed is
+// chosen no more, since no question can have it.
+function settle({ id, status }) {
+  if (status === "reading") return;
+  const here = droppedInto(id) === talk, wanted = wished.delete(id) || here;
+  if (here || status === "failed") forget(id);
+  if (status === "failed") chosen.delete(id);
+  else if (wanted) chosen.add(id);
 }
 
 // Ticks what is chosen, and says so where nothing is.
 function mark() {
   for (const [id, row] of lines) row.box.checked = chosen.has(id);
-  $("unchosen").hidden = chosen.size > 0;
+  $("unchosen").textContent = chosen.size ? "" : UNCHOSEN; // hidden it would describe the question all the same
 }
 
-// Chooses these documents alone, as far as they can be asked.
-export function choose(ids) {
-  chosen.clear();
-  for (const context of contexts) if (ids.includes(context.id) && context.status === "ready") chosen.add(context.id);
+// Opens a conversation: its documents alone are chosen, each as soon as it can be asked; without any, what is chosen stays.
+export function choose(conversation, ids) {
+  talk = conversation;
+  wished = new Set(ids);
+  if (ids) chosen.clear();
+  contexts.forEach(settle);
   mark();
 }
 
@@ -91,9 +105,11 @@ function show() {
     row.line.remove();
     lines.delete(id);
     chosen.delete(id);
+    forget(id);
   }
   contexts.forEach(update);
   contexts.forEach(end);
+  contexts.forEach(settle);
   mark();
   if (!contexts.length) $("read").textContent = "Nothing was read yet.";
 }
@@ -123,6 +139,16 @@ async function listAgain() {
   }
 }
 
+// The list, at once or as soon as the server gives it.
+async function listSurely() {
+  try {
+    await list();
+  } catch (error) {
+    if (!(error instanceof Broken)) throw error;
+    await listAgain();
+  }
+}
+
 // Hears of all that is being read over one connection: a browser opens few to one server.
 async function follow() {
   if (following) return;
@@ -138,6 +164,7 @@ async function follow() {
       contexts = contexts.map((context) => (context.id === now.id ? now : context));
       update(now);
       end(now);
+      settle(now);
       mark();
     }
   } catch (error) {
@@ -148,7 +175,7 @@ async function follow() {
   if (contexts.some((context) => context.status === "reading")) await listAgain();
 }
 
-async function send(file) {
+async function send(file, conversation) {
   try {
     await file.slice(0, 1).arrayBuffer();
   } catch {
@@ -156,21 +183,24 @@ async function send(file) {
   }
   const form = new FormData();
   form.append("file", file);
-  awaited.add((await (await call("/v1/contexts", { method: "POST", body: form })).json()).id);
+  const { id } = await (await call("/v1/contexts", { method: "POST", body: form })).json();
+  awaited.add(id);
+  drop(id, conversation);
 }
 
 // Sends files one after another; those that are refused do not keep the others back.
 async function upload(files) {
-  const wrong = [];
+  const wrong = [], conversation = talk;
   for (const file of files) {
     $("read").textContent = `${file.name}: sent to the server.`;
     try {
-      await send(file);
-      await list();
+      await send(file, conversation);
     } catch (error) {
       $("read").textContent = `${file.name}: not taken.`;
       wrong.push(error.message.includes(file.name) ? error.message : `${file.name}: ${error.message}`);
+      continue;
     }
+    await listSurely().catch((error) => wrong.push(error.message)); // the file was taken all the same
   }
   if (wrong.length) throw new Error(wrong.join("\n"));
 }

@@ -30,15 +30,43 @@ export function mostAttended(map, most) {
   return leaves.sort((a, b) => b.attention - a.attention).slice(0, most);
 }
 
-function button(leaf, chunk, highest, differs, show) {
-  const made = element("button", "", { type: "button", tabIndex: -1 });
+// The parts of a leaf that stand in the window word for word.
+function quotedIn(leaf, map) {
+  const parts = map.quoted.map(({ start, end }) => ({ start: Math.max(start, leaf.start), end: Math.min(end, leaf.end) }));
+  return parts.filter(({ start, end }) => start < end);
+}
+
+function described(leaf, parts) {
+  if (!parts.length) return WORDS[kind(leaf)];
+  const whole = parts[0].start === leaf.start && parts[0].end === leaf.end;
+  const where = whole ? "all" : `tokens ${parts.map(({ start, end }) => `${start} to ${end}`).join(" and ")}`;
+  return `${leaf.slots ? WORDS[kind(leaf)] : "not compressed"}, ${where} quoted word for word`;
+}
+
+// A line above a field, over those parts of it that are quoted.
+function lines(leaf, parts) {
+  const made = element("i", "", { className: "quotes" }), share = (tokens) => `${(100 * tokens) / (leaf.end - leaf.start)}%`;
+  for (const { start, end } of parts) {
+    const one = element("i");
+    one.style.left = share(start - leaf.start);
+    one.style.width = share(end - start);
+    made.append(one);
+  }
+  return made;
+}
+
+function button(leaf, chunk, map, highest, differs, show) {
+  const made = element("button", "", { type: "button", tabIndex: -1, className: "leaf" }), bar = element("i");
   const heat = leaf.attention && highest ? Math.ceil(HEATS * Math.sqrt(leaf.attention / highest)) : 0;
-  made.className = `leaf ${kind(leaf)} heat-${heat}`;
-  made.classList.toggle("chosen", isChosen(leaf));
-  made.classList.toggle("differs", differs);
+  bar.className = `bar ${kind(leaf)} heat-${heat}`;
+  bar.classList.toggle("chosen", isChosen(leaf));
+  bar.classList.toggle("differs", differs);
   made.style.flexGrow = leaf.end - leaf.start;
+  const parts = quotedIn(leaf, map);
+  if (parts.length) made.append(lines(leaf, parts));
+  made.append(bar);
   const attended = leaf.attention === null ? "" : `, ${percent(leaf.attention)} of the answer's attention`;
-  const words = `Chunk ${chunk + 1}, tokens ${leaf.start} to ${leaf.end}, ${WORDS[kind(leaf)]}${attended}`;
+  const words = `Chunk ${chunk + 1}, tokens ${leaf.start} to ${leaf.end}, ${described(leaf, parts)}${attended}`;
   made.title = `${words}, ${leaf.slots} slots`;
   const marks = `${isChosen(leaf) ? ", chosen by the question" : ""}${differs ? ", not by the other question" : ""}`;
   made.setAttribute("aria-label", words + marks);
@@ -69,17 +97,18 @@ export function draw(map, label, differs, show) {
   const highest = Math.max(0, ...map.chunks.flatMap((chunk) => chunk.leaves.map((leaf) => leaf.attention || 0)));
   map.chunks.forEach((chunk, i) => {
     const row = element("div", "", { className: "chunk" });
-    row.append(...leavesOf(chunk).map((leaf) => button(leaf, i, highest, differs.has(spanOf(leaf)), show)));
+    row.append(...leavesOf(chunk).map((leaf) => button(leaf, i, map, highest, differs.has(spanOf(leaf)), show)));
     box.append(row);
   });
-  const first = box.querySelector(".heat-5") || box.querySelector("button");
+  const hottest = box.querySelector(".heat-5"), first = hottest ? hottest.parentElement : box.querySelector("button");
   if (first) first.tabIndex = 0;
   box.addEventListener("keydown", move);
   return box;
 }
 
 export function counted(map) {
-  return map.compressed
-    ? `${count(map.slots)} slots stand for ${count(map.tokens)} tokens in ${count(map.chunks.length)} chunks.`
-    : `The text of ${count(map.tokens)} tokens fits the window, which reads all of it.`;
+  if (!map.compressed) return `The text of ${count(map.tokens)} tokens fits the window, which reads all of it.`;
+  const quoted = map.quoted.reduce((sum, { start, end }) => sum + end - start, 0);
+  const also = quoted ? `; ${count(quoted)} of the tokens are quoted word for word` : "";
+  return `${count(map.slots)} slots stand for ${count(map.tokens)} tokens in ${count(map.chunks.length)} chunks${also}.`;
 }

@@ -56,10 +56,11 @@ async function show() {
     return;
   }
   if (mine !== asked) return; // another question was chosen meanwhile
-  const [one, other] = maps, same = other && documentsOf(one).join() === documentsOf(other).join();
-  const differs = same ? [differing(one, other), differing(other, one)] : [new Set(), new Set()];
+  const [one, other] = maps, apart = other ? incomparable(one, other) : "";
+  const same = other && !apart, differs = same ? [differing(one, other), differing(other, one)] : [new Set(), new Set()];
   $("maps").replaceChildren(...maps.map((map, i) => section(map, differs[i])));
   $("found").textContent = maps.map(counted).join(" ");
+  $("differ").textContent = apart;
   if (!same) return;
   const chunks = one.chunks.filter((chunk) => chunk.leaves.some((leaf) => differs[0].has(spanOf(leaf))));
   $("differ").textContent = `The two questions chose different passages in ${count(chunks.length)} of ${count(one.chunks.length)} chunks.`;
@@ -67,6 +68,14 @@ async function show() {
 
 // What comes first in a map; behind it there may be messages of the conversation that were too old for the window.
 const documentsOf = (map) => map.parts.map((part) => part.context).filter(Boolean);
+
+// Why two maps have nothing to compare; "" where they have.
+function incomparable(one, other) {
+  const alike = documentsOf(one).join() === documentsOf(other).join();
+  if (!alike) return "The two questions are about different documents: their maps are not compared.";
+  if (one.compressed && other.compressed) return "";
+  return "A text that fits the window is read whole, whatever is asked: the maps are not compared.";
+}
 
 function section(map, differs) {
   const made = element("section", "", { className: "drawn" });

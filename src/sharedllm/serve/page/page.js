@@ -1,11 +1,11 @@
-// Questions, answers, and conversations that this browser keeps.
+// Questions and answers, and the list of past conversations.
 
 import { choose, chosen, list } from "./documents.js";
+import { fresh, keep, kept } from "./kept.js";
 import { offer } from "./maps.js";
 import { BROKE_OFF, Broken, call, events, key, post } from "./server.js";
-import { $, attempt, count, element, fail } from "./show.js";
+import { $, attempt, count, element } from "./show.js";
 
-const KEEP = "sharedllm.conversations", MOST_KEPT = 50;
 const deleted = new Set();
 let talk = null, running = null;
 
@@ -16,46 +16,43 @@ function line(message) {
   return made;
 }
 
+// Shows a conversation. A question whose answer never came goes back into its field.
 function open(conversation) {
+  $("question").focus({ preventScroll: true });
+  if (talk && conversation.id === talk.id) return; // what is kept of it may be older, and its answer may be on its way
   if (running) running.abort();
-  talk = conversation || { id: String(Date.now()), messages: [] };
+  talk = { id: conversation.id, messages: [...conversation.messages] };
+  const asked = talk.messages.findLast((message) => message.role === "user");
+  if (asked && asked === talk.messages.at(-1)) {
+    talk.messages.pop();
+    $("question").value ||= asked.content;
+  }
   $("talk").replaceChildren();
   $("figures").textContent = "";
   talk.messages.forEach(line);
-  const asked = talk.messages.findLast((message) => message.role === "user");
-  if (asked) choose(asked.contexts || []);
+  choose(talk.id, asked && (asked.contexts || []));
   offer(talk);
-  $("question").focus({ preventScroll: true });
 }
 
-function kept() {
-  try {
-    return JSON.parse(localStorage.getItem(KEEP)) || [];
-  } catch {
-    return [];
-  }
-}
-
-function keep(conversations) {
-  try {
-    localStorage.setItem(KEEP, JSON.stringify(conversations.slice(0, MOST_KEPT)));
-  } catch (error) {
-    const why = error.name === "QuotaExceededError" ? "storage is full. Delete old conversations." : "settings forbid it.";
-    fail(`The conversation is not kept: this browser's ${why}`);
-  }
+// Keeps a conversation before all others, unless it was deleted or holds nothing.
+function remember({ id, messages }) {
+  if (deleted.has(id)) return;
+  const others = kept().filter((other) => other.id !== id);
+  keep(messages.length ? [{ id, messages }, ...others] : others);
   past();
 }
 
 function past() {
   $("past").replaceChildren(...kept().map((conversation) => {
-    const row = element("li"), title = conversation.messages[0] ? conversation.messages[0].content.slice(0, 60) : "empty";
+    const row = element("li"), title = conversation.messages[0].content.slice(0, 60);
     const go = element("button", title, { type: "button" }), remove = element("button", "Delete", { type: "button" });
     remove.setAttribute("aria-label", `delete the conversation ${title}`);
     go.addEventListener("click", () => open(conversation));
     remove.addEventListener("click", () => {
       deleted.add(conversation.id);
       keep(kept().filter((other) => other.id !== conversation.id));
-      if (conversation.id === talk.id) open();
+      past();
+      if (conversation.id === talk.id) open(fresh());
       $("new").focus();
     });
     row.append(go, " ", remove);
@@ -74,12 +71,14 @@ function busy(is) {
 async function ask(question) {
   const conversation = talk, started = performance.now();
   const asked = { role: "user", content: question, contexts: [...chosen] }, said = { role: "assistant", content: "" };
-  const lines = [line(asked), line(said)];
-  const messages = [...conversation.messages, asked].map(({ role, content }) => ({ role, content }));
+  const lines = [line(asked), line(said)], before = [...conversation.messages, asked];
+  const messages = before.map(({ role, content }) => ({ role, content }));
   const body = { messages, stream: true, temperature: 0, stream_options: { include_usage: true }, context: asked.contexts };
   running = new AbortController();
   let ended = null, whole = false;
   busy(true);
+  $("figures").textContent = ""; // those there are of another answer
+  remember({ id: conversation.id, messages: before }); // so that the question outlives this page
   try {
     for await (const data of events(await post("/v1/chat/completions", body, { signal: running.signal }))) {
       whole = data === "[DONE]";
@@ -97,6 +96,7 @@ async function ask(question) {
     if (!said.content) throw new Error("The model gave an empty answer. Ask in other words.");
   } catch (error) {
     if (error.name !== "AbortError") throw error;
+    if (conversation === talk) $("figures").textContent = "Stopped.";
   } finally {
     running = null;
     busy(false);
@@ -104,17 +104,19 @@ async function ask(question) {
   }
 }
 
-// Keeps an answer, or what there is of it; a question without any goes back into its field, if its conversation is open.
+// Keeps an answer, or what there is of it. A question without any goes back into its field where its conversation is open and
+// the field is free; else it stays with its conversation.
 function finish(conversation, asked, said, lines) {
-  if (!said.content) {
-    lines.forEach((one) => one.remove());
-    if (conversation.id === talk.id) $("question").value ||= asked.content;
+  if (said.content) {
+    conversation.messages.push(asked, said);
+    remember(conversation);
+    if (conversation === talk) offer(talk);
     return;
   }
-  if (deleted.has(conversation.id)) return;
-  conversation.messages.push(asked, said);
-  keep([conversation, ...kept().filter((other) => other.id !== conversation.id)]);
-  if (conversation === talk) offer(talk);
+  lines.forEach((one) => one.remove());
+  if (conversation !== talk || $("question").value) return;
+  $("question").value = asked.content;
+  remember(conversation);
 }
 
 function tell(usage, seconds, ended) {
@@ -144,12 +146,12 @@ $("question").addEventListener("keydown", (event) => {
   }
 });
 $("stop").addEventListener("click", () => running && running.abort());
-$("new").addEventListener("click", () => open());
+$("new").addEventListener("click", () => open(running || talk.messages.length ? fresh() : talk));
 $("key").value = key.get();
 $("key").addEventListener("change", () => {
   key.set($("key").value);
   attempt(start);
 });
-open();
+open(fresh(true));
 past();
 attempt(start);
