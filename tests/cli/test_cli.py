@@ -169,6 +169,8 @@ def test_mistakes(run, home, mistakes, arguments, code, word):
         given = "--model" in arguments, "--adapter" in arguments, "--dtype" in arguments
         for has, extra in zip(given, (MODEL[:2], MODEL[2:4], MODEL[4:]), strict=True):
             arguments += () if has else extra
+    if arguments[0] == "ask" and "--max-new-tokens" not in arguments:
+        arguments += ("--max-new-tokens", "2")  # the window is too small for the default
     before = {p: p.stat().st_mtime_ns for p in home.rglob("*")}
     ended, out, err = run(*arguments)
     assert ended == code, err
@@ -230,7 +232,7 @@ def test_a_folder_with_another_programs_file_of_that_name_is_a_folder_of_texts(r
     code, _, err = run("ask", "project", "-q", "What colour?", *MODEL, "--max-new-tokens", "2", "--json")
     assert code == 0, err
     (home / "project" / "context.json").write_text("{")  # what is left of one of ours
-    code, _, err = run("ask", "project", "-q", "What colour?", *MODEL)
+    code, _, err = run("ask", "project", "-q", "What colour?", *MODEL, "--max-new-tokens", "2")
     assert code != 0 and "context" in err and err.count("\n") == 1
 
 

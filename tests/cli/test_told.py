@@ -42,7 +42,7 @@ def test_an_answer_that_stdout_cannot_encode_is_escaped(narrow):
 
 
 def test_a_text_in_the_place_of_a_name_is_told_in_short(run):  # noqa: F811
-    code, out, err = run("ask", "x" * 5000, "-q", "What?", *MODEL)
+    code, out, err = run("ask", "x" * 5000, "-q", "What?", *MODEL, "--max-new-tokens", "2")
     assert code == 2 and "cannot be read" in err and len(err) < 400 and out == ""
 
 
