@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -150,3 +153,42 @@ def test_free_memory_is_what_the_machine_and_its_control_group_leave(monkeypatch
     assert hardware.free_memory_bytes(torch.device("cpu")) == 3000 * 1024
     figures.clear()
     assert hardware.free_memory_bytes(torch.device("cpu")) == 4_000_000 // 1024 * 1024
+
+
+RETURNED = """
+import sys, threading
+from pathlib import Path
+from sharedllm import hardware
+
+def held():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
+
+hardware.keep_freed_memory()
+if sys.argv[1] == "shared":
+    hardware.share_memory_between_threads()
+before, gate = held(), threading.Barrier(8)
+
+def work():
+    gate.wait()
+    pieces = [b"x" * (90_000 + i) for i in range(150)]
+    gate.wait()  # so that all have theirs at once
+    del pieces
+    gate.wait()
+
+threads = [threading.Thread(target=work) for _ in range(8)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+hardware.trim()
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is told is glibc")
+def test_memory_of_many_threads_can_be_returned():
+    left = {
+        how: int(
+            subprocess.run([sys.executable, "-c", RETURNED, how], capture_output=True, text=True, check=True).stdout
+        )
+        for how in ("apart", "shared")
+    }
+    assert left["shared"] < 20 < 50 < left["apart"], left  # megabytes, of 108

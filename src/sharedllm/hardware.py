@@ -185,6 +185,19 @@ def keep_freed_memory() -> None:
     mallopt(top_pad, 64 * 2**20)
 
 
+def share_memory_between_threads() -> None:
+    """Have glibc serve all threads from one arena, so that `trim` can return what any of them had.
+
+    Else it makes one for each of many threads, and of all but the main one it never returns what is free at the end. For a
+    program of many threads that owns its process, before they start; nothing happens without glibc.
+    """
+    arena_max = -8  # from malloc.h
+    try:
+        ctypes.CDLL(None).mallopt(arena_max, 1)
+    except (OSError, AttributeError, TypeError):
+        return
+
+
 def return_freed_memory() -> None:
     """Have glibc return freed memory to the system after all, where less than a third of the machine's is left.
 

@@ -135,7 +135,7 @@ def test_a_reader_that_has_enough_is_no_failure(home):  # noqa: F811
 
 def test_an_interrupt_says_that_what_was_read_is_kept(home, tmp_path):  # noqa: F811
     book = tmp_path / "book.txt"
-    book.write_text(" ".join(str(i) for i in range(400_000)))
+    book.write_text(" ".join(str(i) for i in range(30_000)))
     encode = [*COMMAND, "encode", str(book), "-o", str(tmp_path / "kept"), *MODEL]
     with subprocess.Popen(encode, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 120

@@ -97,8 +97,10 @@ def serve(
         about = {"seed": seed, "log_level": log_level}
         run_until_told(loading, settings, _replicas(replicas), host, port, ray_address, **about)
         return
+    from sharedllm.hardware import share_memory_between_threads
     from sharedllm.serve.folder import held
 
+    share_memory_between_threads()
     with held(settings.folder):
         _run(common.load(**loading, seed=seed), settings, host, port, log_level)
 

@@ -66,13 +66,14 @@ def replicated(
     def build() -> Any:
         import torch
 
-        from sharedllm.hardware import choose_threads
+        from sharedllm.hardware import choose_threads, share_memory_between_threads
         from sharedllm.model import SharedLLM
         from sharedllm.serve.app import application
         from sharedllm.serve.run import log_to_stderr
         from sharedllm.serve.service import Service
 
         log_to_stderr(log_level)
+        share_memory_between_threads()
         Setup(here, threads or int(choose_threads().value)).apply()
         torch.manual_seed(seed)
         return application(Service(SharedLLM.from_pretrained(**loading), settings))
