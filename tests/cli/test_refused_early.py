@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -137,7 +139,11 @@ def test_an_interrupt_says_that_what_was_read_is_kept(home, tmp_path):  # noqa: 
     book = tmp_path / "book.txt"
     book.write_text(" ".join(str(i) for i in range(30_000)))
     encode = [*COMMAND, "encode", str(book), "-o", str(tmp_path / "kept"), *MODEL]
-    with subprocess.Popen(encode, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heeded = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # which what runs in the background inherits as ignored
+    with subprocess.Popen(encode, cwd=home, preexec_fn=heeded, **pipes) as process:
         until = time.monotonic() + 120
         while not list(tmp_path.glob("kept/segment-*.safetensors")) and time.monotonic() < until:
             time.sleep(0.05)
