@@ -99,6 +99,7 @@ def explain(
 ) -> list[Passage]:
     """See `SharedLLM.explain`."""
     prompt = Prompt(llm.tokenizer, question)
+    question_tokens(llm, prompt, max_new_tokens)
     ids, compressed = window(llm, context, prompt, max_new_tokens)
     if not compressed:
         return [Passage(1, 0, context.tokens, context.tokens, None, llm.tokenizer.decode(context.ids))]
@@ -112,7 +113,6 @@ def window(llm: SharedLLM, context: Context, prompt: Prompt, max_new_tokens: int
 
     Also whether the latter, so that the text is compressed.
     """
-    question_tokens(llm, prompt, max_new_tokens)
     llm.reader.bind(context)
     plain = prompt.with_text(context.ids)
     if len(plain) + max_new_tokens <= llm.window:

@@ -10,11 +10,14 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from safetensors import SafetensorError
 
 from sharedllm.errors import UsageError, WorkError
 
+UNFINISHED = ".unfinished"
+"""How the name of a file ends that is being written."""
 STALE_SECONDS = 3600  # after which nobody writes to a temporary folder any more
 
 
@@ -44,6 +47,17 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def replaced_file(file: Path) -> Iterator[Path]:
+    """A name to write under, no other process's, whose file takes the place of `file` when the block ends well."""
+    unfinished = file.with_name(f"{file.name}.{uuid4().hex}{UNFINISHED}")
+    try:
+        yield unfinished
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

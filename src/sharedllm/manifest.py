@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sharedllm.errors import UsageError, WorkError
-from sharedllm.files import replaceable
+from sharedllm.files import UNFINISHED, replaceable
 from sharedllm.keep import Span, merged
 
 FORMAT = "sharedllm-context"
@@ -24,7 +24,7 @@ READ = (
     5,
     VERSION,
 )  # 5 was never compact, 4 skipped no layers, 3 kept no spans, 2 had one text and no manifest
-MANIFEST, LOCK, UNFINISHED = "context.json", ".lock", ".unfinished"
+MANIFEST, LOCK = "context.json", ".lock"
 VERSION_2_SLOTS = "slots.safetensors"
 SEGMENT = re.compile(rf"segment-[0-9a-f]{{32}}\.safetensors({re.escape(UNFINISHED)})?")
 STORED_UNDER = (

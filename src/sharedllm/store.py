@@ -26,13 +26,12 @@ from torch import Tensor
 
 from sharedllm.encoded import SEARCHED, Encoded
 from sharedllm.errors import UsageError, WorkError
-from sharedllm.files import take_name
+from sharedllm.files import UNFINISHED, take_name
 from sharedllm.keep import Span
 from sharedllm.manifest import (
     LOCK,
     MANIFEST,
     READ,
-    UNFINISHED,
     VERSION_2_SLOTS,
     Manifest,
     Segment,

@@ -103,9 +103,8 @@ def read(llm: SharedLLM, sources: Sequence[str], keep_tags: bool = False) -> tup
 
     contexts, seconds = [], 0.0
     groups = [(saved, list(group)) for saved, group in groupby(sources, key=is_saved)]
-    opened = {
-        folder: Context.load(folder, llm) for saved, group in groups if saved for folder in group
-    }  # may be refused
+    folders = [folder for saved, group in groups if saved for folder in group]
+    opened = {folder: Context.load(folder, llm) for folder in folders}  # first, since one may be refused
     for saved, group in groups:
         if saved:
             contexts += [opened[folder] for folder in group]

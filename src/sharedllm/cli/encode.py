@@ -131,13 +131,18 @@ def named_texts(library: Library, sources: Sequence[str], append: bool) -> dict[
             f"{library.folder} has a text from standard input already, whose place this one would take; "
             "write it to a file and name that."
         )
-    known = {os.path.normpath(name): name for name in library.documents}
+    known = _by_path(library)
     texts: dict[str, str] = {}
     for source in sources:
         path = os.path.normpath(source)
         if (name := known.setdefault(path, source)) not in texts:
             texts[name] = common.text_of([source])
     return texts
+
+
+def _by_path(library: Library) -> dict[str, str]:
+    """The names of a folder's documents by their paths, which may be written in several ways."""
+    return {os.path.normpath(name): name for name in library.documents}
 
 
 def tell_gone(gone: Sequence[str], texts: Mapping[str, str]) -> None:
@@ -164,7 +169,7 @@ def _remove(folder: Path, sources: Sequence[str], as_json: bool) -> None:
     from sharedllm.library import Library
 
     library = Library(folder)
-    known = {os.path.normpath(name): name for name in library.documents}
+    known = _by_path(library)
     library.remove(*(known.get(os.path.normpath(source), source) for source in sources))
     _tell({"removed": len(sources), **kept(library)}, "{removed} removed; {context_tokens:,} tokens left", as_json)
 

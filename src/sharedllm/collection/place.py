@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
-from uuid import uuid4
 
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
-from sharedllm.files import take_name
-from sharedllm.manifest import LOCK, MANIFEST, SEGMENT, UNFINISHED
+from sharedllm.files import UNFINISHED, replaced_file, take_name
+from sharedllm.manifest import LOCK, MANIFEST, SEGMENT
 
 CACHE = Path.home() / ".cache" / "sharedllm" / "stores"
 HUB = "hf://"
@@ -49,17 +48,6 @@ def filesystem(address: str) -> tuple[Any, str]:
     except ValueError as error:
         raise UsageError(f"{address} is no address that can be opened: {error}.") from error
     return fs, str(path).rstrip("/")
-
-
-@contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
-    """A name to write under, no other process's, whose file takes the place of `file` when the block ends well."""
-    unfinished = file.with_name(f"{file.name}.{uuid4().hex}{UNFINISHED}")
-    try:
-        yield unfinished
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 class Place:
@@ -165,7 +153,7 @@ class Place:
             manifest = self.read(f"{name}/{MANIFEST}")
         if manifest is None:
             raise UsageError(f"{self.where} holds no {name}.")
-        with self._told("read"), _replacing(folder / MANIFEST) as unfinished:
+        with self._told("read"), replaced_file(folder / MANIFEST) as unfinished:
             unfinished.write_bytes(manifest)
         return folder
 
@@ -178,7 +166,7 @@ class Place:
                 file = folder / Path(info["name"]).name
                 if file.name == MANIFEST or (file.exists() and file.stat().st_size == info["size"]):
                     continue  # a segment of this name and this model has this content
-                with suppress(FileNotFoundError), _replacing(file) as unfinished:
+                with suppress(FileNotFoundError), replaced_file(file) as unfinished:
                     self.fs.get_file(info["name"], str(unfinished))
 
     def _upload(self, folder: Path, name: str) -> None:

@@ -25,9 +25,9 @@ from sharedllm.collection.records import (
 )
 from sharedllm.collection.sources import Source, find_sources
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
-from sharedllm.files import replaceable
+from sharedllm.files import UNFINISHED, replaceable
 from sharedllm.library import Library
-from sharedllm.manifest import LOCK, UNFINISHED
+from sharedllm.manifest import LOCK
 
 BATCH_BYTES = 2**16
 """Short documents of alike length share a piece of work up to so many bytes."""

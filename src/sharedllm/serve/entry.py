@@ -27,7 +27,8 @@ from torch import Tensor
 
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
-from sharedllm.manifest import MANIFEST, UNFINISHED
+from sharedllm.files import replaced_file
+from sharedllm.manifest import MANIFEST
 from sharedllm.model import SharedLLM
 from sharedllm.serve.failures import ApiError
 
@@ -170,7 +171,8 @@ class Entry:
     def save_text(self) -> None:
         """Write down what is to be read, before it is."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _replace(self.folder / TEXT, save({"ids": self.ids.contiguous()}))
+        with replaced_file(self.folder / TEXT) as unfinished:
+            unfinished.write_bytes(save({"ids": self.ids.contiguous()}))
         self.save_about()
 
     def save_about(self) -> None:
@@ -178,7 +180,8 @@ class Entry:
         about |= {"seconds": self.seconds, "model": self.model}
         self.states = self.states[1], secrets.token_hex(8)
         about["state"] = self.states[1]
-        _replace(self.folder / ABOUT, json.dumps(about).encode())
+        with replaced_file(self.folder / ABOUT) as unfinished:
+            unfinished.write_bytes(json.dumps(about).encode())
 
     def save(self, context: Context, shared: bool = False) -> None:
         """Write down what was read; the text goes when that is all of it.
@@ -233,16 +236,6 @@ class Entry:
         elif text is not None:
             entry.ids, entry.partial = text, context
         return entry
-
-
-def _replace(file: Path, data: bytes) -> None:
-    """Write a file in one step, until then under a name that no other server writes under."""
-    unfinished = file.with_name(f"{file.name}.{secrets.token_hex(8)}{UNFINISHED}")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _text(file: Path) -> Tensor | None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sharedllm.errors import UsageError, WorkError
-from sharedllm.manifest import UNFINISHED
+from sharedllm.files import UNFINISHED
 from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sharedllm.train.rates import RATES, rates_by_step, rates_from
 from sharedllm.train.recipe import Recipe, recipe_from_dict

@@ -40,9 +40,8 @@ def measure(method: Method, ids: Tensor, prompt: Prompt, new_tokens: int) -> Mem
     """Ask one question on token ids [n]; the peaks are right only in a process that did nothing before."""
     device = method.llm.device
     with endless(method.llm.model):
-        method.ask(
-            method.prepare_to_ask(ids[:0], prompt), prompt, new_tokens
-        )  # what is made once, and weights still on disk
+        nothing = method.prepare_to_ask(ids[:0], prompt)
+        method.ask(nothing, prompt, new_tokens)  # what is made once, and weights still on disk
         before = reset_peak(device)
         past = method.prepare_to_ask(ids, prompt)
         reading = peak(device)
