@@ -86,14 +86,21 @@ async def ask(http: httpx.AsyncClient, prompt: str, tokens: int) -> list[float] 
     return None
 
 
-def counted(url: str) -> tuple[float, float, float]:
-    """Tokens that the server has generated so far, steps in which it did, and seconds of these, by its own count."""
+def metrics(url: str, *names: str) -> list[float]:
+    """What the server says of itself under some names."""
     lines = httpx.get(f"{url}/metrics", timeout=60).text.splitlines()
-    tokens, steps, seconds = (
-        float(next(line.split()[1] for line in lines if line.startswith(f"sharedllm_{name}")))
-        for name in ("generated_tokens_total", "step_seconds_count", "step_seconds_sum")
-    )
-    return tokens, steps, seconds
+    return [float(next(line.split()[1] for line in lines if line.startswith(f"sharedllm_{name} "))) for name in names]
+
+
+def counted(url: str) -> list[float]:
+    """Tokens that the server has generated so far, steps in which it did, and seconds of these."""
+    return metrics(url, "generated_tokens_total", "step_seconds_count", "step_seconds_sum")
+
+
+def held(url: str, pid: int, when: str) -> dict[str, int]:
+    """Bytes that the server has once it rests, and those of them that are contexts, up to `--memory-gb`."""
+    time.sleep(REST_SECONDS)
+    return {f"memory_{when}": memory(pid), f"contexts_{when}": int(*metrics(url, "contexts_memory_bytes"))}
 
 
 async def clients(url: str, count: int, prompts: list[str], tokens: int, seconds: float) -> dict[str, Any]:
@@ -203,13 +210,11 @@ def clients_rows(args: argparse.Namespace, options: list[str]) -> Iterator[dict[
     with served(bounded, args.rows) as (url, pid):
         for count in args.clients:  # the first time through, caches of allocators and of prompts fill
             asyncio.run(clients(url, count, mixed(count, args.long_tokens, 0), args.tokens, args.seconds))
-        time.sleep(REST_SECONDS)
-        start = memory(pid)
+        start = held(url, pid, "start")
         for round_, count in enumerate(args.clients):
             prompts = mixed(count * args.requests, args.long_tokens, 1000 * (round_ + 1))
             row = asyncio.run(clients(url, count, prompts, args.tokens, args.seconds))
-            time.sleep(REST_SECONDS)
-            yield {"method": "load", "clients": count, "memory_start": start, "memory_end": memory(pid), **row}
+            yield {"method": "load", "clients": count, **start, **held(url, pid, "end"), **row}
 
 
 def main() -> None:
