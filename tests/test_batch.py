@@ -31,7 +31,7 @@ def assert_near(actual, expected):
 
 
 @pytest.mark.parametrize("positions", ["chunk", "sequence"])
-@pytest.mark.parametrize("search", ["query", "later"])
+@pytest.mark.parametrize("search", ["query", "continue", "later"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_batch_gives_what_each_row_gives(make, side, search, positions):
     llm = make(dataclasses.replace(CONFIG, positions=positions))

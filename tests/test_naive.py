@@ -62,7 +62,7 @@ def run_fast(llm, windows, texts, search):
     return [logits[b, T - len(w) :] for b, w in enumerate(windows)]
 
 
-@pytest.mark.parametrize("search", ["query", "later"])
+@pytest.mark.parametrize("search", ["query", "continue", "later"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_outputs_and_gradients(make, name, search):
     llm = make(CONFIGS[name])

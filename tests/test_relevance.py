@@ -23,6 +23,21 @@ def encoded(llm, ids):
     return context
 
 
+def test_a_window_that_goes_on_is_searched_by_more_of_it_and_weighs_nothing(make):
+    """The newest 256 tokens instead of 64, and no prior, whatever the adapter has."""
+    llm, evenly = (make(dataclasses.replace(CONFIG, search_prior=prior)) for prior in (30.0, 0.0))
+    window, masks = tokens(300, 1)[None], [torch.arange(300)[None] >= 300 - n for n in (64, 256)]
+    for search, mask, other in (("query", masks[0], llm), ("continue", masks[1], evenly)):
+        found = llm.recall(llm.read(tokens(90)), window, search=search)
+        expected = other.recall(other.read(tokens(90)), window, question_mask=mask)
+        for mine, theirs in zip((*found.keys, found.mask), (*expected.keys, expected.mask), strict=True):
+            torch.testing.assert_close(mine, theirs)
+    weighed, even = (
+        llm.recall(llm.read(tokens(90)), window, search=s, question_mask=masks[0]) for s in ("query", "continue")
+    )
+    assert not torch.equal(weighed.keys[0], even.keys[0])
+
+
 def test_scores_of_all_nodes_are_sums_of_best_cosines(make):
     llm = make(FINE)
     context = encoded(llm, tokens(16 * 3 + 5, 1))

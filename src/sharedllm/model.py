@@ -36,7 +36,7 @@ from sharedllm.relevance import asked
 from sharedllm.resolution import AS_TRAINED, Resolution
 from sharedllm.selfcheck import checked_parts
 
-SEARCHES = ("query", "later")
+SEARCHES = ("query", "continue", "later")
 
 
 class SharedLLM(Published):
@@ -189,9 +189,10 @@ class SharedLLM(Published):
         Args:
             contexts: one for all rows, or a list with one (or None) a row.
             input_ids: [B, T], the window.
-            search: `query` (what is nearest to the question) or `later` (the newest chunks, the later halves).
+            search: `query` (what is nearest to the question, and the nearer the more it counts), `continue` (what is nearest to
+                a text that goes on, all of it alike) or `later` (the newest chunks, the later halves).
             noise: of split points; needs contexts encoded with `every_token`.
-            question_mask: [B, T], which tokens of the window ask; None: its last 64.
+            question_mask: [B, T], which tokens of the window are searched by; None: its last 64, of one that goes on 256.
             resolution: settings of this reading alone.
         """
         self._check_attached()
@@ -223,8 +224,7 @@ class SharedLLM(Published):
             input_ids: [B, T], padded at either side with `attention_mask` [B, T] saying where. With `past_key_values` of
                 S tokens the mask is [B, S + T]: it must cover the past.
             context: one `Context` for all rows, or a list with one (or None) a row.
-            search: how leaves are chosen, `query` or `later`.
-            question_mask: [B, T], which tokens of the window ask; None: its last 64.
+            search, question_mask: as of `recall`: `query` for what asks, `continue` for a text that goes on.
             kwargs: whatever the model's own forward takes.
         """
         input_ids = input_ids.to(self.device)

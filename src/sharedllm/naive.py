@@ -59,10 +59,11 @@ def forward(
     config: SharedConfig = llm.config
     read = [read_chunk(llm, chunk) for chunk in chunks]
     lengths = [len(chunk) for chunk in chunks]
-    nearness = scorer(llm, window, chunks, read) if search == "query" else None
+    asking = {"query": 64, "continue": 256}.get(search, 0)  # newest tokens that are searched by
+    nearness = scorer(llm, window, chunks, read, asking) if asking else None
     score = None if nearness is None else lambda i, span: sum(nearness((i, span)))
     prior, nearest = None, None
-    if nearness is not None and chunks and config.search_prior:
+    if nearness is not None and chunks and config.search_prior and search == "query":
         spans = near_spans(config, lengths, nearness)
         prior = priors(config, spans)
         shares = word_shares(chunks, window[-64:], config.tree_depth)
@@ -90,9 +91,13 @@ def forward(
 
 
 def scorer(
-    llm: Any, window: Sequence[int], chunks: Sequence[Sequence[int]], read: Sequence[tuple[list[Any], list[Any]]]
+    llm: Any,
+    window: Sequence[int],
+    chunks: Sequence[Sequence[int]],
+    read: Sequence[tuple[list[Any], list[Any]]],
+    asking: int,
 ) -> Callable[..., list[float]]:
-    """How near spans, each a chunk's number from 0 and a span of it, come together to each token of the question that
+    """How near spans, each a chunk's number from 0 and a span of it, come together to each of the `asking` tokens that
     the window ends with."""
     config: SharedConfig = llm.config
     if config.search_by == "last":
@@ -110,7 +115,7 @@ def scorer(
     tokens = [reps(values) for _, values in read]
     every = [tokens[i][t] for i in range(len(chunks)) for t in stored[i]]
     mean = torch.stack(every).mean(0) if every else 0
-    question = [rep - mean for rep in reps(read_chunk(llm, window)[1])[-64:]]
+    question = [rep - mean for rep in reps(read_chunk(llm, window)[1])[-asking:]]
 
     def nearness(*spans: tuple[int, Span]) -> list[float]:
         inside = [tokens[i][t] - mean for i, span in spans for t in stored[i] if span[0] <= t < span[1]]

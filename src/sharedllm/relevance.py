@@ -28,6 +28,7 @@ from sharedllm.errors import UsageError
 from sharedllm.tree import candidate_tokens, placed
 
 ASKING_TOKENS = 64  # of a window's last tokens that are searched with where nothing says which of them ask
+CONTINUED_TOKENS = 256  # the same of a window that asks nothing but goes on (docs/LOG.md)
 
 
 @dataclass
@@ -135,14 +136,17 @@ def priors(near_XF: Sequence[Tensor], weight: float) -> list[Tensor]:
 
 
 def asking_tokens(
-    input_ids: Tensor, attention_mask: Tensor | None = None, question_mask: Tensor | None = None
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    question_mask: Tensor | None = None,
+    last: int = ASKING_TOKENS,
 ) -> Tensor:
-    """Which tokens of each row ask, [B, T]; arguments and errors as of `asked`."""
+    """Which tokens of each row ask, [B, T]: without a `question_mask` its `last`; arguments and errors as of `asked`."""
     T = input_ids.shape[1]
     seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -T:].long()
     asking = seen > 0
     if question_mask is None:
-        asking &= seen.sum(1, keepdim=True) - seen.cumsum(1) < ASKING_TOKENS
+        asking &= seen.sum(1, keepdim=True) - seen.cumsum(1) < last
     else:
         asking &= question_mask.to(asking.device).bool()
     if not asking.any(1).all():

@@ -84,6 +84,16 @@ def test_what_is_explained_twice_is_not_asked():
     assert all("PGDATA" not in q.text for q in find_questions(twice))
 
 
+def test_what_is_defined_twice_is_not_asked_though_it_is_explained_once():
+    """Nobody could tell which of the two is meant, of methods of two classes for instance."""
+    silent = CODE + "\nclass Box:\n    def add(self, book):\n        self.books.append(book)\n"
+    assert {q.text for q in find_questions(CODE)} - {q.text for q in find_questions(silent)} == {
+        q.text for q in find_questions(CODE) if "function add" in q.text
+    }
+    twice = MANUAL + "\nPGDATA\n    a second meaning, in lower case, that is no answer itself.\n"
+    assert not any("PGDATA" in q.text for q in find_questions(twice))
+
+
 def test_the_same_text_gives_the_same_questions():
     assert find_questions(CODE + MANUAL) == find_questions(CODE + MANUAL)
     assert [q.start for q in find_questions(CODE + MANUAL)] == sorted(q.start for q in find_questions(CODE + MANUAL))
@@ -95,6 +105,8 @@ def test_the_same_text_gives_the_same_questions():
         ("Return the\n    value of it all. More.", "Return the value of it all."),
         ("No stop here at all but many words", ""),
         ("Short one.", ""),
+        ("Give one of the values, i.e. a number or a name. More.", "Give one of the values, i.e. a number or a name."),
+        ("Take a thing (cf. Knuth) for what it is. More.", "Take a thing (cf. Knuth) for what it is."),
         ("= = = = = = = = = = = = = = = = = = = .", ""),
         ("A very long one " * 30 + ".", ""),
         ("", ""),

@@ -91,6 +91,13 @@ def test_counts_are_how_many_statements_are_about_the_goods_and_the_place():
     assert values == set("123456")
 
 
+@pytest.mark.parametrize("share", [0.0, 0.7])
+def test_as_many_have_something_like_them_beside_them_as_asked_for(share):
+    drawn = [n for seed in range(10) for n in draw_facts(np.random.default_rng(seed), 50, 0.2, 0.3, 0.1, share)]
+    alike = [n for n in drawn if n.kind != "pairs"]
+    assert abs(len([n for n in alike if n.distractors]) / len(alike) - share) < 0.07
+
+
 def test_shares_of_the_kinds():
     def kinds(**shares: float) -> list[str]:
         return [n.kind for seed in range(10) for n in draw_facts(np.random.default_rng(seed), 50, **shares)]

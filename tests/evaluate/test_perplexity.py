@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,13 +90,14 @@ def test_shared_reads_what_lies_before_the_window(make):
 
 def test_shared_searches_by_what_stands_before_the_targets(make, monkeypatch):
     monkeypatch.setattr("sharedllm.methods.shared.ASKING_TOKENS", 4)
-    llm = make()
+    monkeypatch.setattr("sharedllm.methods.shared.CONTINUED_TOKENS", 3)
+    llm, evenly = (make(replace(CONFIG, fine_chunks=1, search_prior=prior)) for prior in (30.0, 0.0))
     ids = tokens(4 * C + 9, 5)
     past, window = ids[:-9], ids[-9:]
     method = create("shared", llm, 9)
     scored = method.score(method.prepare(past), window, 5)
-    context, mask = llm.read(past), torch.arange(9)[None] < 4
-    logits = llm(window[None], context=context, question_mask=mask).logits
+    mask = (torch.arange(9)[None] < 4) & (torch.arange(9)[None] > 0)
+    logits = evenly(window[None], context=evenly.read(past), question_mask=mask).logits
     torch.testing.assert_close(scored, F.cross_entropy(logits[0, 3:-1], window[-5:], reduction="none"))
     other = torch.cat([window[:-1], window[-1:] + 1])  # a target must not change what is read
     torch.testing.assert_close(method.score(method.prepare(past), other, 5)[:-1], scored[:-1])

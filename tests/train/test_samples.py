@@ -87,9 +87,28 @@ def test_a_long_window_follows_the_fewest_chunks(folder, tmp_path):
     sample = sampler(folder, tmp_path, long_windows=1.0, long_window_tokens=50, context_chunks=[3, 5]).draw(0)
     (window,) = sample.windows
     assert (len(sample.context), window.chunks, len(window.ids), window.targets) == (3 * C, 3, 50, 25)
-    assert sample.search == "query" and window.question.tolist() == [True] * 25 + [False] * 25
+    assert sample.search == "continue" and window.question.tolist() == [True] * 25 + [False] * 25
     whole = text(folder.tokens(folder.documents(split="train")[0]))
     assert text(sample.context) + text(window.ids) in whole
+
+
+def test_a_warm_window_begins_with_what_is_searched_by(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "CONTINUED_TOKENS", 4)
+    C = CONFIG.chunk_length
+    changes = dict(warm=1.0, warm_tokens=6, window_tokens=5, windows=3, context_chunks=[3, 5])
+    made = sampler(folder, tmp_path, **changes)
+    whole = text(folder.tokens(folder.documents(split="train")[0]))
+    for step in range(5):
+        sample = made.draw(step)
+        assert (sample.kind, sample.search, len(sample.windows)) == ("warm window", "continue", 3)
+        for window in sample.windows:
+            assert (len(window.ids), window.targets) == (11, 5)
+            assert window.question.tolist() == [False] * 2 + [True] * 4 + [False] * 5
+            assert text(sample.context[: window.chunks * C]) + text(window.ids) in whole
+    cold = sampler(folder, tmp_path, **{**changes, "warm": 0.0}).draw(0)
+    assert cold.search == "later" and {len(window.ids) for window in cold.windows} == {5}
+    some = sampler(folder, tmp_path, **{**changes, "warm": 0.4, "reuse": 2})
+    assert [some.draw(step).kind for step in range(300)].count("warm window") / 300 == pytest.approx(0.4, abs=0.12)
 
 
 def terms(tmp_path, every=1):

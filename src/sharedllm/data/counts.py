@@ -25,9 +25,11 @@ QUESTIONS = (
 )
 
 
-def draw_counts(random: np.random.Generator, count: int) -> list[Needle]:
+def draw_counts(random: np.random.Generator, count: int, distracted: float = DISTRACTED) -> list[Needle]:
     """`count` questions of how often some goods came to a place: 1 to 6 times, each said in other words.
 
+    Args:
+        distracted: share that come with a statement like theirs, of other goods or another place.
     Raises:
         ValueError: more questions than there are pairs of goods and a place.
     """
@@ -38,7 +40,7 @@ def draw_counts(random: np.random.Generator, count: int) -> list[Needle]:
         said = [STATEMENTS[i].format(g=goods, p=place) for i in random.permutation(MOST)[:times].tolist()]
         question, opening = QUESTIONS[int(random.integers(len(QUESTIONS)))]
         distractors: tuple[str, ...] = ()
-        if random.random() < DISTRACTED:
+        if random.random() < distracted:
             other_goods, other_place = draw_beside(random, "goods", (goods, place), taken)
             form = STATEMENTS[int(random.integers(MOST))]
             distractors = (form.format(g=other_goods, p=other_place),)

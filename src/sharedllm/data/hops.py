@@ -37,11 +37,13 @@ LAST = (
 )  # fmt: skip
 
 
-def draw_hops(random: np.random.Generator, count: int) -> list[Needle]:
+def draw_hops(random: np.random.Generator, count: int, distracted: float = DISTRACTED) -> list[Needle]:
     """`count` questions of two or three statements each, about different things and people.
 
     No statement alone holds both what is asked about and the answer.
 
+    Args:
+        distracted: share that come with a statement like their last, of somebody else.
     Raises:
         ValueError: more questions than there are pairs of a belonging and a place.
     """
@@ -61,7 +63,7 @@ def draw_hops(random: np.random.Generator, count: int) -> list[Needle]:
         value = draw_value(random, kind, place)
         statements.append(_say(statement, person, value))
         distractors: tuple[str, ...] = ()
-        if random.random() < DISTRACTED:
+        if random.random() < distracted:
             distractors = (_say(statement, _somebody(random, names), draw_value(random, kind, place, value)),)
         opening = (full if random.random() < 0.5 else short).format(who=who)
         needles.append(Needle(tuple(statements), question.format(who=who), opening, value, "hops", distractors))

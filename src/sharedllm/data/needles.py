@@ -28,8 +28,7 @@ HELD_OUT_NAMES = ("Agnes Thorne", "Boris Maly", "Carla Mendez", "Derek Holt", "E
 THINGS = ("archive", "north gate", "vault", "greenhouse", "ferry", "laboratory", "reading room", "old mill", "observatory",
           "print shop", "harbour office", "workshop", "bakery", "museum", "boat house", "water tower")  # fmt: skip
 
-# Share of training's needles that come with a statement like theirs: the same of a neighbour, or another kind of the same.
-DISTRACTED = 0.3
+DISTRACTED = 0.3  # share of training's facts that come with a statement like theirs, where nothing says otherwise
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,13 @@ class Needle:
         return f" {self.value}." if self.opening else f"{self.value}."
 
 
-def draw_needles(random: np.random.Generator, count: int, held_out: bool = False) -> list[Needle]:
+def draw_needles(
+    random: np.random.Generator, count: int, distracted: float = DISTRACTED, held_out: bool = False
+) -> list[Needle]:
     """`count` needles about different things in different places, so that no question has two answers.
 
     Args:
+        distracted: share that come with a statement like theirs: the same of a neighbour, or another kind of the same.
         held_out: from the wordings, places and names that training never sees, to be evaluated with.
     Raises:
         ValueError: more needles than there are pairs of a thing and a place.
@@ -76,7 +78,7 @@ def draw_needles(random: np.random.Generator, count: int, held_out: bool = False
         value = draw_value(random, form[0], about[1])
         said, asked, begun = (_fill(text, about, value) for text in form[1:])
         distractors: tuple[str, ...] = ()
-        if random.random() < DISTRACTED:
+        if random.random() < distracted:
             if random.random() < 0.5:
                 like = draw_beside(random, "things", about, taken)
                 distractors = (_fill(form[1], like, draw_value(random, form[0], like[1], value)),)

@@ -8,6 +8,7 @@ and learned without anybody's judgement.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 MAX_ANSWER, MIN_ANSWER = 240, 25  # characters
@@ -20,7 +21,8 @@ DOCSTRING = re.compile(
 DEFINITION = re.compile(
     r"^(?P<name>\S[^\n]{1,60})\n(?P<text>(?: {3,8}|\t)\S[^\n]*(?:\n(?: {3,8}|\t)\S[^\n]*)*)", re.MULTILINE
 )
-SENTENCE = re.compile(r"(.+?[.!?])(?:\s|$)")
+DEFINED = re.compile(r"^[ \t]*(?:async )?(?:def|class)[ \t]+(\w+)", re.MULTILINE)
+SENTENCE = re.compile(r"(.+?(?<!\bi\.e)(?<!\be\.g)(?<!\bcf)(?<!\bvs)[.!?])(?:\s|$)")
 TERM = re.compile(r"[\w\-./:$%@<>*+=,|\[\]()\" ]+")
 
 ASKED = {
@@ -41,7 +43,7 @@ class Question:
 
 
 def find_questions(text: str) -> list[Question]:
-    """All questions of a text in its order; a name that is explained twice is not asked for.
+    """All questions of a text in its order; what is defined twice is not asked for, wherever it is explained.
 
     The wording is chosen by the name alone, so that the same text gives the same questions.
     """
@@ -49,15 +51,16 @@ def find_questions(text: str) -> list[Question]:
     for match in DOCSTRING.finditer(text):
         if not match["name"].startswith("__") and (answer := first_sentence(match["text"])):
             found.append((match["kind"], match["name"], answer, match.start(), match.end()))
+    defined = Counter(DEFINED.findall(text))
     for match in DEFINITION.finditer(text):
         name = match["name"].strip().rstrip(":").strip("`*\"' ")
+        defined[name] += 1
         answer = first_sentence(match["text"])
         if answer and answer[0].isupper() and _is_term(name):
             found.append(("term", name, answer, match.start(), match.end()))
-    names = [name for _, name, *_ in found]
     questions = []
     for kind, name, answer, start, end in sorted(found, key=lambda item: item[3]):
-        if names.count(name) == 1:
+        if defined[name] == 1:
             wordings = ASKED[kind]
             wording = wordings[sum(map(ord, name)) % len(wordings)]
             questions.append(Question(wording.format(name=name), answer, start, end))

@@ -18,12 +18,12 @@ from sharedllm.methods.base import Method, new_tokens, target_nll
 from sharedllm.methods.estimate import Passes, cache_bytes, in_chunks, slot_bytes
 from sharedllm.prompts import Prompt
 from sharedllm.quote import with_quotes
-from sharedllm.relevance import ASKING_TOKENS
+from sharedllm.relevance import ASKING_TOKENS, CONTINUED_TOKENS
 from sharedllm.tree import candidate_tokens
 
 
 class Shared(Method):
-    """Scoring searches by what the window holds before the targets; without `ASKING_TOKENS` of it, it takes the
+    """Scoring searches by the last `CONTINUED_TOKENS` before the targets; with fewer than `ASKING_TOKENS` it takes the
     newest chunks and the later halves. Generating searches by the window.
 
     A question stands in the window, with what is nearest to it (`config.quoted_tokens`), and is searched by; all of the
@@ -59,8 +59,9 @@ class Shared(Method):
     @torch.no_grad()
     def score(self, past: Context | None, window: Tensor, targets: int) -> Tensor:
         ids, before = window[None].to(self.llm.device), len(window) - targets
-        asking = torch.arange(len(window), device=ids.device)[None] < before
-        search = "query" if before >= ASKING_TOKENS else "later"
+        place = torch.arange(len(window), device=ids.device)[None]
+        asking = (place < before) & (place >= before - CONTINUED_TOKENS)
+        search = "continue" if before >= ASKING_TOKENS else "later"
         logits = self.llm(
             ids, context=past, search=search, question_mask=asking, use_cache=False, logits_to_keep=targets + 1
         ).logits

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from sharedllm.config import SharedConfig, check_choice, check_keys
+from sharedllm.data.needles import DISTRACTED
 from sharedllm.errors import UsageError
 
 TRAINABLE = ("shared", "encoder-decoder")
@@ -67,6 +68,10 @@ class Recipe:
     long_windows: float = 0.0
     """Share of continuation samples with one long window instead, after the fewest chunks of context."""
     long_window_tokens: int = 4096
+    warm_tokens: int = 0
+    """Tokens before the predicted ones in the windows of `warm`; with `window_tokens` at most a chunk."""
+    warm: float = 0.0
+    """Share of the other continuation samples whose windows begin with so many tokens that are searched by, not predicted."""
     distill: float = 0.0
     """Share of the loss of continuations that is the KL divergence from the same model reading context and window itself."""
     needles: float = 0.0
@@ -79,6 +84,8 @@ class Recipe:
     """Share of those that follow from two or three statements together."""
     counts: float = 0.0
     """Share of those that are how often something is said."""
+    distracted: float = DISTRACTED
+    """Share of hidden facts beside which a statement like theirs is hidden that does not answer the question."""
     whole_answers: float = 0.25
     """Share of hidden facts whose answer is predicted from its first word on, not only after the words that lead to it."""
     questions: float = 0.0
@@ -136,7 +143,7 @@ class Recipe:
             raise UsageError(
                 f"keep_start is {self.keep_start}; it must be at least 0 and below 1, and needs an adapter to start from."
             )
-        for name in ("distill", "quoted", "final_rate"):
+        for name in ("distill", "quoted", "final_rate", "distracted", "whole_answers"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
         if self.quoted and not self.config.quoted_tokens:
@@ -161,15 +168,17 @@ class Recipe:
             raise UsageError(
                 "pairs, hops and counts are shares of the hidden facts; together they must lie between 0 and 1."
             )
-        if not 0 <= self.whole_answers <= 1:
-            raise UsageError(f"whole_answers is {self.whole_answers}; it must lie between 0 and 1.")
         if not 0 <= self.long_windows <= 1 or self.long_window_tokens < 2:
             raise UsageError("long_windows must lie between 0 and 1, long_window_tokens must be at least 2.")
+        if not 0 <= self.warm <= 1 or self.warm_tokens < (1 if self.warm else 0):
+            raise UsageError("warm must lie between 0 and 1, and needs warm_tokens of at least 1.")
         if len(self.context_chunks) != 2 or not 1 <= self.context_chunks[0] <= self.context_chunks[1]:
             raise UsageError(f"context_chunks is {self.context_chunks}; give the fewest and the most, such as [4, 7].")
-        if self.window_tokens > self.config.chunk_length:
+        if self.window_tokens + self.warm_tokens > self.config.chunk_length:
+            together = f"window_tokens and warm_tokens are {self.window_tokens} and {self.warm_tokens}"
+            alone = f"window_tokens is {self.window_tokens}"
             raise UsageError(
-                f"window_tokens is {self.window_tokens}, more than a chunk of {self.config.chunk_length} tokens."
+                f"{together if self.warm_tokens else alone}, more than a chunk of {self.config.chunk_length} tokens."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,12 +20,13 @@ from sharedllm.data.retrieval import draw_facts
 from sharedllm.data.study import Passage, Study
 from sharedllm.errors import UsageError
 from sharedllm.prompts import Prompt
+from sharedllm.relevance import CONTINUED_TOKENS
 from sharedllm.train.recipe import Recipe
 from sharedllm.train.too_short import least_tokens, none_left
 
 ASKED = NEEDLES, QUESTIONS = "needles", "questions"  # kinds of samples whose questions have a right answer
 STUDY = "study"  # the kind whose questions have a teacher's
-LONG = "long window"
+LONG, WARM = "long window", "warm window"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class Window:
     """What a teacher reads, token by token; ends in the same targets. None: all of the window's chunks and the window."""
     quoted: bool = False
     """Whether the passages nearest to the question are to stand before it."""
+
+
+def going_on(chunks: int, ids: np.ndarray, before: int) -> Window:
+    """A window [T] whose first `before` tokens are not predicted; the context is searched by the last of those."""
+    place = np.arange(len(ids))
+    return Window(chunks, ids, len(ids) - before, (place < before) & (place >= before - CONTINUED_TOKENS))
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,10 @@ class Sampler:
         return self._continuing(random)
 
     def _continuing(self, random: np.random.Generator) -> str | None:
-        return LONG if self.recipe.long_windows and random.random() < self.recipe.long_windows else None
+        for kind, share in ((LONG, self.recipe.long_windows), (WARM, self.recipe.warm)):
+            if share and random.random() < share:
+                return kind
+        return None
 
     def _drawn(self, kind: str | None, document: Document, random: np.random.Generator, times: int) -> Sample:
         """A sample with as many windows as `times` steps have."""
@@ -134,21 +144,30 @@ class Sampler:
             if sample.windows:
                 return sample
             kind = self._continuing(random)
-        return self.long_continuation(document, random) if kind == LONG else self.continuation(document, random, times)
+        if kind == LONG:
+            return self.long_continuation(document, random)
+        return self.continuation(document, random, times, self.recipe.warm_tokens if kind == WARM else 0)
 
-    def continuation(self, document: Document, random: np.random.Generator, times: int = 1) -> Sample:
+    def continuation(self, document: Document, random: np.random.Generator, times: int = 1, before: int = 0) -> Sample:
         """Windows that go on where the chunks they see end: one after the whole context, others after parts of it.
 
         No two start at the same place, so a context of fewer chunks than the recipe's windows gives fewer.
+
+        Args:
+            before: tokens a window begins with that are not predicted; the context is searched by them.
         """
         chunks, ids = self._cut(document, random)
         C, T = self.recipe.config.chunk_length, self.recipe.window_tokens
         seen = [chunks, *(1 + random.permutation(chunks - 1)[: self.recipe.windows * times - 1]).tolist()]
-        windows = [Window(n, ids[n * C : n * C + T], T - 1) for n in seen]
-        return Sample(document.kind, document.source, ids[: chunks * C], windows, "later")
+        context = ids[: chunks * C]
+        if not before:
+            windows = [Window(n, ids[n * C : n * C + T], T - 1) for n in seen]
+            return Sample(document.kind, document.source, context, windows, "later")
+        windows = [going_on(n, ids[n * C : n * C + before + T], before) for n in seen]
+        return Sample(WARM, document.source, context, windows, "continue")
 
     def long_continuation(self, document: Document, random: np.random.Generator) -> Sample:
-        """One window of thousands of tokens, of which the first half asks and the second is predicted.
+        """One window of thousands of tokens, of which the second half is predicted.
 
         There a context is worth what its nearest chunks are: the newest one is thousands of tokens back.
         """
@@ -157,15 +176,15 @@ class Sampler:
         start = int(random.integers(0, document.tokens - tokens + 1))
         ids = np.asarray(self.folder.tokens(document)[start : start + tokens], dtype=np.int64)
         window = ids[chunks * C :]
-        asking = np.arange(len(window)) < len(window) // 2
-        windows = [Window(chunks, window, len(window) - len(window) // 2, asking)]
-        return Sample(LONG, document.source, ids[: chunks * C], windows, "query")
+        windows = [going_on(chunks, window, len(window) // 2)]
+        return Sample(LONG, document.source, ids[: chunks * C], windows, "continue")
 
     def retrieval(self, document: Document, random: np.random.Generator, times: int = 1) -> Sample:
         """Needles hidden in the text, and a question window for each; the answer is predicted."""
         chunks, ids = self._cut(document, random)
         recipe = self.recipe
-        drawn = draw_facts(random, recipe.needle_windows * times, recipe.pairs, recipe.hops, recipe.counts)
+        count = recipe.needle_windows * times
+        drawn = draw_facts(random, count, recipe.pairs, recipe.hops, recipe.counts, recipe.distracted)
         needles, said = self._fitting(drawn, chunks)
         hidden = [said[i] for i in random.permutation(len(said)).tolist()]
         room = chunks * self.recipe.config.chunk_length - sum(map(len, hidden))
