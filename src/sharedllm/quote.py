@@ -60,11 +60,17 @@ def inserted(
     none that do: as they are. `window`: the most tokens that it has with the answer; None: the model's."""
     if asking is None or not asking.any():
         return ids
-    end = list(llm.tokenizer(END, add_special_tokens=False)["input_ids"])
+    end = _end(llm.tokenizer)
     room = (window or llm.window) - max_new_tokens - len(ids) - len(end)
     passages = quotes(context, spans, settings_of(llm, context).quoted_tokens, llm.tokenizer, room).tolist()
     at = int(asking[0].nonzero()[0])
     return [*ids[:at], *passages, *end, *ids[at:]] if passages else ids
+
+
+def _end(tokenizer: Any) -> list[int]:
+    """Token ids of `END` as they are before a word, which may differ from those of `END` by itself."""
+    whole, word, alone = (list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (f"{END}a", "a", END))
+    return whole[: -len(word)] if whole[-len(word) :] == word else alone
 
 
 def quotes(context: Context, spans: Sequence[Span], most: int, tokenizer: Any, room: int | None = None) -> Tensor:

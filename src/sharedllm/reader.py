@@ -227,12 +227,11 @@ class Reader:
         n, device = ids_XC.shape[1], self.lower.device
         kept = self._kept(n, stored)
         compared = self.config.compared_layer(stored.compact)
-        bits = 16 if stored.every_token else self.config.stored_bits
         done = []
         for rows in ids_XC.split(self.side_by_side(n)):
             lengths = torch.full((len(rows),), n, device=device)
             tokens, reps, some = (t.to(device).expand(len(rows), -1).contiguous() for t in kept)
-            wanted = Wanted(tokens, reps, bits, compared, some)
+            wanted = Wanted(tokens, reps, self.config.stored_bits, compared, some)
             done.append(self.lower.encode(rows.to(device, torch.long), lengths, wanted))
             if told is not None:
                 told(rows.numel())
@@ -279,7 +278,7 @@ class Reader:
         apart = self.config.compared_layer(stored.compact) >= 0
         searched = keys.new_empty(1, parts.kv_heads, len(compared), parts.head_dim) if apart else none[0]
         kept = (keys, keys, none, none, none, none, reps, told, searched, none[0], none[0])
-        return Encoded(lengths, tokens, *kept).packed(16 if stored.every_token else self.config.stored_bits)
+        return Encoded(lengths, tokens, *kept).packed(self.config.stored_bits)
 
     def _kept(self, n: int, stored: Stored) -> tuple[Tensor, Tensor, Tensor]:
         """Of a chunk of `n` tokens those that are stored, those that have a representation, and those that are compared where

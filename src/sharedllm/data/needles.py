@@ -58,12 +58,17 @@ class Needle:
 
 
 def draw_needles(
-    random: np.random.Generator, count: int, distracted: float = DISTRACTED, held_out: bool = False
+    random: np.random.Generator,
+    count: int,
+    distracted: float = DISTRACTED,
+    wordings: int | None = None,
+    held_out: bool = False,
 ) -> list[Needle]:
     """`count` needles about different things in different places, so that no question has two answers.
 
     Args:
         distracted: share that come with a statement like theirs: the same of a neighbour, or another kind of the same.
+        wordings: how many are drawn from; None: all.
         held_out: from the wordings, places and names that training never sees, to be evaluated with.
     Raises:
         ValueError: more needles than there are pairs of a thing and a place.
@@ -71,10 +76,11 @@ def draw_needles(
     if held_out:
         return _held_out(random, count)
     every = [(kind, *form) for kind, of_kind in vocabulary()["forms"].items() for form in of_kind]
+    some = every if wordings is None else [every[i] for i in random.permutation(len(every))[:wordings].tolist()]
     where = draw_subjects(random, "things", count)
     taken, needles = set(where), []
     for about in where:
-        form = every[int(random.integers(len(every)))]
+        form = some[int(random.integers(len(some)))]
         value = draw_value(random, form[0], about[1])
         said, asked, begun = (_fill(text, about, value) for text in form[1:])
         distractors: tuple[str, ...] = ()

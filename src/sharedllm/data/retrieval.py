@@ -17,6 +17,7 @@ def draw_facts(
     hops: float = 0.0,
     counts: float = 0.0,
     distracted: float = DISTRACTED,
+    wordings: int | None = None,
 ) -> list[Needle]:
     """`count` facts for training to hide in one context, none with a second answer.
 
@@ -25,6 +26,7 @@ def draw_facts(
     Args:
         pairs: share that are keys of a table; `hops`: that follow from several statements; `counts`: that are to be
             counted. The rest are needles.
+        wordings: of needles, how many are drawn from; None: all.
         distracted: share of all but those in tables, which have other keys beside them, that come with a statement like theirs.
     """
     shares = [pairs, hops, counts, max(0.0, 1 - pairs - hops - counts)]
@@ -34,5 +36,5 @@ def draw_facts(
         *draw_pairs(random, drawn[0]),
         *draw_hops(random, drawn[1], distracted),
         *draw_counts(random, drawn[2], distracted),
-        *draw_needles(random, drawn[3], distracted),
+        *draw_needles(random, drawn[3], distracted, wordings),
     ]

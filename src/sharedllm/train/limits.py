@@ -14,7 +14,8 @@ def check_lengths(recipe: Recipe, positions: int, study: Study | None = None) ->
     if recipe.long_windows:
         told.append(("long_window_tokens is", recipe.long_window_tokens))
     if recipe.distill and recipe.needles + recipe.study < 1:
-        told.append(("distill has a teacher read context_chunks and window_tokens,", most * C + recipe.window_tokens))
+        windows = recipe.window_tokens + (recipe.warm_tokens if recipe.warm else 0)
+        told.append(("distill has a teacher read context_chunks and window_tokens,", most * C + windows))
         if recipe.long_windows:
             both = fewest * C + recipe.long_window_tokens
             told.append(("distill has a teacher read context_chunks and long_window_tokens,", both))

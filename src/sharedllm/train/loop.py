@@ -153,6 +153,7 @@ class Trainer:
 
     def _one_step(self) -> dict[str, Any]:
         started = time.perf_counter()
+        self.optimizer.zero_grad(set_to_none=True)  # of a step that was stopped half way
         rate = set_rates(self.optimizer, self.recipe, self.step)
         parts = self._gathered({part: self._learn_part(part) for part in self._dealt(self.recipe.accumulate)})
         self._sum_gradients()
@@ -278,7 +279,7 @@ class Trainer:
     def _compare(self, i: int) -> Compared:
         """Of a held-out sample; without the context there is nothing of it to quote either."""
         assert self.held_out is not None
-        sample = self.held_out.draw(10**9 + i)
+        sample = self.held_out.draw(10**9 + i * self.recipe.reuse)
         _, batch, memory = self._taken_in(sample, None)
         with self.learner.reading(memory):
             read = next_token_loss(self._logits(batch), batch.labels).item()

@@ -69,9 +69,10 @@ class Recipe:
     """Share of continuation samples with one long window instead, after the fewest chunks of context."""
     long_window_tokens: int = 4096
     warm_tokens: int = 0
-    """Tokens before the predicted ones in the windows of `warm`; with `window_tokens` at most a chunk."""
+    """Most tokens before the predicted ones in the windows of `warm`, 64 or more; with `window_tokens` at most a chunk."""
     warm: float = 0.0
-    """Share of the other continuation samples whose windows begin with so many tokens that are searched by, not predicted."""
+    """Share of the other continuation samples whose windows begin with tokens that are not predicted; by the last of these the
+    context is searched."""
     distill: float = 0.0
     """Share of the loss of continuations that is the KL divergence from the same model reading context and window itself."""
     needles: float = 0.0
@@ -86,6 +87,8 @@ class Recipe:
     """Share of those that are how often something is said."""
     distracted: float = DISTRACTED
     """Share of hidden facts beside which a statement like theirs is hidden that does not answer the question."""
+    few_wordings: float = 0.0
+    """Share of samples of hidden facts that say them in two to five wordings alone, so that most have others like them."""
     whole_answers: float = 0.25
     """Share of hidden facts whose answer is predicted from its first word on, not only after the words that lead to it."""
     questions: float = 0.0
@@ -143,7 +146,7 @@ class Recipe:
             raise UsageError(
                 f"keep_start is {self.keep_start}; it must be at least 0 and below 1, and needs an adapter to start from."
             )
-        for name in ("distill", "quoted", "final_rate", "distracted", "whole_answers"):
+        for name in ("distill", "quoted", "final_rate", "distracted", "few_wordings", "whole_answers"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
         if self.quoted and not self.config.quoted_tokens:

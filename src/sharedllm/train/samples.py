@@ -20,13 +20,15 @@ from sharedllm.data.retrieval import draw_facts
 from sharedllm.data.study import Passage, Study
 from sharedllm.errors import UsageError
 from sharedllm.prompts import Prompt
-from sharedllm.relevance import CONTINUED_TOKENS
+from sharedllm.relevance import ASKING_TOKENS, CONTINUED_TOKENS
 from sharedllm.train.recipe import Recipe
 from sharedllm.train.too_short import least_tokens, none_left
 
 ASKED = NEEDLES, QUESTIONS = "needles", "questions"  # kinds of samples whose questions have a right answer
 STUDY = "study"  # the kind whose questions have a teacher's
 LONG, WARM = "long window", "warm window"
+FEW = (2, 5)
+"""Fewest and most wordings of a sample with few."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,9 @@ class Sampler:
             kind = self._continuing(random)
         if kind == LONG:
             return self.long_continuation(document, random)
-        return self.continuation(document, random, times, self.recipe.warm_tokens if kind == WARM else 0)
+        most = self.recipe.warm_tokens
+        before = int(random.integers(min(ASKING_TOKENS, most), most + 1)) if kind == WARM else 0
+        return self.continuation(document, random, times, before)
 
     def continuation(self, document: Document, random: np.random.Generator, times: int = 1, before: int = 0) -> Sample:
         """Windows that go on where the chunks they see end: one after the whole context, others after parts of it.
@@ -183,8 +187,10 @@ class Sampler:
         """Needles hidden in the text, and a question window for each; the answer is predicted."""
         chunks, ids = self._cut(document, random)
         recipe = self.recipe
-        count = recipe.needle_windows * times
-        drawn = draw_facts(random, count, recipe.pairs, recipe.hops, recipe.counts, recipe.distracted)
+        few = recipe.few_wordings > 0 and random.random() < recipe.few_wordings
+        wordings = int(random.integers(FEW[0], FEW[1] + 1)) if few else None
+        count, shares = recipe.needle_windows * times, (recipe.pairs, recipe.hops, recipe.counts)
+        drawn = draw_facts(random, count, *shares, recipe.distracted, wordings)
         needles, said = self._fitting(drawn, chunks)
         hidden = [said[i] for i in random.permutation(len(said)).tolist()]
         room = chunks * self.recipe.config.chunk_length - sum(map(len, hidden))
