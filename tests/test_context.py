@@ -302,3 +302,30 @@ def test_a_context_serves_another_adapter_of_the_same_model(llm, make, tmp_path)
     other = make(dataclasses.replace(CONFIG, positions="sequence", null_slot=False))
     loaded = Context.load(tmp_path / "c", other)
     assert torch.equal(other(WINDOW, context=loaded).logits, other(WINDOW, context=other.read(tokens(70))).logits)
+
+
+def test_ragged_chunks_are_read_in_few_lengths_and_give_the_same(make, monkeypatch):
+    llm = make(dataclasses.replace(CONFIG, chunk_length=64, fine_chunks=1))
+    read, widths = llm.lower.encode, []
+
+    def noted(ids, *rest):
+        widths.append(ids.shape[1])
+        return read(ids, *rest)
+
+    def blocks():
+        found = []
+        for n in (70, 77, 100, 127):
+            context = llm.reader.new_context()
+            context.ids = tokens(n).int()
+            llm.reader.encode(context)
+            found += context.blocks
+        return found
+
+    monkeypatch.setattr(llm.lower, "encode", noted)
+    rounded = blocks()
+    assert widths == [64, 8, 64, 16, 64, 36, 64, 64], "multiples of a sixteenth of a chunk"
+    monkeypatch.setattr("sharedllm.reader.LENGTHS", 64)
+    for mine, plain in zip(rounded, blocks(), strict=True):
+        for name, tensor in vars(mine).items():
+            torch.testing.assert_close(tensor, getattr(plain, name), atol=1e-5, rtol=1e-5)
+    assert widths[8:] == [64, 6, 64, 13, 64, 36, 64, 63]

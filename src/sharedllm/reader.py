@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sharedllm.config import SharedConfig
@@ -24,6 +25,7 @@ from sharedllm.manifest import STORED_UNDER
 from sharedllm.saved import MERGED_CHUNKS
 from sharedllm.tree import candidate_tokens, tree_borders
 
+LENGTHS = 16  # that a ragged chunk is padded to while it is read
 REMEMBERED = 8  # chunks of a context that were read again for a question: as many as one question may take in whole
 
 
@@ -50,7 +52,7 @@ class Stored(NamedTuple):
     """Which tokens of a chunk are stored."""
 
     every_token: bool = False
-    """Every one, as it was computed: for training, where split points are noisy."""
+    """Every one, and what represents it: for training, where split points are noisy."""
     whole: bool = False
     """Every one, in the bits of the settings: the chunk holds kept spans, or is taken in whole."""
     compact: bool = False
@@ -232,7 +234,7 @@ class Reader:
             lengths = torch.full((len(rows),), n, device=device)
             tokens, reps, some = (t.to(device).expand(len(rows), -1).contiguous() for t in kept)
             wanted = Wanted(tokens, reps, self.config.stored_bits, compared, some)
-            done.append(self.lower.encode(rows.to(device, torch.long), lengths, wanted))
+            done.append(self.lower.encode(self._rounded(rows.to(device, torch.long)), lengths, wanted))
             if told is not None:
                 told(rows.numel())
         return Encoded.cat(done)
@@ -248,6 +250,15 @@ class Reader:
                 context.again.pop(next(iter(context.again)))
             context.again[chunk] = self.encode_rows(ids[None], stored=Stored(whole=True))
         return context.again[chunk]
+
+    def _rounded(self, rows: Tensor) -> Tensor:
+        """Chunks [X, n], padded at the right to one of `LENGTHS` lengths.
+
+        Libraries keep the code that they make for each shape they meet (for a chunk it takes a megabyte or two), so that
+        ragged chunks of every length would fill a server's memory (docs/LOG.md).
+        """
+        n, C = rows.shape[1], self.config.chunk_length
+        return F.pad(rows, (0, min(-n % max(1, C // LENGTHS), max(0, C - n))))
 
     def side_by_side(self, n: int) -> int:
         """How many chunks of `n` tokens are read at once."""
