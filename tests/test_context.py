@@ -144,14 +144,14 @@ def test_append_does_not_encode_complete_chunks_again(llm, monkeypatch):
     context = llm.read(tokens(16 * 5 + 7))
     calls = counted(monkeypatch, llm.lower, "encode")
     context.append(tokens(30, 2))  # the ragged 7 and 30 more: two full chunks and 5 tokens
-    assert sorted(row for ids, *_ in calls for row in [ids.shape[1]] * ids.shape[0]) == [5, 16, 16]
+    assert sorted(row for ids, *_ in calls for row in [ids.shape[1]] * ids.shape[0]) == [6, 16, 16], "5 are padded to 6"
     calls.clear()
     context.append(tokens(0))
     context.append(tokens(11, 3))  # 5 and 11 more complete a chunk
     assert sum(ids.shape[0] for ids, *_ in calls) <= 2
     calls.clear()
     context.append(tokens(3, 4))  # nothing was ragged
-    assert [tuple(ids.shape) for ids, *_ in calls] == [(1, 3)]
+    assert [tuple(ids.shape) for ids, *_ in calls] == [(1, 4)], "3 are padded to 4"
 
 
 def test_append_to_a_context_without_a_model_is_refused(llm, tmp_path):
@@ -323,7 +323,7 @@ def test_ragged_chunks_are_read_in_few_lengths_and_give_the_same(make, monkeypat
 
     monkeypatch.setattr(llm.lower, "encode", noted)
     rounded = blocks()
-    assert widths == [64, 8, 64, 16, 64, 36, 64, 64], "multiples of a sixteenth of a chunk"
+    assert widths == [64, 8, 64, 16, 64, 40, 64, 64], "multiples of an eighth of a chunk"
     monkeypatch.setattr("sharedllm.reader.LENGTHS", 64)
     for mine, plain in zip(rounded, blocks(), strict=True):
         for name, tensor in vars(mine).items():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sharedllm import Library, SharedLLM, UsageError, WorkError
-from sharedllm.parallel import ParallelReader
+from sharedllm.parallel import LeadingReader, ParallelReader
 from sharedllm.processes import Processes
 from sharedllm.reading import read
 from sharedllm.train.distributed import dealt_rows
@@ -50,6 +50,15 @@ def test_one_process_alone_reads_as_ever(make, processes):
     llm.reader = ParallelReader(llm.reader, processes)
     assert_same_chunks(llm.read(ids), alone)
     assert processes.received == 0
+
+
+def test_each_process_is_given_a_chunk_of_its_own_and_none_is_asked_for_its_memory(make, processes, monkeypatch):
+    monkeypatch.setattr(processes, "count", 3)
+    monkeypatch.setattr(processes, "gather", lambda _: pytest.fail("the others wait for a text"))
+    following, leading = (kind(make().reader, processes) for kind in (ParallelReader, LeadingReader))
+    assert [reader.at_once(16, most) for reader in (following, leading) for most in (1, 2, 8)] == [3, 2, 8] * 2
+    monkeypatch.setattr("sharedllm.reader.chunk_batch", lambda *_: 20)
+    assert [leading.at_once(16, most) for most in (1, 8)] == [20, 16]
 
 
 @pytest.mark.parametrize(("broken", "told"), [("exchange", False), ("source", True)])

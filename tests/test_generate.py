@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -190,6 +191,13 @@ def test_ask_searches_once_and_never_encodes_again(llm, context, monkeypatch):
     first, second = (llm.answer(context, q, max_new_tokens=4) for q in ("one?", "two?"))
     assert (len(searches), len(encoded)) == (2, 0)
     assert first.compressed and second.compressed
+
+
+def test_a_text_that_is_read_for_a_question_is_not_time_of_its_search(llm, monkeypatch):
+    between, encode = llm.read(tokens(60, 3)), llm.lower.encode
+    monkeypatch.setattr(llm.lower, "encode", lambda *args: (time.sleep(0.5), encode(*args))[1])
+    answer = llm.answer(between, "who?", max_new_tokens=4)
+    assert answer.compressed and between.chunks == 4 and answer.search_seconds < 0.5
 
 
 def test_another_question_chooses_other_slots(llm, context):

@@ -120,6 +120,17 @@ def test_what_was_measured_later_and_with_the_same_model_counts(goals):
     assert "| 1 |" in goals.page([]) and "Nothing measured yet." in goals.page([])
 
 
+def test_a_ratio_of_two_runs_says_so(goals):
+    apart = ratio(
+        "first_token_speed_over_full", 32 * K, 7.5, 10.0, 75.0, "at least 5", True, against="full", separate_runs=True
+    )
+    assert "| 7.5, both sides in separate runs | at least 5 | met |" in goals.page([*ROWS, apart])
+    assert "| 7.5 times, both sides in separate runs | at least 5 | met |" in goals.short_table([*ROWS, apart])
+    for made in (goals.page(ROWS), goals.short_table(ROWS)):
+        assert "separate runs" not in made
+    assert "Goal 1 compares with the lowest layers run to their end" in goals.page(ROWS)
+
+
 def test_the_goals_are_metrics_of_bench(goals):
     known = (
         {limit.metric for limit in limits.LIMITS}

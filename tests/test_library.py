@@ -198,6 +198,24 @@ def test_a_segment_cut_short_is_read_again_by_the_same_call(llm, library, monkey
     assert_same_chunks(library.context(), expected)
 
 
+def test_where_memory_allows_more_chunks_are_read_at_once_and_kept_as_ever(llm, tmp_path, monkeypatch):
+    text = tokens(16 * 20 + 5, 9)
+    monkeypatch.setattr(sharedllm.saved, "SEGMENT_BYTES", 1)
+    Library(tmp_path / "one", llm).add("text", text)
+    expected, rows = llm.read(text), counted(monkeypatch, llm.lower, "encode")
+    monkeypatch.setattr("sharedllm.reader.chunk_batch", lambda *_: 8)
+    Library(tmp_path / "eight", llm).add("text", text)
+    assert [len(ids) for ids, *_ in rows] == [8, 8, 4, 1], "though a segment holds a single chunk"
+    assert {f.name for f in segments(tmp_path / "eight")} == {f.name for f in segments(tmp_path / "one")}
+    rows.clear()
+    monkeypatch.setattr("sharedllm.reader.chunk_batch", lambda *_: 19)
+    read = llm.read(text)
+    assert [len(ids) for ids, *_ in rows] == [16, 4, 1] and [len(b.lengths) for b in read.blocks] == [8, 8, 4, 1]
+    for mine, one in zip(read.blocks, expected.blocks, strict=True):
+        torch.testing.assert_close(mine.keys, one.keys)
+        torch.testing.assert_close(mine.values, one.values)
+
+
 def test_a_disk_too_small_is_said_before_anything_is_read(llm, library, monkeypatch):
     calls, before = counted(monkeypatch, llm.lower, "encode"), files(library.folder)
     monkeypatch.setattr("sharedllm.library.shutil.disk_usage", lambda _: type("Usage", (), {"free": 9999}))

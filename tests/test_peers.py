@@ -17,7 +17,7 @@ from tests.conftest import tiny_model
 
 ABOUT = {
     "method": "kvpress-snapkv", "budget": "stored_bytes", "device": "cpu", "dtype": "float32", "seed": 0, "threads": 1,
-    "window": 4, "peak_memory_bytes": 1,
+    "window": 4, "peak_memory_bytes": 1, "run": "a1",
 }  # fmt: skip
 
 
@@ -48,6 +48,8 @@ def sample(past, value="4821", metric="found"):
 
 class FakePeer:
     """Keeps what it is given to read and answers the same to everything."""
+
+    window = 4
 
     def __init__(self):
         self.reads = []
@@ -95,6 +97,7 @@ def test_rows_have_the_fields_of_ours(peers, tmp_path):
     row = peers.result_row(samples, outcomes, ABOUT)
     assert ROW_FIELDS | {"compression_ratio", "bytes_kept"} <= set(row)
     assert (row["value"], row["method"], row["adapter"], row["bytes_kept"]) == (1.5, "kvpress-snapkv", None, 100)
+    assert row["allowed_bytes"] == 100, "what `shared` keeps of the same samples"
     assert row["beyond_window"] and row["positions"] == 5
     assert (row["targets"], row["window"], row["starts"]) == (2, 3, [4, 4]), "so that they are drawn beside ours"
     values = [0.2, 0.9, 0.4]
@@ -126,3 +129,48 @@ def test_what_is_scored_is_seen_by_no_later_sample_on_the_same_past(peers):
             peer.model.model(input_ids=torch.tensor([past]), past_key_values=cache)
         first, second = (peer.nll(cache, len(past), window, 3) for _ in range(2))
         assert second == pytest.approx(first) and cache.get_seq_length() == len(past)
+
+
+def test_what_is_known_is_not_computed_again(peers, tmp_path, monkeypatch, capsys):
+    """A row is known by its samples, press, bytes and dtype; a run that was stopped goes on."""
+    file, output, made = tmp_path / "samples.jsonl", tmp_path / "peers.jsonl", []
+
+    def run(past: list[int], *more: str) -> list[dict]:
+        file.write_text(json.dumps(sample(past)) + "\n")
+        command = [
+            "kvpress_rows.py",
+            str(file),
+            "-o",
+            str(output),
+            "--model",
+            "tiny.gguf",
+            "--presses",
+            "snapkv",
+            *more,
+        ]
+        monkeypatch.setattr("sys.argv", command)
+        made.clear()
+        peers.main()
+        return [json.loads(line) for line in output.read_text().splitlines()]
+
+    monkeypatch.setattr(peers, "Peer", lambda *_: made.append(FakePeer()) or made[-1])
+    (first,) = run([1, 2, 3])
+    assert run([1, 2, 3]) == [first] and not made and "not computed again" in capsys.readouterr().err
+    assert len(run([1, 2, 4])) == 2 and len(run([1, 2, 4], "--bytes", "attended")) == 3
+    assert (
+        len(run([1, 2, 4], "--dtype", "bfloat16")) == 4
+        and len(run([1, 2, 4], "--presses", "snapkv,streaming-llm")) == 5
+    )
+    assert len(made) == 1, "one press of the two was known"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's account of a process")
+def test_a_peak_of_memory_is_of_one_press(peers):
+    size = 2**28
+    held = bytearray(b"x") * size
+    peers.reset_peak("cpu")
+    with_it = peers.peak_memory_bytes("cpu")
+    del held
+    assert peers.peak_memory_bytes("cpu") > with_it - size // 8, "what was held then"
+    peers.reset_peak("cpu")
+    assert peers.peak_memory_bytes("cpu") < with_it - size // 2

@@ -15,7 +15,7 @@ from PIL import Image
 from pypdf import PdfReader
 
 from sharedllm.cli import main
-from sharedllm.plot import needle, perplexity, training
+from sharedllm.plot import lines, needle, perplexity, training
 from sharedllm.plot.figure import compose, plan
 from sharedllm.plot.lines import CYCLE, LOOKS, SHARED, Line, length_name
 from sharedllm.plot.page import DARK, INK, PAPER, STYLE, on_page
@@ -137,6 +137,48 @@ def test_other_passages_have_a_panel_of_their_own(change):
     assert not any(setting.gains(line) for setting, line in zip((first, second), ours, strict=True))
     said = [perplexity.title(setting)[1] for setting in (first, second)]
     assert "3 passages of 2 texts" in said[0] and ("2 passages" if "samples" in change else "3 passages") in said[1]
+
+
+def test_other_texts_have_heat_maps_of_their_own():
+    """Rows of one seed replace each other only where their texts are the same; at another length they may be others."""
+    old = [found("shared", n, [0.1] * 4, [0] * 4, sources=["a"]) for n in (64, 128)]
+    new = [found(m, 64, [0.9] * 4, [1] * 4, sources=["a", "b"]) for m in ("shared", "truncate")]
+    each = found(
+        "kvpress-snapkv", 64, [0.9] * 4, [1] * 4, sources=["a", "a", "b", "b"]
+    )  # names a text for each question
+    newest, before = needle.grids(rows(*old, *new, each))
+    at = [{line.method: by for line, by in grid.cells.items()} for grid in (newest, before)]
+    every = {64: [(4, 4)]}
+    assert at[0] == {"shared": {128: [(0, 4)], **every}, "truncate": every, "kvpress-snapkv": every}
+    assert at[1] == {"shared": {64: [(0, 4)]}} and not newest.replaced
+    assert "measured before, on other texts" in needle.title(before)[1] and "before" not in needle.title(newest)[1]
+
+
+def test_budgets_windows_and_weights_are_lines_of_their_own():
+    """What is named is what differs; a row that does not say its window is of the line that alone does."""
+    budgets = [nll("kvpress-snapkv", 8192, 2.7, budget=f"{name}_bytes") for name in ("stored", "attended")]
+    (setting,) = perplexity.settings(rows(*EQUAL, *budgets))
+    named = lines.names(setting.points)
+    assert [named[line] for line in setting.points if line.budget] == [
+        "kvpress-snapkv A (budget stored bytes)", "kvpress-snapkv B (budget attended bytes)",
+    ]  # fmt: skip
+    one = [found("truncate", 64, [0.1], [0], **given) for given in ({}, {"given_window": 1024})]
+    (grid,) = needle.grids(rows(*one))
+    assert [*lines.names(grid.cells).values()] == ["truncate: the window alone"] and grid.replaced == 1
+    cross = [
+        found("encoder-decoder", 64, [0.1], [0], weights=weights) for weights in ("one.safetensors", "two.safetensors")
+    ]
+    (grid,) = needle.grids(rows(*one, found("truncate", 64, [0.1], [1], given_window=8192), *cross))
+    assert [*lines.names(grid.cells).values()] == [
+        "truncate A (window not said)", "truncate B (window 1,024)", "truncate C (window 8,192)",
+        "encoder-decoder A (weights one.safetensors)", "encoder-decoder B (weights two.safetensors)",
+    ]  # fmt: skip
+
+
+def test_the_bounds_of_few_passages_are_called_their_range():
+    few, more = (nll("shared", 8192, 2.9, samples=n, values=[2.9] * n, sources=["a"] * n) for n in (4, 5))
+    said = [perplexity.title(setting)[1] for row in (few, more) for setting in perplexity.settings(rows(row))]
+    assert "the range of so few passages" in said[0] and "95 % bootstrap" in said[1]
 
 
 def test_bars_are_of_the_passages_where_a_row_has_them():

@@ -54,6 +54,29 @@ def test_tasks_models_and_dtypes_are_never_mixed():
     assert [(b.task, b.model) for b in boards] == [("questions", "tiny"), ("ruler", "large"), ("ruler", "tiny")]
 
 
+def test_other_texts_have_a_board_of_their_own():
+    """What was measured last comes first; no row replaces one of other texts."""
+    others = [score("f1", "shared", n, 0.2, task="questions", sources=["a"]) for n in (4096, 8192)]
+    newer = [score("f1", m, 4096, 0.4, task="questions", sources=["b", "b"]) for m in ("shared", "full")]
+    first, second = scores.boards(rows(*others, *newer))
+    at = [{line.method: {n: p.value for n, p in by.items()} for line, by in b.panels["f1"].items()} for b in (first, second)]  # fmt: skip
+    assert at == [{"shared": {8192: 0.2, 4096: 0.4}, "full": {4096: 0.4}}, {"shared": {4096: 0.2}}]
+    assert not (first.replaced or second.replaced) and "on other texts" not in scores.title(first)[1]
+    assert "measured before, on other texts" in scores.title(second)[1]
+
+
+def test_means_over_other_tasks_share_no_line():
+    two, more = {"vt": 40.0, "cwe": 60.0}, {name: 10.0 for name in ("vt", "cwe", "fwe", "qa_1")}
+    means = [score("ruler_mean", "shared", n, 50.0, subtasks=two) for n in (4096, 8192)]
+    wider = [score("ruler_mean", "shared", 16384, 10.0, subtasks=more), score("ruler_fwe", "shared", 16384, 10.0)]
+    last, before = scores.boards(rows(*RULER[:3], *means, *wider))
+    assert [list(board.panels) for board in (last, before)] == [["ruler_mean", "ruler_vt", "ruler_fwe"], ["ruler_mean"]]
+    assert [[*by] for board in (last, before) for by in board.panels["ruler_mean"].values()] == [[16384], [4096, 8192]]
+    assert "over 4 tasks" in scores.title(last)[1] and "over vt, cwe" in scores.title(before)[1]
+    (alone,) = scores.boards(rows(*RULER[:3], *means))
+    assert "over" not in scores.title(alone)[1]
+
+
 QUALITY = [
     nll("shared", 4096, 2.5), nll("full", 4096, 2.0), nll("shared", 8192, 2.4), nll("yarn", 4096, 2.2),
     nll("truncate", 4096, 1.5, window=4096), nll("truncate", 8192, 1.0, window=4096),
@@ -100,3 +123,13 @@ def test_quality_and_cost_are_drawn():
     assert [a.get_xscale() for a in last] == ["log"] * 6 and "lower is better" in last[0].get_ylabel()
     assert drawn(last[0]) == [([3, 6], [2.5, 2.4]), ([4], [2])]
     assert [text.get_text() for text in last[0].texts] == ["4K", "8K", "4K"]
+
+
+def test_quality_has_the_cost_of_its_own_window():
+    """Answers say the window that they were given, scored passages have the panel's, costs their own."""
+    quality = [nll("truncate", 4096, 2.0), nll("shared", 4096, 2.5)]
+    quality += [found(m, 4096, [0.5], [1], given_window=1024) for m in ("truncate", "shared")]
+    costs = [time(m, 4096, s, window=w) for m, s, w in (("truncate", 1.0, 1024), ("truncate", 9.0, 8192), ("shared", 3.0, 1024))]  # fmt: skip
+    (trade,) = [s.draw.args[0] for s in plan(rows(*quality, *costs)).strips if s.kind == "quality and cost"]
+    points = [[(line.method, p.cost) for line, (p,) in panel.points.items()] for (panel,) in trade.panels]
+    assert points == [[("shared", 3.0), ("truncate", 1.0)]] * 2

@@ -70,7 +70,7 @@ def test_each_comparison_has_a_table_of_its_own(report):
     assert "3.900" not in equal and "| 3.100" not in best
     assert "- `full` at 8,192: it would take 9 GB." in best
     assert (
-        "50 % [50, 50] of 6" in page and "| shared | 5.0, then 0.5 |" in page and "| shared | 50, of them 20 |" in page
+        "50 % [19, 81] of 6" in page and "| shared | 5.0, then 0.5 |" in page and "| shared | 50, of them 20 |" in page
     )
     assert page.index("Mean over the tasks") < page.index("`vt`")
     assert "a processor, 16 GiB" in page and "## Reading\n\nWe win.\n" in page
@@ -119,6 +119,52 @@ def test_what_is_not_measured_is_left_out_and_what_was_measured_later_counts(rep
     assert "RULER" not in page and "Time" not in page
 
 
+def test_bounds_are_of_todays_rule_whatever_a_row_has(report):
+    """Rows that were written before shares had Wilson's interval, and what their tasks' intervals add up to."""
+    stale = {"low": 1.0, "high": 1.0, "scores": [1] * 6}
+    tasks = {"niah_single_2": 100.0, "vt": 0.0}
+    rows = [
+        other("needle", "found", "shared", 4096, 1.0, **stale),
+        *(other("ruler", f"ruler_{name}", "shared", 4096, value) for name, value in tasks.items()),
+        other("ruler", "ruler_mean", "shared", 4096, 50.0, subtasks=tasks),
+        other("ruler", "ruler_mean", "shared", 8192, 50.0, subtasks=tasks),
+    ]
+    page = report.page("small", rows, MACHINE, "")
+    assert "| shared | 100 % [61, 100] of 6 |" in page
+    assert "| shared | 100 [61, 100] |" in page and "| shared | 0 [0, 39] |" in page
+    assert "| shared | 50 [30, 70] | 50 |" in page, "without its tasks a mean has no interval"
+
+
+def test_a_table_has_rows_of_the_same_texts_alone(report):
+    """Those of our last row; texts that are asked about differ by length, scored passages do not."""
+    rows = [
+        {**nll("truncate", 4096, [3.0, 4.0]), "starts": [7, 9]}, nll("shared", 4096, [2.5, 3.7]),
+        {**nll("truncate", 8192, [3.0, 4.0]), "sources": ["a", "b"]}, nll("full", 8192, [2.0, 3.0]),
+        other("needle", "found", "shared", 4096, 1.0, sources=["a", "b"]), other("needle", "found", "full", 4096, 0.5, sources=["a"]),
+        other("needle", "found", "shared", 8192, 1.0, sources=["a"]), other("needle", "found", "full", 8192, 0.5, sources=["a"]),
+    ]  # fmt: skip
+    likelihood, needles = report.page("small", rows, MACHINE, "").split("## Needles")
+    assert "| shared | 3.100 [2.500, 3.700] | not measured |" in likelihood and "truncate |" not in likelihood
+    assert "| full | not measured | 50 % [19, 81] of 6 |" in needles
+    means = [other("ruler", "ruler_mean", m, 4096, 50.0, subtasks=dict.fromkeys(t, 50.0)) for m, t in (("full", "ab"), ("shared", "a"))]  # fmt: skip
+    assert "| full |" not in report.page("small", means, MACHINE, "")
+
+
+def test_a_page_says_what_its_figures_are_of(report):
+    """Few passages, and what was measured in a way that is no longer taken."""
+    page = report.page("small", ROWS, MACHINE, "")
+    few, order, searched = "five passages the interval is their range", "before the prompt", "weighed by nearness"
+    assert few in page and order not in page
+    equal, best = page.split("## Likelihood, best use")
+    assert searched in best and searched not in equal
+    rows = [nll(method, 8192, [2.0] * 5, 4096) for method in ("truncate", "shared")]
+    rows[1]["searched_by"] = 256
+    rows.append(other("needle", "found", "streaming", 4096, 0.5, scores=[1, 0], read_in_prompt=True))
+    assert not any(words in report.page("small", rows, MACHINE, "") for words in (few, order, searched))
+    del rows[2]["read_in_prompt"]
+    assert order in report.page("small", rows, MACHINE, "").split("## Needles")[1]
+
+
 def test_the_pages_say_what_the_results_files_say(report):
     for name in report.PROFILES:
         file = report.rows_file(name)
@@ -159,8 +205,13 @@ def test_kvpress_stands_beside_ours_at_equal_bytes(report):
         return {"method": method, "metric": metric, "length": 8192, "value": value, "low": 0.1, "high": 0.9, **more}
 
     ours = [row("shared", "found", 0.5), row("shared", "nll", 2.5), row("full", "nll", 2.4)]
-    theirs = [row("kvpress-snapkv", "found", 0.25, budget="stored_bytes", bytes_kept=7_700_000)]
+    more = {"budget": "stored_bytes", "bytes_kept": 7_700_000, "allowed_bytes": 7_710_000}
+    theirs = [row("kvpress-snapkv", "found", 0.25, **more)]
+    theirs.append(row("kvpress-snapkv", "nll", 2.75, **{**more, "allowed_bytes": 6_800_000}))
+    theirs.append(row("kvpress-snapkv", "found", 0.25, budget="attended_bytes", bytes_kept=1, allowed_bytes=320_000))
     page = report.page("full", ROWS, MACHINE, "We win.", [*ours, *theirs])
-    assert "| kvpress-snapkv | kept for any question | 7.7 | 25 % [10, 90] |  |" in page
-    assert "| shared |  |  | 50 % [10, 90] | 2.500 [0.100, 0.900] |" in page
+    assert "| kvpress-snapkv | kept for any question | 7.7 | 25 % [10, 90] | 2.750 [0.100, 0.900] |" in page
+    assert "| kvpress-snapkv | attended to by one question | 0.0 | 25 % [10, 90] | not measured |" in page
+    kept = "7.7 kept for any question, 0.3 attended to by one question"
+    assert f"| shared |  | {kept} | 50 % [10, 90] | 2.500 [0.100, 0.900] |" in page
     assert "kvpress" not in report.page("full", ROWS, MACHINE, "We win.", ours)

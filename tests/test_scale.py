@@ -9,20 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from sharedllm import SharedConfig, SharedLLM
 from sharedllm.branch import WIDER
 from sharedllm.methods import create
 from sharedllm.methods.encoder_decoder import CrossConfig, EncoderDecoder
+from sharedllm.methods.estimate import cache_bytes
 from sharedllm.projection import MERGED
 from sharedllm.prompts import Prompt
+from sharedllm.relevance import ASKING_TOKENS
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.products import counter
 
 ROOT = Path(__file__).parent.parent
 CONFIG = SharedConfig(
     injected_layers=3, chunk_length=128, tree_depth=2, slots_per_leaf=4, fine_chunks=1, read_chunks=2, rank=2,
-    stored_bits=4, search_layer=1,
+    stored_bits=4, search_layer=1, search_words=0.1, quoted_tokens=16,
 )  # fmt: skip
 TOKENS = 5 * 128 + 40
 
@@ -99,12 +102,38 @@ def test_operations_of_a_new_token_are_those_that_torch_counts(llm):
     memory = llm.recall(context, ids(8)[None].long())
     slots = memory.keys[0].shape[2] - 1
     assert slots == slots_of(5 * 128, CONFIG)
-    with llm.injection.reading(memory):
-        counted(lambda: llm.model(ids(1)[None].long(), use_cache=False))  # projections and their changes become one
-        weights, attention = counted(lambda: llm.model(ids(1)[None].long(), use_cache=False))
+    quoted, cache = CONFIG.quoted_tokens, DynamicCache()
+    with llm.injection.reading(memory), torch.no_grad():
+        llm.model(ids(quoted)[None].long(), past_key_values=cache)  # projections and their changes become one
+        weights, attention = counted(lambda: llm.model(ids(1)[None].long(), past_key_values=cache))
     found = cost("shared", tiny, 5 * 128, CONFIG, 32, 1)
-    assert attention == tiny.layers * tiny.attention(1) + CONFIG.injected_layers * tiny.attention(1 + slots, WIDER)
+    seen = tiny.layers * tiny.attention(1 + quoted)
+    assert attention == seen + CONFIG.injected_layers * tiny.attention(1 + slots, WIDER)
     assert found.token == weights + attention
+    held = sum(x[:, :, 1:].nbytes for x in (*memory.keys, *memory.values))  # the null slot is no text
+    assert found.attended == held + cache_bytes(tiny, quoted)
+
+
+def test_operations_of_a_question_with_its_quotes_are_those_that_torch_counts(monkeypatch, llm):
+    import scale_counts
+
+    monkeypatch.setattr(scale_counts, "ASKING_TOKENS", 8)
+    tiny, context, n = shape(llm), llm.read(ids(5 * 128)), 8 + CONFIG.quoted_tokens
+    with llm.injection.reading(llm.recall(context, ids(8)[None].long())), torch.no_grad():
+        llm.model(ids(1)[None].long(), use_cache=False)
+        weights, attention = counted(lambda: llm.model(ids(n)[None].long(), logits_to_keep=1, use_cache=False))
+    ruled_out = tiny.layers * tiny.attention(n * (n - 1) // 2)
+    assert scale_counts.taking_in(tiny, 5 * 128, CONFIG) == weights + attention - ruled_out
+
+
+def test_words_are_looked_for_in_all_token_ids(llm):
+    from scale_counts import cost
+
+    with_words, without = (
+        cost("shared", shape(llm), TOKENS, replace(CONFIG, search_words=words), 32, 8).search_bytes
+        for words in (0.1, 0.0)
+    )
+    assert with_words - without == ASKING_TOKENS * llm.read(ids(TOKENS)).ids.nbytes
 
 
 def test_a_large_projection_and_its_change_of_low_rank_are_two(monkeypatch, llm):
@@ -133,7 +162,9 @@ def test_kept_and_attended_bytes_are_those_of_the_library(bits, tokens):
     past = method.prepare(ids(tokens))
     assert method.kept_bytes(past) == stored_bytes(shape(llm), tokens, config)
     if tokens % 128 == 0:
-        assert method.attended_bytes(past, prompt, 4) == memory_bytes(shape(llm), tokens, config)
+        between = len(prompt.with_text(ids(1))) - 1 - len(prompt.alone())  # the quotes and the question
+        counted = memory_bytes(shape(llm), tokens, config) + cache_bytes(llm, between)
+        assert method.attended_bytes(past, prompt, 4) == counted
 
 
 def test_bytes_of_the_other_methods_are_those_of_the_library(llm):

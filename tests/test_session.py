@@ -111,6 +111,23 @@ def test_a_prompt_longer_than_the_window_is_folded_before_anything_is_written(ll
     assert out[0, 106:].tolist() == expected[0, 20:].tolist()
 
 
+def test_a_context_of_another_model_is_refused_before_it_is_read(llm, make):
+    context = make(hidden_size=16).read(tokens(20, 2))
+    with pytest.raises(UsageError, match="another model"):
+        llm.generate(tokens(60, 1)[None], context=context, max_new_tokens=30)
+    assert context.blocks == []
+
+
+def test_generate_past_the_window_quotes_no_more_than_within_it(make):
+    quoting = make(dataclasses.replace(CONFIG, quoted_tokens=16))
+    prompt, shown, generate = tokens(60, 1), [], quoting.model.generate
+    quoting.model.generate = lambda ids, **kwargs: shown.append(ids[0].tolist()) or generate(ids, **kwargs)
+    asking = torch.arange(60)[None] >= 50
+    settings = dict(do_sample=False, pad_token_id=258, suppress_tokens=[257, 258], question_mask=asking)
+    out = quoting.generate(prompt[None], context=quoting.read(tokens(16 * 6, 2)), max_new_tokens=9, **settings)
+    assert shown == [prompt.tolist(), out[0, 32:64].tolist()]
+
+
 def test_generate_past_the_window_ends_where_the_model_ends(llm, monkeypatch):
     monkeypatch.setattr(llm.model, "generate", lambda ids, **_: torch.cat([ids, torch.tensor([[65, 66, 257]])], dim=1))
     assert llm.generate(tokens(70, 1)[None], max_new_tokens=30)[0, 70:].tolist() == [65, 66, 257]
@@ -246,3 +263,37 @@ def test_a_session_shows_no_more_than_its_window(make):
     for question in ("a?", "bc?", "d?"):
         session.ask(question, 9, **ENDLESS)
     assert seen and max(seen) <= 64
+
+
+def test_a_compact_context_is_not_read_again_for_a_question_that_was_asked(make, monkeypatch):
+    llm = make(dataclasses.replace(CONFIG, fine_chunks=16))  # which takes in whole all that there is
+    context, whole, rows = llm.read(tokens(16 * 6, 1), compact=True), [], llm.reader.encode_rows
+
+    def noted(ids, told=None, stored=None):
+        whole.append(stored.whole)
+        return rows(ids, told, stored)
+
+    monkeypatch.setattr(llm.reader, "encode_rows", noted)
+    session = Session(llm, context)
+    for _ in range(2):
+        session.ask("a?", 7, **ENDLESS)
+        assert whole == [True] * 6 and session.said.tokens == 0
+    while session.said.tokens < 32:
+        session.ask("a?", 7, **ENDLESS)
+    assert sum(whole) == 6, "what is composed anew forgot what was read"
+    context.again.clear()
+    for _ in range(2):
+        session.ask("a?", 7, **ENDLESS)
+    assert sum(whole) == 12, "what was read for one composition is forgotten by the next"
+
+
+def test_a_long_context_is_counted_without_a_list_of_its_tokens(llm, monkeypatch):
+    context, real = llm.read(tokens(300, 1)), Prompt.with_text
+
+    def short(prompt, ids):
+        assert len(ids) < 100, "all tokens, to count them"
+        return real(prompt, ids)
+
+    monkeypatch.setattr(Prompt, "with_text", short)
+    assert llm.answer(context, "a?", 2).compressed and llm.explain(context, "a?", max_new_tokens=2)
+    assert Session(llm, context).ask("a?", 2).compressed

@@ -158,6 +158,30 @@ def test_models_that_differ_in_upper_layers_alone_are_told_apart(llm, make, tmp_
     assert_same_chunks(Context.load(tmp_path / "c", llm), theirs)
 
 
+def test_a_save_over_another_models_context_that_stops_leaves_that_one(llm, make, tmp_path, monkeypatch):
+    other, ids, written = make(), tokens(16 * 5 + 7), []
+    with torch.no_grad():
+        other.model.model.layers[2].self_attn.k_proj.weight.neg_()
+    context, theirs = llm.read(ids), other.read(ids)
+    assert other.fingerprint == llm.fingerprint and not torch.equal(context.blocks[0].keys, theirs.blocks[0].keys)
+    context.save(tmp_path / "c")
+    real = sharedllm.store.save_file
+
+    def second_fails(tensors, path):
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    with monkeypatch.context() as full:
+        full.setattr(sharedllm.store, "save_file", second_fails)
+        with pytest.raises(WorkError, match="No space left on device"):
+            theirs.save(tmp_path / "c")
+    assert_same_chunks(Context.load(tmp_path / "c", llm), context)
+    theirs.save(tmp_path / "c")
+    assert_same_chunks(Context.load(tmp_path / "c", other), theirs)
+
+
 def test_an_identity_is_the_same_in_every_dtype():
     found = set()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):

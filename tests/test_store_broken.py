@@ -7,9 +7,10 @@ import json
 import pytest
 from safetensors.torch import load, save_file
 
-from sharedllm import Context, UsageError, WorkError
+import sharedllm.store
+from sharedllm import Context, Library, UsageError, WorkError
 from tests.conftest import tokens
-from tests.contexts import assert_one_sentence, files, segments
+from tests.contexts import assert_one_sentence, assert_same_chunks, files, segments
 
 
 @pytest.fixture
@@ -146,3 +147,51 @@ def test_what_is_no_folder_is_refused(llm, tmp_path):
         with pytest.raises(UsageError, match="not a saved context") as error:
             Context.load(path, llm)
         assert_one_sentence(error)
+
+
+@pytest.mark.parametrize("name", ["context.json is half", "context.json is empty", "context.json is binary"])
+def test_what_lost_its_manifest_is_replaced_and_not_added_to(llm, tmp_path, name):
+    folder, text = tmp_path / "c", tokens(87)
+    llm.read(tokens(40 * 16, 2)).save(folder)
+    BROKEN[name][1](folder)
+    library, before = Library(folder, llm), files(folder)
+    with pytest.raises(WorkError, match="encode the text again") as error:
+        library.add("more", text)
+    assert_one_sentence(error)
+    assert files(folder) == before and not library.whole
+    library.update({"text": text}, only=True)
+    assert library.whole and library.documents == {"text": 87} and len(segments(folder)) == 2
+    BROKEN[name][1](folder)
+    llm.read(text).save(folder)
+    assert_same_chunks(Context.load(folder, llm), llm.read(text))
+
+
+def test_what_is_no_context_of_ours_stays_though_it_is_no_json(llm, tmp_path):
+    (tmp_path / "context.json").write_text("{")
+    before = files(tmp_path)
+    with pytest.raises(UsageError, match="another program's"):
+        llm.read(tokens(87)).save(tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_store_whose_last_text_was_removed_says_so(llm, tmp_path):
+    library = Library(tmp_path / "c", llm)
+    library.add("a", tokens(87))
+    library.remove("a")
+    with pytest.raises(UsageError, match="c holds no text; read one with") as error:
+        library.context()
+    assert_one_sentence(error)
+
+
+def test_a_state_that_came_back_while_it_was_read_is_read_again(llm, tmp_path, monkeypatch):
+    llm.read(tokens(87)).save(tmp_path / "c")
+    real, tried = sharedllm.store._open_segment, []
+
+    def first_is_gone(file, listed):
+        tried.append(file)
+        if len(tried) == 1:
+            raise FileNotFoundError(file)
+        return real(file, listed)
+
+    monkeypatch.setattr(sharedllm.store, "_open_segment", first_is_gone)
+    assert_same_chunks(Context.load(tmp_path / "c", llm), llm.read(tokens(87)))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 
 import pytest
 import torch
 
-from tests.conftest import tokens
+from tests.conftest import CONFIG, tokens
+from tests.contexts import assert_same_chunks
 
 IDS = tokens(9)[None]
 
@@ -52,3 +54,22 @@ def test_a_thread_waits_until_another_has_answered(llm):
 
 def test_a_copy_of_an_attached_model_computes_the_same(llm):
     torch.testing.assert_close(copy.deepcopy(llm.model)(IDS).logits, llm.model(IDS).logits)
+
+
+def test_what_another_thread_answers_is_not_taken_for_what_is_read(make):
+    llm, text = make(dataclasses.replace(CONFIG, search_by="last")), tokens(70, 3)
+    expected, found = llm.read(text), []
+    waiting, apart = threading.Event(), llm.lower.apart
+
+    def noted():
+        waiting.set()
+        return apart()
+
+    llm.lower.apart = noted
+    reading = threading.Thread(target=lambda: found.append(llm.read(text)))
+    with llm.injection.reading(None):
+        reading.start()
+        assert waiting.wait(30)
+        llm.model(IDS)
+    reading.join(30)
+    assert_same_chunks(found[0], expected)

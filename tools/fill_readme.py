@@ -17,10 +17,15 @@ from serving_table import load_block
 
 from sharedllm.evaluate.results import read_rows
 from sharedllm.evaluate.statistics import bootstrap, bounds
+from sharedllm.plot.lines import PLAIN
+from sharedllm.plot.perplexity import FEW
 
 DOCS = Path(__file__).parent.parent / "docs"
 README = DOCS.parent / "README.md"
 RETRIEVED = "retrieval: the same passages as text, nothing compressed"
+NOT_MEASURED = "not measured"
+THEIR_RANGE = "Of fewer than five passages the interval is their range."
+UNIT = ("metric", "method", "length", "sources", "starts")
 PAGES = (DOCS / "SERVE.md", DOCS / "distributed/ray.md")
 CARD = DOCS.parent / "src/sharedllm/adapters/smollm2-135m-instruct/README.md"
 
@@ -64,9 +69,24 @@ def gains_by_text(ours: dict[str, Any], alone: dict[str, Any]) -> dict[str, list
     return gains
 
 
+def last_adapter() -> list[dict[str, Any]]:
+    """Rows of the adapter that the last row of `shared` is of, as far as rows say whose weights they are of, and of the model
+    alone; of what was measured again the last."""
+    found = rows("adapter.jsonl")
+    said = [r["adapter_weights"] for r in found if r["method"] == "shared" and "adapter_weights" in r]
+    last: dict[str, dict[str, Any]] = {}
+    for r in (r for r in found if r["value"] is not None):
+        if not said or r["method"] in PLAIN or r.get("adapter_weights") == said[-1]:
+            seen = ("window", "targets") if "targets" in r else ()  # of an answer it is only what was used
+            unit = json.dumps([r.get(name) for name in (*UNIT, *seen)])
+            last.pop(unit, None)
+            last[unit] = r
+    return list(last.values())
+
+
 def adapter_block() -> str:
     """Tables of the shipped adapter: by kind of text, by length, with a large window, retrieval."""
-    found = rows("adapter.jsonl")
+    found = last_adapter()
     blocks = [by_text(found), by_length(found), best_use(found), needles(found), questions(found), written(found)]
     return "\n\n".join(block for block in blocks if block) or "Not measured yet."
 
@@ -74,11 +94,13 @@ def adapter_block() -> str:
 def by_text(found: list[dict[str, Any]]) -> str:
     """Gains at the length that `full` was measured at, on the passages it was measured on."""
     nll = [r for r in found if r["metric"] == "nll"]
-    whole = next((r for r in reversed(nll) if r["method"] == "full"), None)
-    if whole is None:
+    for whole in (r for r in reversed(nll) if r["method"] == "full"):
+        same = {r["method"]: r for r in nll if passages(r) == passages(whole) and r["window"] == whole["window"]}
+        if {"truncate", "shared"} <= same.keys():
+            break
+    else:
         return ""
-    same = [r for r in nll if r["length"] == whole["length"] and r["sources"] == whole["sources"]]
-    alone, ours = (next(r for r in same if r["method"] == m) for m in ("truncate", "shared"))
+    alone, ours = same["truncate"], same["shared"]
     gaps = gains_by_text(whole, alone)
     lines = [
         f"**What the compressed context is worth.** Nats a token of the last {ours['targets']:,} of {ours['length']:,} tokens, in texts from sources never "
@@ -88,38 +110,45 @@ def by_text(found: list[dict[str, Any]]) -> str:
         "| text | passages | gain | share of the gap |",
         "| --- | --- | --- | --- |",
     ]
-    for name, gains in gains_by_text(ours, alone).items():
+    by_name = gains_by_text(ours, alone)
+    for name, gains in by_name.items():
         share = 100 * sum(gains) / sum(gaps[name])
         lines.append(f"| {name} | {len(gains)} | {interval(gains)} | {share:.0f} % |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *few([len(gains) for gains in by_name.values()])])
 
 
 def by_length(found: list[dict[str, Any]]) -> str:
     """The same last tokens with more and more context before them."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
     for r in found:
         if r["metric"] == "nll" and r["method"] in ("shared", "truncate") and r["window"] <= r["targets"] + 1:
-            groups.setdefault(f"{r['method']} {r['sources']}", []).append(r)
-    longer = {key.split(" ")[0]: rows for key, rows in groups.items() if len({r["length"] for r in rows}) > 1}
-    if not {"shared", "truncate"} <= set(longer):
+            stretches = json.dumps([r["sources"], r["starts"]])
+            groups[stretches] = by_method = groups.pop(stretches, {})  # what was measured last stands last
+            by_method.setdefault(r["method"], {})[r["length"]] = r
+    both = ((by.get("shared", {}), by.get("truncate", {})) for by in reversed(groups.values()))
+    ours, alone = next(((a, b) for a, b in both if len(a.keys() & b.keys()) > 1), ({}, {}))
+    if not ours:
         return ""
-    ours, alone = (sorted(longer[m], key=lambda r: r["length"]) for m in ("shared", "truncate"))
+    lengths = sorted(ours.keys() & alone.keys())
+    first = ours[lengths[0]]
     lines = [
-        f"**Longer than anything trained on.** The same {ours[0]['samples']} stretches of {ours[0]['targets']:,} tokens with more and more before them; trained "
+        f"**Longer than anything trained on.** The same {first['samples']} stretches of {first['targets']:,} tokens with more and more before them; trained "
         "on 8,192 tokens. Without a question the newest eight chunks are taken in, so what lies further back neither helps nor hurts.",
         "",
         "| all tokens | window alone, nats | with the context, nats | gain |",
         "| --- | --- | --- | --- |",
     ]
-    for a, b in zip(ours, alone, strict=True):
+    for n in lengths:
+        a, b = ours[n], alone[n]
         gain = interval([y - x for x, y in zip(a["values"], b["values"], strict=True)])
-        lines.append(f"| {a['length']:,} | {b['value']:.3f} | {a['value']:.3f} | {gain} |")
-    return "\n".join(lines)
+        lines.append(f"| {n:,} | {b['value']:.3f} | {a['value']:.3f} | {gain} |")
+    return "\n".join([*lines, *few([first["samples"]])])
 
 
 def best_use(found: list[dict[str, Any]]) -> str:
     """A large window and the rest compressed, against all positions of the model, and against that window alone."""
-    gains = [r for r in found if r["metric"] == "nll_gain_over_truncate" and r["window"] > r["targets"] + 1]
+    of_shared = [r for r in found if r["metric"] == "nll_gain_over_truncate" and r["method"] == "shared"]
+    gains = {(r["window"], r["length"]): r for r in of_shared if r["window"] > r["targets"] + 1}
     if not gains:
         return ""
     nll = [r for r in found if r["metric"] == "nll"]
@@ -131,13 +160,13 @@ def best_use(found: list[dict[str, Any]]) -> str:
         "| all tokens | window | passages | gain over the plain model | over the window alone |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for r in sorted(gains, key=lambda r: (r["window"], r["length"])):
+    for _, r in sorted(gains.items()):
         same = [x for x in nll if (x["sources"], x["starts"], x["window"]) == (r["sources"], r["starts"], r["window"])]
         alone = next((x["values"] for x in same if x["method"] == "truncate"), None)
-        ours = next(x["values"] for x in same if x["method"] == "shared" and x["length"] == r["length"])
-        over = "" if alone is None else interval([a - b for a, b in zip(alone, ours, strict=True)])
+        ours = next((x["values"] for x in same if x["method"] == "shared" and x["length"] == r["length"]), None)
+        over = NOT_MEASURED if None in (alone, ours) else interval([a - b for a, b in zip(alone, ours, strict=True)])
         lines.append(f"| {r['length']:,} | {r['window']:,} | {r['samples']} | {interval(r['values'])} | {over} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *few([r["samples"] for r in gains.values()])])
 
 
 def needles(found: list[dict[str, Any]]) -> str:
@@ -160,7 +189,7 @@ def needles(found: list[dict[str, Any]]) -> str:
     ]
     for n in lengths:
         row = next(r for (_, length), r in asked.items() if length == n)
-        shares = [share(asked[m, n]) if (m, n) in asked else "" for m in methods]
+        shares = [share(asked[m, n]) if (m, n) in asked else NOT_MEASURED for m in methods]
         lines.append(f"| {n:,} | {row['samples']} | " + " | ".join(shares) + " |")
     return "\n".join(lines)
 
@@ -175,8 +204,8 @@ def questions(found: list[dict[str, Any]]) -> str:
     ]
     for n in sorted({n for method, n in asked if method == "shared"}):
         ours, found_alone, right = (asked.get((method, n)) for method in ("shared", "retrieval", "passage"))
-        others = [f"{row['value']:.2f}" if row else "" for row in (found_alone, right)]
-        share_of = f"{100 * ours['value'] / right['value']:.0f} %" if right else ""
+        others = [f"{row['value']:.2f}" if row else NOT_MEASURED for row in (found_alone, right)]
+        share_of = f"{100 * ours['value'] / right['value']:.0f} %" if right else NOT_MEASURED
         lines.append(f"| {n:,} | {ours['samples']} | {ours['value']:.2f} | {' | '.join(others)} | {share_of} |")
     return "\n".join(lines) if asked else ""
 
@@ -211,7 +240,7 @@ def share(row: dict[str, Any]) -> str:
 
 def headline() -> str:
     """What a reader should know first, in one paragraph."""
-    asked = {r["method"]: r for r in rows("adapter.jsonl") if r["metric"] == "answered"}
+    asked = {r["method"]: r for r in last_adapter() if r["metric"] == "answered"}
     sooner = [
         r for r in rows("bench.jsonl") if r["metric"] == "first_token_speed_over_full" and r["method"] == "shared"
     ]
@@ -225,6 +254,15 @@ def headline() -> str:
         f"{right} where the plain model is shown the right 1,024 tokens. The first token of an answer about 32,768 tokens comes **{at[-1]['value']:.1f} times sooner** "
         "than with full attention, and a further question starts in a second. [What falls short](#what-works-and-what-does-not-yet)."
     )
+
+
+def passages(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["length"], row["sources"], row["starts"]
+
+
+def few(passages: list[int]) -> list[str]:
+    """What stands under a table of which some rows have few passages."""
+    return ["", THEIR_RANGE] if min(passages) < FEW else []
 
 
 def interval(values: list[float]) -> str:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from fill_goals import SAME, before_words
 from report_peers import peers_table
+from report_table import Row, latest, table
 from run_report import DOCS, PROFILES, PROFILES_AT, commands, machine_file, rows_file
 
 from sharedllm.evaluate.results import read_rows
-from sharedllm.evaluate.statistics import bootstrap
-from sharedllm.methods import METHODS
+from sharedllm.evaluate.statistics import bootstrap, bounds, bounds_of_mean
+from sharedllm.plot.scores import MEAN
 
-Row = dict[str, Any]
 TO_FIRST, PEAK = "seconds_to_first_token", "working_peak_bytes"
-CEILING = "passage"
 PEERS = DOCS / "results" / "peers.jsonl"
 UNREAD = "*Not read yet: write three sentences into `tools/report/{}-reading.md`, where this wins and where it loses.*"
 
@@ -162,38 +161,6 @@ def large(row: Row) -> bool:
     return "window" in row and row["window"] > row.get("targets", row["window"]) + 1
 
 
-def latest(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
-    """By method and length; what has a value counts before what has none, otherwise the last."""
-    found: dict[tuple[str, int], Row] = {}
-    for row in sorted(rows, key=lambda row: row["value"] is not None):
-        found[row["method"], row["length"]] = row
-    return found
-
-
-def table(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
-    """Methods by lengths; below it why cells are empty."""
-    found = latest(rows)
-    if not any(row["value"] is not None for row in found.values()):
-        return ""
-    lengths = sorted({length for _, length in found})
-    methods = [name for name in (*METHODS, CEILING) if any(method == name for method, _ in found)]
-    lines = ["| tokens | " + " | ".join(f"{n:,}" for n in lengths) + " |", "| --- " * (len(lengths) + 1) + "|"]
-    reasons: dict[tuple[str, str], list[int]] = {}
-    for method in methods:
-        cells = []
-        for n in lengths:
-            row = found.get((method, n))
-            beyond = " †" if row is not None and row.get("beyond_window") else ""
-            cells.append("" if row is None else "–" if row["value"] is None else cell(row) + beyond)
-            if row is not None and row["value"] is None:
-                reasons.setdefault((method, row["reason"]), []).append(n)
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    said = [f"- `{method}` at {', '.join(f'{n:,}' for n in at)}: {why}." for (method, why), at in reasons.items()]
-    if any(row.get("beyond_window") and row["value"] is not None for row in found.values()):
-        said.append("- †: more positions than the model was trained for.")
-    return "\n".join([*lines, *([""] if said else []), *said])
-
-
 def nll_table(rows: Sequence[Row]) -> str:
     return table(rows, lambda row: interval(row["values"], ".3f"))
 
@@ -221,19 +188,43 @@ def interval(values: Sequence[float], form: str = "+.3f") -> str:
 
 
 def share(row: Row) -> str:
-    return f"{100 * row['value']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}] of {row['samples']}"
+    low, high = score_bounds(row, 1.0)
+    return f"{100 * row['value']:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of {row['samples']}"
+
+
+def score_bounds(row: Row, most: float) -> tuple[float, float]:
+    """Bounds of a mean of scores by today's rule, which takes no more of them than their sum; those in a row may be older."""
+    return bounds([row["value"]] * row["samples"], most=most)
 
 
 def ruler_tables(rows: Sequence[Row]) -> list[str]:
     """A table a task, their mean first."""
     metrics = dict.fromkeys(row["metric"] for row in rows if row["task"] == "ruler")
     metrics.pop("ruler_effective_length", None)
+    tasks = {metric: latest(of(rows, "ruler", metric)) for metric in metrics}
     tables = []
-    for metric in sorted(metrics, key=lambda metric: metric != "ruler_mean"):
-        made = table(of(rows, "ruler", metric), lambda row: f"{row['value']:.0f} [{row['low']:.0f}, {row['high']:.0f}]")
-        name = "Mean over the tasks" if metric == "ruler_mean" else f"`{metric.removeprefix('ruler_')}`"
+    for metric in sorted(metrics, key=lambda metric: metric != MEAN):
+        made = table(of(rows, "ruler", metric), partial(ruler_mean, tasks) if metric == MEAN else ruler_score)
+        name = "Mean over the tasks" if metric == MEAN else f"`{metric.removeprefix('ruler_')}`"
         tables.append(f"{name}:\n\n{made}" if made else "")
     return tables
+
+
+def ruler_score(row: Row) -> str:
+    low, high = score_bounds(row, 100.0)
+    return f"{row['value']:.0f} [{low:.0f}, {high:.0f}]"
+
+
+def ruler_mean(tasks: Mapping[str, Mapping[tuple[str, int], Row]], row: Row) -> str:
+    """A mean, with the interval that those of its tasks add up to where their rows are there."""
+    named = row.get("subtasks") or {}
+    at = row["method"], row["length"]
+    every = ((tasks.get(f"ruler_{name}", {}).get(at), value) for name, value in named.items())
+    found = [task for task, value in every if task is not None and task["value"] == value]
+    if not found or len(found) < len(named):
+        return f"{row['value']:.0f}"
+    low, high = bounds_of_mean([(task["value"], *score_bounds(task, 100.0)) for task in found], 0.0, 100.0)
+    return f"{row['value']:.0f} [{low:.0f}, {high:.0f}]"
 
 
 def first_and_second(row: Row) -> str:

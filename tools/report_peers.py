@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-Row = dict[str, Any]
+from report_table import NOT_MEASURED, Row
+
 FOUND, NLL = "found", "nll"
 BYTES = {"stored_bytes": "kept for any question", "attended_bytes": "attended to by one question"}
 
@@ -29,11 +29,18 @@ def peers_table(rows: Sequence[Row]) -> str:
         cells = (
             method,
             BYTES.get(budget, ""),
-            "" if kept is None else f"{kept / 1e6:,.1f}",
-            ""
+            allowed(rows) if method == "shared" else "" if kept is None else f"{kept / 1e6:,.1f}",
+            NOT_MEASURED
             if found is None
             else f"{100 * found['value']:.0f} % [{100 * found['low']:.0f}, {100 * found['high']:.0f}]",
-            "" if nll is None else f"{nll['value']:.3f} [{nll['low']:.3f}, {nll['high']:.3f}]",
+            NOT_MEASURED if nll is None else f"{nll['value']:.3f} [{nll['low']:.3f}, {nll['high']:.3f}]",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def allowed(rows: Sequence[Row]) -> str:
+    """What `shared` has itself, in MB, which the samples allow the others: a figure a budget, of needles where there are any."""
+    facts_last = sorted(rows, key=lambda row: row["metric"] == FOUND)
+    last = {row["budget"]: row["allowed_bytes"] for row in facts_last if "allowed_bytes" in row}
+    return ", ".join(f"{last[budget] / 1e6:,.1f} {said}" for budget, said in BYTES.items() if budget in last)

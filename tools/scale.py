@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from scale_counts import METHODS, Cost, Shape, cost, forward, pairs, slots
+from scale_counts import METHODS, Cost, Shape, cost, forward, memory_bytes, pairs, slots, taking_in
 from scale_library import Library, Parts, simulate
 from transformers import LlamaConfig
 
@@ -154,7 +154,9 @@ def _costs(reckoned: dict[str, Rates]) -> Iterator[Row]:
         for length in LENGTHS:
             for method in METHODS:
                 found = cost(method, shape, length, config, streaming_window(shape), ASKED)
-                yield {"task": "scale", "model": shape.name, "length": length, "method": method, **_named(found)} | {
+                about = {"task": "scale", "model": shape.name, "length": length, "method": method}
+                first = {"first_operations": taking_in(shape, length, config)} if method == "shared" else {}
+                yield {**about, **_named(found), **first} | {
                     "seconds": {name: _rounded(seconds(found, rate)) for name, rate in reckoned.items()},
                     "fits": {
                         h.name: {
@@ -229,7 +231,7 @@ def _passage_checks(rate: Rates) -> Iterator[Check]:
             n, window = row["length"], row["length"] if row["method"] == "full" else row["window"]
             operations = forward(shape, window, pairs(window)) + 2 * shape.head_weights * (row["targets"] + 1)
             if row["method"] == "shared":
-                config = settings_of(row)
+                config = replace(settings_of(row), quoted_tokens=0)  # nothing is quoted where nothing is asked
                 one = cost("shared", shape, n - window, config, 1, 0)
                 plain = forward(shape, 1, 0) + 2 * shape.head_weights
                 operations += one.read + one.search + window * (one.token - plain)
@@ -256,7 +258,8 @@ def _bench_checks(rate: Rates) -> Iterator[Check]:
         if row["metric"] == "working_peak_bytes":
             if method != "full":  # which keeps the ids alone and reads again for every question
                 yield "bench: kept", method, n, found.kept, row["kept_bytes"], "bytes"
-            yield "bench: attended", method, n, found.attended, row["attended_bytes"], "bytes"
+            attended = memory_bytes(shape, n, config) if method == "shared" else found.attended
+            yield "bench: attended", method, n, attended, row["attended_bytes"], "bytes"
     for row in timed(rows):
         n, method = row["length"], row["method"]
         config = settings_of(row) if method == "shared" else SharedConfig.fitting(models()[0].layers)

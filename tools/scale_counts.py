@@ -92,7 +92,7 @@ class Cost:
     search: int
     """Operations to find what a question attends to."""
     search_bytes: int
-    """Bytes of the store that this goes through."""
+    """Bytes of the store that this goes through, and of token ids."""
     token: int
     """Operations of a new token."""
     token_bytes: int
@@ -167,23 +167,38 @@ def _encoder_decoder(shape: Shape, tokens: int, asked: int) -> Cost:
 
 
 def _shared(shape: Shape, tokens: int, config: SharedConfig, asked: int) -> Cost:
-    M, size = config.branches, shape.dtype.itemsize
-    low_rank = 2 * config.rank * (shape.parts.hidden_size + shape.parts.heads * shape.parts.head_dim)
-    branch, attended = 2 * shape.query_weights, memory_bytes(shape, tokens, config)
-    if shape.query_weights > MERGED:
-        branch += low_rank
+    attended = memory_bytes(shape, tokens, config) + wider_bytes(shape, tokens, config)
     operations, read_bytes = _token(shape, asked)
-    crossed = M * (2 * branch + shape.attention(1 + slots(tokens, config), WIDER))
+    quoted = shape.layers * shape.attention(min(tokens, config.quoted_tokens))
     search, search_bytes = _search(shape, tokens, config)
+    weights = config.branches * _branch_weights(shape, config)
     return Cost(
         read=encoded(shape, tokens, config.chunk_length, config.injected_layers),
         kept=stored_bytes(shape, tokens, config),
         attended=attended,
         search=search,
         search_bytes=search_bytes,
-        token=operations + crossed,
-        token_bytes=read_bytes + M * branch * size + attended,
+        token=operations + quoted + _crossed(shape, tokens, config),
+        token_bytes=read_bytes + weights * shape.dtype.itemsize + attended,
     )
+
+
+def taking_in(shape: Shape, tokens: int, config: SharedConfig) -> int:
+    """Operations from a search to the first token: a question of `ASKING_TOKENS` tokens with what is quoted before it."""
+    asked = ASKING_TOKENS + min(tokens, config.quoted_tokens)
+    return forward(shape, asked, pairs(asked)) + 2 * shape.head_weights + asked * _crossed(shape, tokens, config)
+
+
+def _crossed(shape: Shape, tokens: int, config: SharedConfig) -> int:
+    """Operations of all branches for one token of the window."""
+    slots_seen = shape.attention(1 + slots(tokens, config), WIDER)
+    return config.branches * (2 * _branch_weights(shape, config) + slots_seen)
+
+
+def _branch_weights(shape: Shape, config: SharedConfig) -> int:
+    """Weights of a branch: of its queries and its output, and of their changes of low rank where those are kept apart."""
+    low_rank = 2 * config.rank * (shape.parts.hidden_size + shape.parts.heads * shape.parts.head_dim)
+    return 2 * shape.query_weights + (low_rank if shape.query_weights > MERGED else 0)
 
 
 def _token(shape: Shape, seen: int) -> tuple[int, int]:
@@ -201,9 +216,14 @@ def slots(tokens: int, config: SharedConfig) -> int:
 
 
 def memory_bytes(shape: Shape, tokens: int, config: SharedConfig) -> int:
-    """What a question attends to, `Method.attended_bytes`: 2 M K D numbers a slot, and what is quoted in all layers."""
+    """What a question attends to as `Method.attended_bytes` counts it: 2 M K D numbers a slot, and what is quoted in all layers."""
     slot = 2 * config.branches * shape.parts.kv_heads * shape.parts.head_dim * shape.dtype.itemsize
     return slots(tokens, config) * slot + cache_bytes(shape, min(tokens, config.quoted_tokens))  # type: ignore[arg-type]
+
+
+def wider_bytes(shape: Shape, tokens: int, config: SharedConfig) -> int:
+    """What `WIDER` dimensions add to the keys and values of slots, which the library's own count leaves out."""
+    return 2 * config.branches * shape.parts.kv_heads * WIDER * slots(tokens, config) * shape.dtype.itemsize
 
 
 def stored_bytes(shape: Shape, tokens: int, config: SharedConfig) -> int:
@@ -221,7 +241,8 @@ def _search(shape: Shape, tokens: int, config: SharedConfig) -> tuple[int, int]:
     """Operations and bytes of finding what a question of `ASKING_TOKENS` tokens attends to, `search_by` tokens.
 
     The question passes the layers up to the one that is searched; each of its tokens is compared with every stored one.
-    All values of that layer are unpacked twice: for their mean, and to compare them.
+    All values of that layer are unpacked twice: for their mean, and to compare them. Where words count, all token ids are
+    looked through for each token that asks.
     """
     Q, M, K = ASKING_TOKENS, config.branches, shape.parts.kv_heads * shape.parts.head_dim
     layouts = [(count, _layout(shape, n, config)) for count, n in in_chunks(tokens, config.chunk_length)]
@@ -231,4 +252,5 @@ def _search(shape: Shape, tokens: int, config: SharedConfig) -> tuple[int, int]:
     )
     below = config.representing_layer
     asking = forward(shape, Q, pairs(Q), below) + 2 * (shape.query_weights + 2 * shape.key_weights) * Q
-    return asking + 2 * stored * K * Q, 2 * packed // M
+    words = 4 * tokens * Q if config.search_words else 0
+    return asking + 2 * stored * K * Q, 2 * packed // M + words

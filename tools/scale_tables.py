@@ -115,10 +115,14 @@ def _answering(rows: Sequence[Row]) -> str:
 
 def _search(rows: Sequence[Row]) -> str:
     made = [
-        [r["model"], length_name(r["length"]), amount(r["search_operations"]), amount(r["search_bytes"], "B")]
+        [
+            r["model"], length_name(r["length"]), amount(r["search_operations"]), amount(r["search_bytes"], "B"),
+            amount(r["first_operations"]),
+        ]
         for r in rows
-    ]
-    return table(("model", "tokens", "operations", "bytes of the store"), made)
+    ]  # fmt: skip
+    names = ("bytes of the store and the token ids", "operations then, to the first token")
+    return table(("model", "tokens", "operations", *names), made)
 
 
 def _compared(costs: Sequence[Row]) -> str:

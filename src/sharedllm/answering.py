@@ -30,10 +30,12 @@ def answer(
     kwargs: dict[str, Any],
 ) -> Answer:
     """See `SharedLLM.answer`."""
-    prompt, started = Prompt(llm.tokenizer, question), time.perf_counter()
+    prompt = Prompt(llm.tokenizer, question)
     check(llm, prompt, max_new_tokens, resolution)
     ids, compressed = window(llm, context, prompt, max_new_tokens)
-    memory = None
+    if compressed:
+        llm.reader.encode(context)  # what of it was only tokenised so far: reading is no search
+    memory, started = None, time.perf_counter()
     if compressed:
         asks = prompt.question_mask().to(llm.device)
         memory = llm.recall(context, ids, question_mask=asks, resolution=resolution)
@@ -114,7 +116,6 @@ def window(llm: SharedLLM, context: Context, prompt: Prompt, max_new_tokens: int
     Also whether the latter, so that the text is compressed.
     """
     llm.reader.bind(context)
-    plain = prompt.with_text(context.ids)
-    if len(plain) + max_new_tokens <= llm.window:
-        return torch.tensor([plain], device=llm.device), False
+    if prompt.tokens_with(context.tokens) + max_new_tokens <= llm.window:
+        return torch.tensor([prompt.with_text(context.ids)], device=llm.device), False
     return torch.tensor([prompt.alone()], device=llm.device), True

@@ -17,7 +17,7 @@ from torch import Tensor
 from sharedllm.config import SharedConfig
 from sharedllm.encoded import Encoded
 from sharedllm.errors import UsageError, WorkError
-from sharedllm.keep import Keep, Span, clipped, merged, shifted
+from sharedllm.keep import Keep, Span, clipped, merged, shifted, span_mask
 from sharedllm.loading import same_model
 from sharedllm.manifest import STORED_UNDER
 from sharedllm.memory import find
@@ -155,11 +155,11 @@ class Context:
         known = max((context.fingerprint for context in contexts), key=len)
         if not all(same_model(context.fingerprint, known) for context in contexts):
             raise UsageError("the contexts were made with different models; encode them with one.")
-        whole = cls(reader, known, shape)
+        whole, at = cls(reader, known, shape), 0
         for context in contexts:
-            whole.keep += shifted(context.keep, whole.tokens)
-            whole.ids = torch.cat([whole.ids, context.ids])
-        whole.keep = merged(whole.keep)
+            whole.keep += shifted(context.keep, at)
+            at += context.tokens
+        whole.ids, whole.keep = torch.cat([context.ids for context in contexts]), merged(whole.keep)
         unread = [context for context in contexts if context.encoded_tokens < context.tokens]
         if len(unread) == len(contexts) and (reader is None or whole.tokens <= reader.lower.parts.window):
             return whole
@@ -171,6 +171,7 @@ class Context:
         devices = {block.lengths.device for context in contexts for block in context.blocks}
         place = devices.pop() if len(devices) == 1 else torch.device("cpu")
         for context in contexts:
+            whole.again |= {whole.chunks + chunk: kept for chunk, kept in context.again.items()}
             whole.blocks += [block.to(place) for block in layers_of(context.blocks, context.shape, shape)]
         return whole
 
@@ -235,13 +236,15 @@ class Context:
 
     def _holds_its_spans(self) -> bool:
         """Whether the kept tokens are in the text, and every chunk with one of them stores all of its tokens."""
-        start = 0
+        if self.keep[0][0] < 0 or self.keep[-1][1] > self.tokens:
+            return False
+        start, kept = 0, span_mask(self.keep, self.tokens)
         for block in self.blocks:
             for n in block.lengths.tolist():
-                if block.tokens.shape[1] < n and clipped(self.keep, start, start + n):
+                if block.tokens.shape[1] < n and kept[start : start + n].any():
                     return False
                 start += n
-        return 0 <= self.keep[0][0] and self.keep[-1][1] <= self.tokens
+        return True
 
 
 def layers_of(blocks: Sequence[Encoded], shape: dict[str, int], wanted: dict[str, int]) -> list[Encoded]:

@@ -187,12 +187,12 @@ class LowerModel:
             hidden = output[0] if isinstance(output, tuple) else output
             first.append(gather_tokens(hidden[:, None], wanted.rep_tokens.to(hidden.device))[:, 0])
 
-        handle = self._layers[0].register_forward_hook(note)
-        try:
-            with self.apart():
+        with self.apart():  # the layer is the model's own, and another thread may be answering
+            handle = self._layers[0].register_forward_hook(note)
+            try:
                 self.fill(caught, input_ids=input_ids_XC)
-        finally:
-            handle.remove()
+            finally:
+                handle.remove()
         kept = {name: torch.stack(layers) for name, layers in caught.kept.items()}
         told = {"rep_tokens": wanted.rep_tokens, "reps": self._norm_first(first[0])}
         return Encoded.of({"lengths": lengths_X, "tokens": wanted.tokens, **kept, **told, **caught.searched})

@@ -26,7 +26,8 @@ SETTINGS = {
         "use_cache",
     ),
 }
-"""Of Hugging Face's `generate`, what means the same for a text that is written a window at a time."""
+"""Of Hugging Face's `generate`, what means the same for a text that is written a window at a time; `repetition_penalty` alone
+does not know what has left the window."""
 
 DEFAULT_NEW_TOKENS = 20
 """That `generate` writes where nothing says how many."""

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from sharedllm.context import Context, Progress
+from sharedllm.encoded import Encoded
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.keep import Keep, Span
 from sharedllm.loading import same_model
-from sharedllm.manifest import LOCK, MANIFEST, Document, Manifest, find_document, read_manifest
+from sharedllm.manifest import LOCK, MANIFEST, Document, Manifest, find_document, read_manifest, unreadable
 from sharedllm.model import SharedLLM
 from sharedllm.reader import Stored, chunk_runs
 from sharedllm.saved import segment_chunks
-from sharedllm.store import chunk_kind, chunk_name, whole_segments, writing
+from sharedllm.store import Writer, chunk_kind, chunk_name, whole_segments, writing
 
 Text = str | Sequence[int] | Tensor
 Tokenised = tuple[Tensor, list[Span]]
@@ -92,8 +93,8 @@ class Library:
     ) -> list[str]:
         """Read documents and keep them; those that ask see all of them at once, when all are read.
 
-        What is read is on the disk within a segment, eight chunks at most; stopped in any way, the same call goes on from
-        there, also after others have added or removed documents.
+        What is read is on the disk within a segment, eight chunks at most, or as many as a GPU or several processes read at
+        once; stopped in any way, the same call goes on from there, also after others have added or removed documents.
 
         Args:
             only: drop all other documents then, and what calls that were stopped had read of others.
@@ -103,8 +104,11 @@ class Library:
             documents whose former text is no longer kept: it was replaced by another, or dropped.
         Raises:
             UsageError: another process is writing, or the library was made with another model.
-            WorkError: the disk is full or will be, or cannot be written; what was there stays.
+            WorkError: the disk is full or will be, or cannot be written; what was there stays. Or the manifest of what is to
+                be kept besides is broken.
         """
+        if not only and unreadable(self.folder):
+            read_manifest(self.folder)  # which says so
         texts = self._tokenised(documents, keep)
         self._check(self._manifest())
         with writing(self.folder) as store:
@@ -126,8 +130,8 @@ class Library:
                     progress(done, plan.new_tokens)
 
             for chunks, ids, whole in self._missing(texts, store.stored, here):
-                store.put(chunks, ids, reader.encode_rows(ids, told, Stored(whole=whole, compact=here.compact)))
-                store.commit()
+                kept = Stored(whole=whole, compact=here.compact)
+                _put(store, chunks, ids, reader.encode_rows(ids, told, kept))
             new = {
                 name: Document(len(ids), [chunk for chunk, _, _ in self._chunks(ids, spans, here)], spans)
                 for name, (ids, spans) in texts.items()
@@ -164,6 +168,8 @@ class Library:
     def whole(self) -> bool:
         """Whether all files of the library are there, in their sizes."""
         manifest = self._manifest()
+        if unreadable(self.folder):
+            return False
         return manifest is None or len(whole_segments(self.folder, manifest)) == len(manifest.segments)
 
     def plan(self, documents: Mapping[str, Text], keep: Mapping[str, Keep] | None = None) -> Plan:
@@ -181,7 +187,9 @@ class Library:
         return self.llm
 
     def _manifest(self) -> Manifest | None:
-        return read_manifest(self.folder) if (self.folder / MANIFEST).exists() else None
+        """None in a new folder, and where it is broken so that all is to be read again."""
+        there = (self.folder / MANIFEST).exists() and not unreadable(self.folder)
+        return read_manifest(self.folder) if there else None
 
     def _check(self, manifest: Manifest | None) -> None:
         """Raise `UsageError` where this model's chunks would not fit those that are there."""
@@ -226,9 +234,9 @@ class Library:
     def _missing(
         self, texts: Mapping[str, Tokenised], stored: set[str], here: Context
     ) -> Iterator[tuple[list[str], Tensor, bool]]:
-        """Names and token ids [X, n] of the chunks that go into one segment, and whether they hold kept tokens.
+        """Names and token ids [X, n] of chunks that are read at once, and whether they hold kept tokens.
 
-        They are of one document and of one length.
+        They are of one document and of one length, and fill whole segments but for the last ones.
         """
         reader, known = self._llm.reader, set(stored)
         for ids, spans in texts.values():
@@ -238,7 +246,8 @@ class Library:
                     new.setdefault((len(row), whole), {})[chunk] = row
                     known.add(chunk)
             for (n, whole), rows in new.items():
-                most, chunks = segment_chunks(reader.layout(n, Stored(whole=whole, compact=here.compact))), list(rows)
+                layout, chunks = reader.layout(n, Stored(whole=whole, compact=here.compact)), list(rows)
+                most = reader.at_once(n, segment_chunks(layout))
                 for some in (chunks[i : i + most] for i in range(0, len(chunks), most)):
                     yield some, torch.stack([rows[chunk] for chunk in some]), whole
 
@@ -249,3 +258,11 @@ class Library:
         ]
         size = sum(len(ids) * (layout(ids.shape[1], kept).nbytes + 4 * ids.shape[1]) for ids, kept in groups)
         return Plan(sum(len(ids) for ids, _ in texts.values()), sum(ids.numel() for ids, _ in groups), size)
+
+
+def _put(store: Writer, chunks: Sequence[str], ids: Tensor, kept: Encoded) -> None:
+    """Write chunks that were read at once, a segment after the other."""
+    most = segment_chunks(kept)
+    for some in (slice(i, i + most) for i in range(0, len(chunks), most)):
+        store.put(chunks[some], ids[some], kept[some])
+        store.commit()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,9 @@ class Manifest:
 
     def to_json(self) -> str:
         about = {"format": FORMAT, "version": VERSION, "model": self.model, **self.shape}
-        documents, segments = ({n: asdict(x) for n, x in part.items()} for part in (self.documents, self.segments))
-        return json.dumps({**about, "documents": documents, "segments": segments}, indent=1) + "\n"
+        documents, segments = ({n: vars(x) for n, x in part.items()} for part in (self.documents, self.segments))
+        # Without an indent, which json writes by slow code: this is written again with each segment.
+        return json.dumps({**about, "documents": documents, "segments": segments}) + "\n"
 
     @classmethod
     def from_dict(cls, about: dict[str, Any]) -> Manifest:
@@ -164,13 +165,24 @@ def is_ours(name: str) -> bool:
     return name in (MANIFEST, MANIFEST + UNFINISHED, LOCK, VERSION_2_SLOTS) or bool(SEGMENT.fullmatch(name))
 
 
+def unreadable(folder: Path) -> bool:
+    """Whether a folder has segments and a `context.json` that is no JSON, so that nobody knows any more what is in them."""
+    try:
+        json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return any(SEGMENT.fullmatch(file.name) for file in folder.iterdir())
+    return False
+
+
 def check_target(folder: Path) -> None:
     """Raise `UsageError` when writing to `folder` would overwrite something that is not a context this release reads."""
     file = folder / MANIFEST
     present = [f.name for f in folder.iterdir()] if folder.is_dir() else []
     ours = [n for n in present if is_ours(n) and (n != VERSION_2_SLOTS or MANIFEST in present)]
     replaceable(folder, ours, "a saved context")
-    if not file.exists():
+    if not file.exists() or unreadable(folder):
         return
     try:
         about = json.loads(file.read_text(encoding="utf-8"))

@@ -50,6 +50,10 @@ class ParallelReader(Reader):
         batch = torch.tensor(super().side_by_side(n), device=self.processes.device)
         return int(self.processes.gather(batch).min())
 
+    def _together(self, n: int) -> int:
+        """One each: of their memory the processes would have to agree before every text."""
+        return self.processes.count
+
 
 class LeadingReader(ParallelReader):
     """The main process's: it reads for itself, and the others `follow` until it `ends`.
@@ -74,6 +78,10 @@ class LeadingReader(ParallelReader):
         encoded = super().encode_rows(ids_XC, told, stored)
         self.exchanging = False
         return encoded
+
+    def _together(self, n: int) -> int:
+        """One each at least, and no more than this process alone has memory for, since all of them get what all have read."""
+        return max(self.processes.count, Reader.side_by_side(self, n))
 
     def end(self) -> None:
         """Let the others go."""

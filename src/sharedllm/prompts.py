@@ -131,6 +131,10 @@ class Prompt:
         before, after = self.around_text()
         return [*before, *text_ids.tolist(), *after]
 
+    def tokens_with(self, text_tokens: int) -> int:
+        """How many token ids `with_text` gives of a text of so many."""
+        return text_tokens + sum(map(len, self.around_text())) if text_tokens else len(self.alone())
+
     def around_text(self) -> tuple[list[int], list[int]]:
         """Token ids that stand before and after the text in `with_text`; those before are the same for any question."""
         content = f"{self.before}{PLACE}{self.between}{self.question}{self.ending}"

@@ -25,7 +25,7 @@ from sharedllm.manifest import STORED_UNDER
 from sharedllm.saved import MERGED_CHUNKS
 from sharedllm.tree import candidate_tokens, tree_borders
 
-LENGTHS = 16  # that a ragged chunk is padded to while it is read
+LENGTHS = 8  # that a ragged chunk is padded to while it is read
 REMEMBERED = 8  # chunks of a context that were read again for a question: as many as one question may take in whole
 
 
@@ -199,8 +199,9 @@ class Reader:
         ]
         self._check_room(runs, place)
         for rows, stored in runs:
-            for some in rows.split(MERGED_CHUNKS):
-                context.blocks.append(self.encode_rows(some, told, stored).to(place))
+            for some in rows.split(self.at_once(rows.shape[1])):
+                encoded = self.encode_rows(some, told, stored).to(place)
+                context.blocks += [encoded[i : i + MERGED_CHUNKS] for i in range(0, len(some), MERGED_CHUNKS)]
 
     def _check_room(self, runs: Sequence[tuple[Tensor, Stored]], place: torch.device) -> None:
         """Raise `WorkError` where the memory of `place` cannot hold what would be kept of chunks [X, n] each."""
@@ -242,14 +243,15 @@ class Reader:
     @torch.no_grad()
     def again(self, context: Context, chunk: int) -> Encoded:
         """A chunk of a context, by its number from 0, read once more with every token; the last few are remembered."""
-        if chunk not in context.again:
+        found = context.again.get(chunk)
+        if found is None:
             lengths = [n for block in context.blocks for n in block.lengths.tolist()]
             start = sum(lengths[:chunk])
             ids = context.ids[start : start + lengths[chunk]]
-            while len(context.again) >= REMEMBERED:
-                context.again.pop(next(iter(context.again)))
-            context.again[chunk] = self.encode_rows(ids[None], stored=Stored(whole=True))
-        return context.again[chunk]
+            for old in list(context.again)[: 1 - REMEMBERED]:
+                context.again.pop(old, None)  # which another thread may have done
+            context.again[chunk] = found = self.encode_rows(ids[None], stored=Stored(whole=True))
+        return found
 
     def _rounded(self, rows: Tensor) -> Tensor:
         """Chunks [X, n], padded at the right to one of `LENGTHS` lengths.
@@ -266,10 +268,19 @@ class Reader:
         a_token = 2 * parts.kv_heads * parts.head_dim * self.config.branches + 12 * parts.hidden_size
         return chunk_batch(self.lower.device, n * a_token * self.lower.dtype.itemsize)
 
+    def at_once(self, n: int, most: int = MERGED_CHUNKS) -> int:
+        """How many chunks of `n` tokens one `encode_rows` takes: as memory allows, in whole groups of `most` that are kept
+        together, and one such at least."""
+        return max(most, self._together(n) // most * most)
+
+    def _together(self, n: int) -> int:
+        """How many chunks of `n` tokens memory allows to be read at once, by all that read."""
+        return self.side_by_side(n)
+
     def speed(self) -> float:
         """Tokens read a second, timed on as many chunks as are read side by side after others have warmed the machine up."""
         C, seconds = self.config.chunk_length, 0.0
-        chunks = torch.zeros(min(MERGED_CHUNKS, self.side_by_side(C)), C, dtype=torch.int32)
+        chunks = torch.zeros(min(self.at_once(C), self.side_by_side(C)), C, dtype=torch.int32)
         for _ in range(2):
             started = time.perf_counter()
             self.encode_rows(chunks)

@@ -94,7 +94,8 @@ class Session:
         )
 
     def go_on(self, ids: Sequence[int], max_new_tokens: int, asking: Span | None = None, **kwargs: Any) -> list[int]:
-        """Put token ids behind the window as they are, and the tokens that the model writes behind them; returns these.
+        """Put token ids behind the window as they are, and the tokens that the model writes behind them; returns these. As in
+        `SharedLLM.generate` nothing is quoted.
 
         Args:
             ids: at least one; more than the window holds are folded before anything is written.
@@ -108,21 +109,21 @@ class Session:
         if not len(ids):
             raise UsageError("there are no tokens to go on from; give at least one.")
         if self.context is not None:
-            self.llm.reader.encode(self.context)
+            self.llm.reader.encode(self.llm.reader.bind(self.context))
         start, end = (0, 0) if asking is None else asking
         self._asked = range(len(self.ids) + start, len(self.ids) + end)
         self.ids += ids
         settings = kwargs.get("generation_config") or self.llm.model.generation_config
-        return self._write(max_new_tokens, {"do_sample": settings.do_sample, **kwargs}).ids
+        return self._write(max_new_tokens, {"do_sample": settings.do_sample, **kwargs}, quoting=False).ids
 
-    def _write(self, max_new_tokens: int, kwargs: dict[str, Any]) -> Written:
-        """Write behind the window, folding it where it is full."""
+    def _write(self, max_new_tokens: int, kwargs: dict[str, Any], quoting: bool = True) -> Written:
+        """Write behind the window, folding it where it is full; with what is nearest to a question quoted before it."""
         done = Written()
         while len(done.ids) < max_new_tokens and not done.over:
             self._fold()
             before = time.perf_counter()
             room = min(max_new_tokens - len(done.ids), self.window - len(self.ids))
-            memory, shown = self._search(room)
+            memory, shown = self._search(room, quoting)
             done.search_seconds += time.perf_counter() - before
             done.slots = 0 if memory is None else memory.mask.shape[1] - 1
             part = self._generate(shown, memory, room, kwargs)
@@ -140,10 +141,10 @@ class Session:
         if len(turn) > (most := self.window // 2 - self.chunk):
             raise UsageError(f"the question has {len(turn)} tokens, a session takes {most}; ask a shorter one.")
         if first and self.context is not None:
-            whole = prompt.with_text(self.llm.reader.bind(self.context).ids)
-            if len(whole) <= self.window // 2:
-                self._keep = shifted(self.context.keep, len(prompt.around_text()[0]))
-                self.ids, self.context = whole, None
+            context = self.llm.reader.bind(self.context)
+            if prompt.tokens_with(context.tokens) <= self.window // 2:
+                self._keep = shifted(context.keep, len(prompt.around_text()[0]))
+                self.ids, self.context = prompt.with_text(context.ids), None
                 return
             self.llm.reader.encode(self.context)
         at = asking[0].nonzero().flatten() + len(self.ids)
@@ -168,19 +169,22 @@ class Session:
         del self.ids[:leaving]
         self._asked = range(max(0, self._asked.start - leaving), max(0, self._asked.stop - leaving))
 
-    def _search(self, room: int) -> tuple[Memory | None, list[int]]:
+    def _search(self, room: int, quoting: bool) -> tuple[Memory | None, list[int]]:
         """What the window attends to: slots for the last question; for the newest tokens once it has left. And the window
-        as it is shown, with quotes for the question where `room` new tokens leave it some."""
-        contexts = [c for c in (self.context, self.said) if c is not None and c.tokens]
+        as it is shown, with quotes for the question, where it is `quoting` and `room` new tokens leave it some."""
+        contexts = [self.llm.reader.bind(c) for c in (self.context, self.said) if c is not None and c.tokens]
         if not contexts:
             return None, self.ids
         asking = torch.zeros(1, len(self.ids), dtype=torch.bool)
         asking[0, self._asked.start : self._asked.stop] = True
         ids = torch.tensor([self.ids], device=self.llm.device)
-        whole = Context.compose(contexts)
+        whole = contexts[0] if len(contexts) == 1 else Context.compose(contexts)
         memory = self.llm.recall(whole, ids, question_mask=asking if asking.any() else None)
-        spans = () if memory is None else memory.nearest[0]
-        return memory, inserted(self.llm, whole, self.ids, asking, room, spans, self.window)
+        if whole is not contexts[0]:  # what was read again is remembered where the next composition finds it
+            contexts[0].again = {n: kept for n, kept in whole.again.items() if n < contexts[0].chunks}
+        if memory is None or not quoting:
+            return memory, self.ids
+        return memory, inserted(self.llm, whole, self.ids, asking, room, memory.nearest[0], self.window)
 
     def _generate(self, shown: list[int], memory: Memory | None, most: int, kwargs: dict[str, Any]) -> list[int]:
         """The next tokens, with the one that ends a text where it came."""

@@ -6,7 +6,7 @@
 
 A chunk is named by a hash of all that its slots follow from (token ids, model, settings), so equal chunks are kept
 once and what is stored is never read again. The manifest is replaced in one step: whoever reads sees one whole
-state, and a writer that is killed loses the segment it was at. Segments are mapped into memory, not loaded.
+state, and a writer that is killed loses what it was reading. Segments are mapped into memory, not loaded.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from sharedllm.manifest import (
     find_document,
     is_ours,
     read_manifest,
+    unreadable,
 )
 
 
@@ -76,16 +77,21 @@ def read_documents(
         UsageError: there is no such document, or none at all.
         WorkError: a segment is missing, cut short or of another content.
     """
+    failed: Manifest | None = None
     while True:
         manifest = read_manifest(folder)
+        if not manifest.documents and not manifest.segments:
+            raise UsageError(f"{folder} holds no text; read one with `sharedllm encode`.")
         if not manifest.documents:
             raise UsageError(f"{folder} holds no text that was read to its end; run `sharedllm encode` again to go on.")
         chosen = list(manifest.documents) if names is None else [find_document(folder, manifest, n) for n in names]
         try:
             return manifest, _documents(folder, manifest, chosen)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            if read_manifest(folder) == manifest:  # else a writer removed what this state needs: there is a newer one
+            # Else a writer removed what this state needs: there is a newer one, or the same again, whole by now.
+            if manifest == failed:
                 raise broken(folder, error) from error
+            failed = manifest
 
 
 def _documents(
@@ -162,7 +168,9 @@ class Writer:
     def put(self, chunks: Sequence[str], ids: Tensor, kept: Encoded | None) -> None:
         """Write one segment: chunks named so, with token ids [X, n]. It counts from the next `commit` on."""
         assert self.manifest is not None
-        name = f"segment-{hashlib.sha256(' '.join(chunks).encode()).hexdigest()[:32]}.safetensors"
+        # Models may share the names of their chunks, not files: what is committed must outlive saving another's over it.
+        made_of = " ".join(filter(None, [*chunks, self.manifest.model.partition("+")[2]]))
+        name = f"segment-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.safetensors"
         tensors = {"ids": ids, **({} if kept is None else vars(kept))}
         unfinished = self.folder / (name + UNFINISHED)
         # What is searched may be a view of what is stored: the file needs both.
@@ -198,6 +206,8 @@ class Writer:
 
     def sweep(self) -> None:
         """Remove what the committed state does not name: segments out of use, and what a killed writer left."""
+        if unreadable(self.folder):  # what it names is not known
+            return
         keep = {MANIFEST, LOCK, *(read_manifest(self.folder).segments if _current(self.folder) else [VERSION_2_SLOTS])}
         for file in self.folder.iterdir():
             if file.name not in keep and is_ours(file.name):
@@ -241,9 +251,11 @@ def writing(folder: Path) -> Iterator[Writer]:
 
 
 def _current(folder: Path) -> bool:
-    """Whether a folder holds documents and segments, rather than nothing or a context of version 2."""
+    """Whether a folder holds documents and segments, rather than nothing, a context of version 2 or what is left of one."""
     file = folder / MANIFEST
-    return file.exists() and json.loads(file.read_text(encoding="utf-8")).get("version") in READ[1:]
+    if not file.exists() or unreadable(folder):
+        return False
+    return json.loads(file.read_text(encoding="utf-8")).get("version") in READ[1:]
 
 
 def _size(file: Path) -> int:

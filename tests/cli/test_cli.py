@@ -12,6 +12,7 @@ import torch
 
 from sharedllm import SharedLLM
 from sharedllm.cli import main
+from sharedllm.encoder import LowerModel
 from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model
 
 TEXT = " ".join(f"The colour of item {i} is blue." for i in range(40))
@@ -82,6 +83,15 @@ def test_encode_then_ask_gives_the_same_answer(run, home):
     _, direct, _ = run("ask", "long.txt", *question)
     _, kept, _ = run("ask", "kept", *question)
     assert json.loads(kept)["answer"] == json.loads(direct)["answer"]
+
+
+def test_notes_beside_a_kept_context_are_read_in_the_time_that_is_told(run, monkeypatch):
+    run("encode", "long.txt", "-o", "kept", *MODEL)
+    encode = LowerModel.encode
+    monkeypatch.setattr(LowerModel, "encode", lambda *args: (time.sleep(0.5), encode(*args))[1])
+    _, out, _ = run("ask", "kept", "short.txt", "-q", "What colour?", *MODEL, "--max-new-tokens", "2", "--json")
+    figures = json.loads(out.splitlines()[-1])
+    assert figures["encode_seconds"] >= 0.5 > figures["search_seconds"]
 
 
 def test_ask_explains_and_reads_as_finely_as_told(run):

@@ -52,6 +52,7 @@ def test_texts_that_are_too_short_are_named_once(command, home):
     for more in (scored, (*scored[:2], *scored[4:], "--stride", "700")):
         code, _, err = command("perplexity", *TEXT, "--text", "short.txt", *more, "--fresh")
         assert code == 0 and err.splitlines().count("short.txt has 350 tokens and is left out at 600") == 1
+    assert "3 passages of 600 tokens, one every 700: 24 of 2,559 tokens are scored" in err
 
 
 def test_trained_cross_attention_is_asked(command, home):
@@ -65,6 +66,18 @@ def test_trained_cross_attention_is_asked(command, home):
 def test_a_text_must_be_named(command):
     code, _, err = command("needle")
     assert code == 2 and "--text" in err
+
+
+def test_a_window_that_holds_no_question_is_said_in_its_row_and_the_run_goes_on(command, home):
+    (home / "rows.jsonl").unlink(missing_ok=True)
+    window = ("--samples", "1", "--max-new-tokens", "4", "--window", "truncate=16,full=200")
+    code, out, err = command("needle", *TEXT, "--methods", "truncate,full", "--lengths", "300,600", *window)
+    assert code == 0, err
+    rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]
+    assert [(r["method"], r["length"], r["value"] is None) for r in rows] == [
+        (method, length, method == "truncate") for length in (300, 600) for method in ("truncate", "full")
+    ]
+    assert out.count("not measured: a window of 16 tokens cannot hold the question") == 2
 
 
 def test_json_ends_with_one_object(command):

@@ -16,6 +16,12 @@ ROW_FIELDS = {
     "model", "adapter", "device", "dtype", "seed",
 }  # fmt: skip
 VERSIONS = {"sharedllm": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+OWN = {
+    "input": "A special magic number is hidden.\nOne of the special magic numbers for old-cat is: 1234567.\n"
+    "What is the special magic number for old-cat mentioned in the provided text?",
+    "outputs": ["1234567"],
+    "answer_prefix": " The special magic number is",
+}
 SMALL = ("--samples", "2", "--methods", "shared,truncate", "--window", "600")
 
 
@@ -56,20 +62,27 @@ def test_rulers_own_files_come_first(command, home):
     (home / "rows.jsonl").unlink(missing_ok=True)
     file = home / "own" / "600" / "data" / "niah_single_1" / "validation.jsonl"
     file.parent.mkdir(parents=True)
-    row = {
-        "input": "A special magic number is hidden.\nOne of the special magic numbers for old-cat is: 1234567.\n"
-        "What is the special magic number for old-cat mentioned in the provided text?",
-        "outputs": ["1234567"],
-        "answer_prefix": " The special magic number is",
-    }
-    file.write_text(json.dumps(row) + "\n")
+    file.write_text(json.dumps(OWN) + "\n")
     code, _, err = command(
         "ruler", "--data", "own", "--tasks", "niah_single_1", "--lengths", "600", "--samples", "1", "--methods", "full"
     )
     assert code == 0, err
     asked = rows_of(home)[0]
     assert asked["samples_from"].endswith("validation.jsonl") and asked["expected"] == [["1234567"]]
-    assert asked["tokens"] == [len(row["input"] + row["answer_prefix"]) + 128]
+    assert asked["tokens"] == [len(OWN["input"] + OWN["answer_prefix"]) + 128]
+
+
+def test_a_wrong_file_is_named_before_anything_is_asked(command, home):
+    (home / "rows.jsonl").unlink(missing_ok=True)
+    lacking = {name: value for name, value in OWN.items() if name != "outputs"}
+    for length, row in ((600, OWN), (700, lacking)):
+        file = home / "wrong" / str(length) / "niah_single_1.jsonl"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(row) + "\n")
+    wanted = ("--tasks", "niah_single_1", "--lengths", "600,700", "--samples", "1", "--methods", "full")
+    code, out, err = command("ruler", "--data", "wrong", *wanted)
+    assert code == 2 and out == "" and not (home / "rows.jsonl").exists()
+    assert "700/niah_single_1.jsonl, line 1: the field 'outputs' is missing" in err.splitlines()[-1]
 
 
 def test_tasks_without_what_they_are_made_of_are_left_out(command, home, monkeypatch):

@@ -208,7 +208,7 @@ def test_an_interrupt_while_the_folder_is_replaced_keeps_the_old_one(
     build(make_recipe(), out, tokenizer)
 
     def stopped(old: Path, new: Path) -> None:
-        if new == out and old.name != "out":
+        if new == out and old.name != "was":  # the new one, not the old one put back
             raise KeyboardInterrupt
         rename(old, new)
 
@@ -216,6 +216,19 @@ def test_an_interrupt_while_the_folder_is_replaced_keeps_the_old_one(
     with pytest.raises(KeyboardInterrupt):
         build(make_recipe(), out, tokenizer)
     TokenFolder.open(out, tokenizer, verify_hashes=True)
+
+
+def test_what_a_killed_build_left_is_put_back_or_removed(tmp_path: Path, make_recipe: Make, tokenizer: Any) -> None:
+    place, aside = tmp_path / "place", tmp_path / "place/.out-old-a1b2c3_4"
+    build(make_recipe(), place / "out", tokenizer)
+    aside.mkdir()
+    (place / "out").rename(aside / "was")  # and then it was killed
+    (place / ".out-abcdefgh").mkdir()
+    os.utime(place / ".out-abcdefgh", (0, 0))
+    with pytest.raises(UsageError, match="does not exist"):
+        build(make_recipe({"s": {**BASE, "paths": ["gone.txt"]}}), place / "out", tokenizer)
+    TokenFolder.open(place / "out", tokenizer, verify_hashes=True)
+    assert not (place / ".out-abcdefgh").exists()
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,21 @@ def test_rst_drops_what_only_the_builder_reads() -> None:
         """)
 
 
+@pytest.mark.parametrize(
+    ("rst", "text"),
+    [
+        ("..\n\n   kept\n", "kept\n"),
+        ("- item\n\n  ..  \n\n     kept\n", "- item\n\n     kept\n"),
+        ("..\n   dropped\n\n   and this\n\nkept\n", "kept\n"),
+        (".. dropped\n\n   and this\n\nkept\n", "kept\n"),
+        ("kept\n\n..", "kept\n"),
+    ],
+)
+def test_an_empty_comment_ends_at_a_blank_line(rst: str, text: str) -> None:
+    """docutils takes what is indented after one for a quotation."""
+    assert rst_to_text(rst) == text
+
+
 def test_code_loses_its_licence_header_only() -> None:
     assert clean_code("# Copyright 2020 X\n# Licensed so\n\nimport a  \n# Copyright of b\n") == (
         "import a\n# Copyright of b\n"

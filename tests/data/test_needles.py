@@ -63,6 +63,17 @@ def test_a_statement_says_the_value_and_the_question_does_not():
         assert not is_found(needle.value, needle.question) and not is_found(needle.value, needle.opening)
 
 
+def test_a_value_is_written_as_its_statement_writes_it():
+    """Some words are capital only where a sentence begins with them; a proper name is wherever it stands."""
+    begun = [(kind, form) for kind, of_kind in vocabulary()["forms"].items() for form, *_ in of_kind if "{v_}" in form]
+    common = {"colour", "material"}
+    assert begun and all(kind in common and form.startswith("{v_}") for kind, form in begun)
+    needles = [n for some in draws() for n in some]
+    assert all(n.value in n.statement for n in needles if n.kind not in common)
+    named = [n for n in needles if n.kind in ("name", "place", "boat")]
+    assert {n.kind for n in named} == {"name", "place", "boat"} and all(n.value.istitle() for n in named)
+
+
 def test_no_question_has_two_answers():
     """Every statement hidden in a sample is about a (wording, thing, place) of its own."""
     for needles in draws():

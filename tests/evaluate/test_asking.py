@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sharedllm import UsageError
+from sharedllm.adapter import weights_digest
 from sharedllm.evaluate.asking import (
     ANSWER_CHARACTERS,
     Examination,
@@ -17,6 +19,7 @@ from sharedllm.evaluate.asking import (
 )
 from sharedllm.evaluate.results import Results
 from sharedllm.methods import create
+from sharedllm.methods.full import Full
 from sharedllm.prompts import Prompt
 from tests.conftest import byte_tokenizer, tokens
 
@@ -90,6 +93,7 @@ def test_a_row_says_what_was_asked_and_what_it_cost(make):
     assert said["scores"][2] == 33.3333 and len(said["answers"][0]) == ANSWER_CHARACTERS
     assert said["sources"] == ["a", "b"] and said["max_new_tokens"] == 6
     assert said["window"] == 90 + len("\n\nr\n\nAnswer:") + 6 and said["beyond_window"]
+    assert said["adapter_weights"] == weights_digest(llm.injection)
     assert said["seconds"] == pytest.approx(sum(asked.encode_seconds) + sum(asked.ask_seconds), abs=1e-3)
     assert said["ask_seconds"] == pytest.approx(sum(asked.ask_seconds) / 3, abs=1e-3)
 
@@ -102,6 +106,8 @@ def test_every_method_and_the_ceiling_get_a_row(make):
     methods = [create("truncate", llm, 200), create("shared", llm, 16)]
     truncate, shared, passage = ask_methods(llm, methods, quiz, 0, lines.append, Results(), ceiling=True)
     assert (truncate["window"], truncate["method"]) == (200, "truncate")
+    assert (truncate["given_window"], shared["given_window"]) == (200, 16) and shared["window"] != 16
+    assert "given_window" not in passage
     assert shared["chunk_length"] == llm.config.chunk_length and "chunk_length" not in passage
     new = create("full", llm, 1).ask(text.ids[476:], text.questions[0].prompt, 4)  # the passage ends with the text
     assert passage["method"] == "passage" and passage["window"] == 1024 + len("\n\np\n\nAnswer:") + 4
@@ -109,7 +115,7 @@ def test_every_method_and_the_ceiling_get_a_row(make):
     assert [line.split(":")[0] for line in lines] == [f"{n} at 1,500" for n in ("truncate", "shared", "passage")]
 
 
-def test_a_row_is_known_again_only_for_the_same_texts_and_questions(make):
+def test_a_row_is_known_again_only_for_the_same_texts_and_questions_and_rules(make, monkeypatch):
     llm, results = make(max_position_embeddings=512), Results()
 
     def go(text: Text) -> list[str]:
@@ -127,6 +133,36 @@ def test_a_row_is_known_again_only_for_the_same_texts_and_questions(make):
         Text("a", tokens(30), [question("p", new=5)]),
     ):
         assert len(go(other)) == 1
+    monkeypatch.setattr(Full, "rules", lambda self, scored, before=0: {} if scored else {"read_otherwise": True})
+    assert len(go(Text("a", tokens(30), [question("p")]))) == 1
+
+
+def test_a_row_says_the_rules_that_its_answers_came_from(make):
+    llm = make(max_position_embeddings=512)
+    quiz = Examination("quiz", "letters", 60, [Text("a", tokens(60), [question("p")])])
+    methods = [create("streaming", llm, 40), create("full", llm, 40)]
+    streaming, full = ask_methods(llm, methods, quiz, 0, lambda line: None, Results())
+    assert streaming["read_in_prompt"] is True and "read_in_prompt" not in full
+
+
+def test_a_method_that_cannot_hold_a_question_has_a_reason_and_the_others_are_asked(make):
+    llm = make(max_position_embeddings=512)
+    quiz = Examination("quiz", "letters", 300, [Text("a", tokens(300), [question("p"), question("p" * 40)])])
+    frame = len("\n\n" + "p" * 40 + "\n\nAnswer:")
+
+    def go(*methods):
+        return list(ask_methods(llm, methods, quiz, 0, lambda line: None, Results()))
+
+    small, enough = (create("truncate", llm, frame + new) for new in (3, 4))
+    truncate, full = go(small, create("full", llm, 16))
+    assert truncate["reason"] == (
+        f"a window of {frame + 3} tokens cannot hold the question ({frame}) and an answer of 4; "
+        "raise --window or lower --max-new-tokens"
+    )
+    assert truncate["value"] is None and "adapter_weights" not in truncate and full["value"] is not None
+    assert go(enough)[0]["value"] is not None
+    with pytest.raises(UsageError, match=r"cannot hold the question .* raise --window"):
+        go(small)
 
 
 def test_a_method_without_memory_or_without_meaning_is_not_asked(make, tmp_path):

@@ -60,19 +60,20 @@ def test_texts_of_a_data_set_are_one_line(make):
     full, truncate = create("full", llm, 8), create("truncate", llm, 8)
     jobs = [
         Job(40, 1, 1, 4, beside=6, dataset="a"), Job(60, 1, 3, 4, beside=6, dataset="a"),
-        Job(20, 1, 1, 4, beside=9, dataset="b"),
+        Job(20, 1, 1, 4, beside=9, dataset="b"), Job(20, 1, 1, 7, beside=9, dataset="c"),
     ]  # fmt: skip
     found = list(expected([full, truncate], jobs, PACE, math.inf))
     assert [(one.method, one.dataset, one.length) for one in found] == [
-        ("full", "a", 55), ("full", "b", 20), ("truncate", "a", 55), ("truncate", "b", 20)
+        ("full", "a", 55), ("full", "b", 20), ("full", "c", 20),
+        ("truncate", "a", 55), ("truncate", "b", 20), ("truncate", "c", 20),
     ], "the mean over questions"  # fmt: skip
-    assert found[0].bytes == full.peak_bytes(66) and found[2].bytes == truncate.peak_bytes(8), "cut to its window"
+    assert found[0].bytes == full.peak_bytes(66) and found[3].bytes == truncate.peak_bytes(8), "cut to its window"
     work = PACE.seconds(one_pass(46)) + 3 * PACE.seconds(one_pass(66))
     assert found[0].seconds == pytest.approx(work + 4 * 4 * PACE.generated)
-    assert [one.reason is None for one in found] == [True, True, True, False]
-    assert "8 tokens cannot hold its instructions and an answer (9)" in (found[3].reason or "")
+    assert [one.reason is None for one in found] == [True] * 5 + [False], "a long question is cut with its text"
+    assert "8 tokens has no room for a question of c beside an answer of 7" in (found[5].reason or "")
     said = list(lines(found))
-    assert said[1].split()[:5] == ["full", "a", "mean", "55", "tokens"] and len(said) == 6
+    assert said[1].split()[:5] == ["full", "a", "mean", "55", "tokens"] and len(said) == 8
 
 
 def test_what_has_no_room_says_so_and_takes_no_time(make):

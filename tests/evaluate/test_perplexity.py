@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from sharedllm import UsageError
-from sharedllm.evaluate.perplexity import cut_passages, left_out, run, slide_passages
+from sharedllm.evaluate.perplexity import cut_passages, left_out, run, scored_tokens, slide_passages
 from sharedllm.evaluate.results import Results
 from sharedllm.methods import create
 from sharedllm.methods.full import Full
@@ -64,7 +66,17 @@ def test_sliding_passages_score_every_token_once(make):
     (row,) = run([create("truncate", llm, 8)], passages[:4], [40], 6, 0, lambda line: None)
     nats = [plain_nll(llm, p.ids[-8:], 6) for p in passages[:4]]
     scored = torch.cat([p.ids[-6:] for p in passages[:4]])
-    assert torch.equal(scored, ids[34:58]) and row["value"] == pytest.approx(sum(map(sum, nats)) / 24, abs=1e-4)
+    assert torch.equal(scored, ids[34:58]), "neither the first 34 nor the last two"
+    assert row["value"] == pytest.approx(sum(map(sum, nats)) / 24, abs=1e-4)
+
+
+@pytest.mark.parametrize("targets", [3, 6, 9, 39])
+def test_tokens_that_sliding_passages_score_are_counted_once(targets):
+    texts = [("a.txt", tokens(60)), ("b.txt", tokens(50, 2)), ("b.txt", tokens(40, 3))]
+    passages = slide_passages(texts[:2], 40, 6)
+    scored = {(p.source, t) for p in passages for t in range(p.start + 40 - targets, p.start + 40)}
+    assert scored_tokens(passages, targets) == len(scored)
+    assert scored_tokens(slide_passages(texts, 40, 6), targets) == len(scored) + targets, "another of the same name"
 
 
 def test_truncate_and_full_are_what_their_names_say(make):
@@ -167,6 +179,51 @@ def test_a_run_goes_on_where_it_was_stopped(make, monkeypatch, tmp_path):
     assert [row["metric"] for row in again if row["method"] == "full"] == ["nll"] * 2 + ["nll_gain_over_truncate"] * 2
     with pytest.raises(ZeroDivisionError):
         go(["shared"], [40, 50])
+
+
+def test_only_the_lengths_that_are_missing_are_scored(make, monkeypatch):
+    llm, results, scored = make(), Results(), Counter()
+    score, passages = Full.score, cut_passages(TEXTS, 60, 2)
+
+    def counted(self, past, window, targets):
+        scored[len(past) + len(window)] += 1
+        return score(self, past, window, targets)
+
+    monkeypatch.setattr(Full, "score", counted)
+    for lengths in ([40], [40, 60], [30, 40, 60]):
+        rows = list(run([create("full", llm, 8)], passages, lengths, 6, 0, lambda line: None, results))
+        assert [row["length"] for row in rows] == lengths[::-1]
+    assert scored == {30: 2, 40: 2, 60: 2}
+
+
+def test_rows_searched_in_another_way_are_not_known_and_those_of_cold_windows_are(make, monkeypatch):
+    monkeypatch.setattr("sharedllm.methods.shared.ASKING_TOKENS", 4)
+    llm, results, passages = make(), Results(), cut_passages(TEXTS, 60, 2)
+    cold, warm = (create("shared", llm, window) for window in (8, 12))  # 2 and 6 tokens before the targets
+
+    def go(method):
+        lines = []
+        (row,) = run([method], passages, [60], 6, 0, lines.append, results)
+        return row, len(lines)
+
+    (first, _), (second, _) = go(cold), go(warm)
+    assert "searched_by" not in first and second["searched_by"] == 256
+    read = hashlib.sha256(b"".join(passage.ids.numpy().tobytes() for passage in passages)).hexdigest()
+    unit = {"method": "shared", "length": 60, "targets": 6, "read": read}
+    assert results.find({**unit, **cold.settings()}) == first, "as rows have been known before there were rules"
+    assert results.find({**unit, **warm.settings()}) is None
+    monkeypatch.setattr("sharedllm.methods.shared.CONTINUED_TOKENS", 3)
+    assert go(cold) == (first, 0)
+    third, scored = go(warm)
+    assert third["searched_by"] == 3 and scored == len(passages)
+
+
+def test_a_gain_has_the_peak_of_the_rows_that_it_is_of(make):
+    llm, results = make(), Results(besides=lambda: {"peak_memory_bytes": peaks.pop(0)})
+    peaks, passages = [5, 9], cut_passages(TEXTS, 60, 2)
+    methods = [create(name, llm, 8) for name in ("truncate", "full")]
+    *_, gain = run(methods, passages, [60], 6, 0, lambda line: None, results)
+    assert gain["metric"] == "nll_gain_over_truncate" and gain["peak_memory_bytes"] == 9
 
 
 def test_texts_that_are_too_short_are_named():

@@ -98,3 +98,9 @@ def test_a_row_without_a_value_says_nothing_of_the_workers(tmp_path):
     results = Results(besides=lambda: {"peak_memory_bytes": 7})
     assert results.keep({"n": 1}, lambda: {"reason": "no", "peak_memory_bytes": None})["peak_memory_bytes"] is None
     assert results.keep({"n": 2}, lambda: {"value": 1})["peak_memory_bytes"] == 7
+
+
+def test_a_row_made_of_others_says_what_it_has_from_them(tmp_path):
+    results = Results(besides=lambda: {"peak_memory_bytes": 7})
+    made = results.keep({"n": 1}, lambda: {"value": 1, "peak_memory_bytes": 9}, of_others=True)
+    assert made["peak_memory_bytes"] == 9

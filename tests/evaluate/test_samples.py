@@ -14,7 +14,7 @@ from sharedllm.evaluate.needle import is_found
 from sharedllm.evaluate.perplexity import cut_passages, run
 from sharedllm.evaluate.samples import passage_samples, question_samples, write_samples
 from sharedllm.methods import create
-from sharedllm.methods.estimate import cache_bytes
+from sharedllm.methods.estimate import cache_bytes, slot_bytes
 from sharedllm.prompts import Prompt
 from tests.conftest import CONFIG, tokens
 
@@ -41,15 +41,22 @@ def test_questions_come_back_from_the_file_with_the_tokens_that_full_is_shown(ma
         assert is_found(sample["answer"][0], sample["context"])
 
 
-def test_the_bytes_are_those_of_the_context_and_of_what_a_question_attends_to(make):
-    llm = make()
-    text = asked_of(llm, "Which number?")
-    (sample,) = question_samples(llm, "needle", "found", 999, [text])
-    context = llm.read(text.ids)
-    assert sample["stored_bytes"] == context.nbytes
-    memory = llm.recall(context, torch.tensor([[1, 2, 3]]))
-    attended = sum(x[:, :, 1:, : llm.parts.head_dim].numel() * x.element_size() for x in (*memory.keys, *memory.values))
-    assert sample["attended_bytes"] == attended
+@pytest.mark.parametrize("fine_chunks", [0, 1])
+def test_the_bytes_are_those_of_the_context_and_of_what_a_question_attends_to(make, fine_chunks):
+    llm = make(config=replace(CONFIG, fine_chunks=fine_chunks))
+    text = asked_of(llm, "Which number?", "What was it?")
+    assert len(text.ids) % CONFIG.chunk_length, "the last chunk is short"
+    samples = list(question_samples(llm, "needle", "found", 999, [text]))
+    context, attended = llm.read(text.ids), []
+    for question in text.questions:
+        ids, mask = torch.tensor([question.prompt.alone()]), question.prompt.question_mask()
+        memory = llm.recall(context, ids, question_mask=mask)
+        taken = [x[:, :, 1:, : llm.parts.head_dim] for x in (*memory.keys, *memory.values)]
+        attended.append(sum(x.numel() * x.element_size() for x in taken))
+    assert [s["stored_bytes"] for s in samples] == [context.nbytes] * 2
+    assert [s["attended_bytes"] for s in samples] == [max(attended)] * 2, "the most of all on the text"
+    without = slot_bytes(llm, context.slots)
+    assert max(attended) > without if fine_chunks else max(attended) == without
 
 
 def test_passages_are_cut_where_shared_cuts_them(make):
@@ -83,7 +90,10 @@ def test_a_task_without_samples_says_which_have_some(tmp_path, capsys):
 def test_a_question_attends_to_what_is_quoted_too(make):
     llm, quoting = make(), make(config=replace(CONFIG, quoted_tokens=20))
     plain, more = (next(question_samples(m, "needle", "found", 9, [asked_of(m, "Which?")])) for m in (llm, quoting))
-    assert more["attended_bytes"] - plain["attended_bytes"] == cache_bytes(llm, 20)
+    text, method = asked_of(quoting, "Which?"), create("shared", quoting, 1)
+    prompt = text.questions[0].prompt
+    quoted = len(method.shown(method.prepare(text.ids), prompt, 5)) - len(prompt.alone())
+    assert more["attended_bytes"] - plain["attended_bytes"] == cache_bytes(llm, quoted) and quoted >= 20
     assert more["stored_bytes"] == plain["stored_bytes"]
 
 
@@ -93,6 +103,16 @@ def test_samples_are_not_written_over_the_results(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["eval", "needle", "--text", str(file), "-o", str(file), "--write-samples", str(file)])
     assert "would write over the results" in capsys.readouterr().err and file.read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("source", ["book.txt", "."])
+def test_samples_are_not_written_over_a_text(tmp_path, monkeypatch, capsys, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("It was a dark night.")
+    with pytest.raises(SystemExit):
+        main(["eval", "needle", "--text", source, "-o", "rows.jsonl", "--write-samples", str(tmp_path / "book.txt")])
+    assert "which is read with --text; name another file." in capsys.readouterr().err
+    assert (tmp_path / "book.txt").read_text() == "It was a dark night."
 
 
 @pytest.mark.parametrize(

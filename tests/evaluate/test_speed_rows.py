@@ -27,20 +27,22 @@ def llm(make):
     return make(max_position_embeddings=512)
 
 
-def benched(llm, names, monkeypatch, lengths=(96, 192), **changes):
-    """Rows of a bench whose measurements are made up: `full` takes ten times as long at 192 tokens."""
+def benched(llm, names, monkeypatch, lengths=(96, 192), window=64, **changes):
+    """Rows of a bench whose measurements are made up: `full` takes ten times as long at 192 tokens, `streaming` as its `window`
+    says."""
     order = []
 
     def made(method, sample, prompt, new_tokens, now):
         order.append((method.name, len(sample.ids)))
         slow = 10 if method.name == "full" and len(sample.ids) == 192 else 0.5 if method.name == "full" else 1
+        slow = method.window / 64 if method.name == "streaming" else slow
         return Phases(1, 80 * slow, 2 * slow, 3 * slow, 0.6, 0.5, 72 if method.name == "shared" else None)
 
     monkeypatch.setattr("sharedllm.evaluate.speed.run.measure", made)
     given = {"rounds": 3, "against": ["full"], "peak": lambda method, sample: MEMORY, "rates": lambda: RATES, **changes}
     bench = Bench(
-        llm=llm, methods=[create(name, llm, 64) for name in names], sample=partial(taken, llm),
-        prompt=Prompt(llm.tokenizer, "Who?"), new_tokens=NEW, seed=0, **given,
+        llm=llm, methods=[create(name, llm, window if name == "streaming" else 64) for name in names],
+        sample=partial(taken, llm), prompt=Prompt(llm.tokenizer, "Who?"), new_tokens=NEW, seed=0, **given,
     )  # fmt: skip
     return list(bench.rows(lengths)), order
 
@@ -201,6 +203,31 @@ def test_memory_that_cannot_be_measured_leaves_the_times(llm, monkeypatch):
         ("working_peak_bytes", "it was killed")
     ]
     assert rows[0]["metric"] == "seconds_to_first_token" and rows[0]["value"] is not None
+
+
+def test_memory_that_could_not_be_measured_once_is_measured_the_next_time(llm, monkeypatch, tmp_path):
+    def fails(method, sample):
+        raise WorkError("it was killed")
+
+    measured, changes = [], {"lengths": (96,), "against": [], "results": Results(tmp_path / "rows.jsonl")}
+    benched(llm, ["shared"], monkeypatch, peak=fails, **changes)
+    for _ in range(2):
+        rows, order = benched(llm, ["shared"], monkeypatch, peak=lambda *_: measured.append(1) or MEMORY, **changes)
+        assert not order and len(measured) == 1
+    by = {row["metric"]: row["value"] for row in read_rows(tmp_path / "rows.jsonl")}
+    assert by["working_peak_bytes"] == MEMORY.working_peak and by["reading_memory_bytes"] == 3000
+    assert [row["metric"] for row in rows] == ["seconds_to_first_token"]
+
+
+def test_what_is_compared_with_another_window_is_compared_anew(llm, monkeypatch, tmp_path):
+    results = Results(tmp_path / "rows.jsonl")
+    for window, ratio in ((64, 1), (32, 0.5), (64, 1), (32, 0.5)):
+        rows, order = benched(
+            llm, ["shared", "streaming"], monkeypatch, (96,), window, against=["streaming"], results=results
+        )
+        found = [row["value"] for row in rows if row["metric"] == "first_token_speed_over_streaming"]
+        assert found == [pytest.approx(ratio)]
+    assert not order and sum("first_token_speed" in row["metric"] for row in read_rows(tmp_path / "rows.jsonl")) == 2
 
 
 def test_methods_that_were_measured_in_separate_runs_are_compared_too(llm, monkeypatch, tmp_path):

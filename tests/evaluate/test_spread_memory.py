@@ -23,7 +23,7 @@ class Workers:
 
     def map(self, _name: str, pieces):
         for piece in pieces:
-            yield piece, ([piece[3]], self.peaks.pop(0))
+            yield piece, ([piece[4]], self.peaks.pop(0))
 
 
 def test_workers_of_one_machine_share_its_memory():
@@ -32,25 +32,27 @@ def test_workers_of_one_machine_share_its_memory():
     assert Spread(Workers([("a", 12e9), ("a", 11e9), ("b", 5e9), ("c", 30e9)])).free() == 5e9
 
 
-def test_a_methods_peak_is_not_that_of_the_one_before(make):
-    spread = Spread(Workers(peaks=[900, 800, 30, 40, 35]))
+def test_the_peak_of_a_call_is_not_that_of_the_one_before(make):
+    spread = Spread(Workers(peaks=[900, 800, 30, 40, 35, 20]))
     full, shared = (SimpleNamespace(name=name, window=64, llm=make()) for name in ("full", "shared"))
     assert list(spread(full, None, "ab")) == ["a", "b"] and spread.besides() == {"peak_memory_bytes": 900}
     list(spread(shared, None, "a"))
     assert spread.besides() == {"peak_memory_bytes": 30}
     list(spread(shared, None, "bc"))
     assert spread.besides() == {"peak_memory_bytes": 40}
+    list(spread(shared, None, "d"))
+    assert spread.besides() == {"peak_memory_bytes": 20}, "the same method at another length"
 
 
-def test_a_worker_forgets_its_peak_where_the_method_changes(make, monkeypatch):
+def test_a_worker_forgets_its_peak_with_every_call(make, monkeypatch):
     llm, reset = make(), []
     monkeypatch.setattr(spread_file.SharedLLM, "from_pretrained", lambda **_: llm)
     monkeypatch.setattr(spread_file, "reset_peak", lambda _device: reset.append(worker.asked))
     worker = MethodWorker({}, SimpleNamespace(apply=lambda: None))
-    for method in (("truncate", 20), ("truncate", 20), ("shared", 20), ("truncate", 20)):
-        found, held = worker.work((0, method, lambda method, item: [(method.name, item)], "x"))
-        assert found == [(method[0], "x")] and held > 0
-    assert reset == [None, ("truncate", 20), ("shared", 20)]
+    for call, name in ((1, "truncate"), (1, "truncate"), (2, "shared"), (3, "shared")):
+        found, held = worker.work((0, call, (name, 20), lambda method, item: [(method.name, item)], "x"))
+        assert found == [(name, "x")] and held > 0
+    assert reset == [None, 1, 2]
     place, free = worker.room()
     assert place and free > 0
 

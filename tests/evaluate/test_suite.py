@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import pytest
 import torch
 
 from sharedllm import UsageError
+from sharedllm.adapter import weights_digest
 from sharedllm.evaluate.examples import Dataset, Example, Task, read_tasks
+from sharedllm.evaluate.forecast import Pace, expected
 from sharedllm.evaluate.middle import answer_lost, cut_middle, cut_whole
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.statistics import wilson
@@ -121,6 +124,7 @@ def test_rows_and_averages(make):
     assert rows[0]["groups"] == {"long": {"value": 100, "samples": 1}, "short": {"value": 0, "samples": 2}}
     assert rows[0]["max_new_tokens"] == 2 and rows[0]["expected"] == [["Tamsin"]] * 3 and len(rows[0]["answers"]) == 3
     assert (average["dataset"], average["metric"], average["samples"]) == ("average", "mean of categories", 6)
+    assert average["adapter_weights"] == rows[0]["adapter_weights"] == weights_digest(llm.injection)
     assert average["categories"] == {"qa": pytest.approx(200 / 3), "code": 50}
     assert average["value"] == pytest.approx((200 / 3 + 50) / 2)
     assert average["low"] < average["value"] < average["high"]
@@ -249,3 +253,27 @@ def test_what_is_to_be_done_is_known_before(make):
     ]  # fmt: skip
     (row, _) = rows_of(llm, ["full"], sets, max_new_tokens=3)
     assert row["window"] == first.given(create("full", llm, 8))
+
+
+def test_what_is_said_before_agrees_with_what_is_asked(make):
+    """A question that is longer than the window is cut; an answer that leaves no room for both ends of a prompt is not."""
+    llm = make(max_position_embeddings=512)
+    long = dataset(example(after="\n\n" + "Who came, and when? " * 5 + "Who came?\nAnswer: "), name="a")
+    answers = [
+        Dataset(Task(n, "{context}", max_new_tokens=new, metric="f1", chat=False), [example()])
+        for n, new in (("b", 62), ("c", 63))
+    ]
+    sets = [long, *answers]
+    said = list(expected([create("truncate", llm, 64)], jobs(llm, sets), Pace(1.0, 0.01, 2.0), math.inf))
+    rows = rows_of(llm, ["truncate"], sets)
+    assert [one.reason for one in said] == [row.get("reason") for row in rows]
+    assert [row["value"] is None for row in rows] == [False, False, True]
+
+
+def test_an_average_has_the_peak_of_its_rows_and_not_that_of_the_last_call(make):
+    peaks = [5, 9, 7]
+    results = Results(besides=lambda: {"peak_memory_bytes": peaks.pop(0)})
+    methods = [create("truncate", make(max_position_embeddings=512), 64)]
+    sets, averages = [dataset(example(), name=name) for name in "abc"], {"average": {"qa": list("abc")}}
+    *_, average = run(methods[0].llm, methods, "longbench", sets, averages, 0, lambda line: None, results)
+    assert average["dataset"] == "average" and average["peak_memory_bytes"] == 9

@@ -9,7 +9,7 @@ import torch
 
 from sharedllm import UsageError
 from sharedllm.memory import find, nearest_of
-from sharedllm.methods import create
+from sharedllm.methods import METHODS, create
 from sharedllm.methods.base import plain_nll
 from sharedllm.prompts import Prompt
 from sharedllm.quote import quotes
@@ -99,3 +99,14 @@ def test_retrieval_scores_a_window_behind_what_is_nearest_to_the_tokens_before_i
     assert torch.equal(method._behind_passages(context, asking[0], window), torch.cat([quoted, window]))
     assert not torch.equal(method.score(context, changed, 5), method.score(context, window, 5))
     assert torch.equal(method.score(None, window, 5), plain_nll(llm, window, 5))
+
+
+def test_rows_say_the_rules_that_no_setting_has(llm):
+    found = {}
+    for name in METHODS:
+        method = create(name, llm, 16)
+        found[name] = [method.rules(True, 63), method.rules(True, 64), method.rules(False)]
+    searched, read = [{}, {"searched_by": 256}, {}], [{}, {}, {"read_in_prompt": True}]
+    assert {name: rules for name, rules in found.items() if any(rules)} == {
+        "shared": searched, "shared-compact": searched, "streaming": read,
+    }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -90,6 +91,22 @@ def test_a_teacher_reads_without_it(data, tmp_path):  # noqa: F811
                     assert torch.equal(t.llm.model(ids).logits, read)
             assert torch.equal(t.llm.model(ids).logits, read) and not torch.equal(read, plain)
     assert len(hooks(t.llm.model)) == attached
+
+
+def test_the_teacher_of_distillation_reads_without_it(data, tmp_path):  # noqa: F811
+    t = trainer(data, tmp_path / "run", windows=3, context_chunks=[3, 3], distill=1.0, **CROSS)
+    with torch.no_grad():
+        for parameter in t.module.parameters():
+            parameter.add_(0.3)
+        sample, _, memory = t._taken_in(t.sampler.draw(0), None)
+        with t.learner.reading(memory):
+            taught = [t._teacher.logprobs(sample, w) for w in sample.windows]
+        for w, logprobs in zip(sample.windows, taught, strict=True):
+            past = sample.context[: w.chunks * t.llm.config.chunk_length]
+            plain = t.llm.model(torch.from_numpy(np.concatenate([past, w.ids]))[None]).logits[0].log_softmax(-1)
+            torch.testing.assert_close(logprobs, plain[-w.targets - 1 : -1])
+    t.loss(t.sampler.draw(0)).backward()
+    assert all(p.grad is not None for p in t.module.parameters())
 
 
 def test_other_methods_are_not_trained():

@@ -191,6 +191,23 @@ def test_an_interrupt_inside_the_backward_pass_keeps_what_was_done(data, tmp_pat
     assert_same(before, weights(again))
 
 
+def test_a_step_that_was_stopped_half_way_is_done_anew(data, tmp_path, monkeypatch):
+    t, whole = trainer(data, tmp_path / "run"), trainer(data, tmp_path / "whole")
+    t.train(until=3)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(t, "_sum_gradients", stop)
+        with pytest.raises(KeyboardInterrupt):
+            t.train()
+    assert any(p.grad is not None for p in t.module.parameters())
+    t.train()
+    whole.train()
+    assert_same(weights(whole), weights(t))
+
+
 def test_sigterm_ends_the_command_as_ctrl_c_does(data, tmp_path, monkeypatch):
     t, handler = trainer(data, tmp_path / "run", checkpoint_every=100), signal.getsignal(signal.SIGTERM)
     log = t._log
@@ -343,8 +360,7 @@ def test_a_sample_longer_than_the_models_positions_is_refused(data, tmp_path, se
     assert_one_sentence(error)
 
 
-def test_a_teacher_that_is_shown_passages_alone_needs_positions_for_those(data, tmp_path):
-    check_lengths(recipe(data, tmp_path / "run", distill=0.1, needles=1.0, context_chunks=[4, 7]), 16)
+def test_passages_of_a_study_need_positions(data, tmp_path):
     with pytest.raises(UsageError, match="study_data has passages of 17 tokens"):
         check_lengths(recipe(data, tmp_path / "run"), 16, SimpleNamespace(passage_tokens=17))
 
@@ -449,6 +465,19 @@ def test_what_is_written_is_between_the_start_and_what_was_trained(data, tmp_pat
         recipe(data, tmp_path / "other", keep_start=0.5)
 
 
+def test_training_again_writes_the_same_adapter(data, tmp_path):
+    trainer(data, tmp_path / "first", steps=1).train()
+    settings = dict(start=str(tmp_path / "first/adapter"), steps=2)
+    t, plain = trainer(data, tmp_path / "run", keep_start=0.25, **settings), trainer(data, tmp_path / "all", **settings)
+    plain.train()
+    written = []
+    for _ in range(2):
+        t.train()
+        assert_same(weights(plain), weights(t))  # those that go on, should more steps be asked for
+        written.append((t.run / "adapter" / WEIGHTS_FILE).read_bytes())
+    assert written[0] == written[1] != (plain.run / "adapter" / WEIGHTS_FILE).read_bytes()
+
+
 def test_training_starts_from_an_adapter_that_lacks_a_setting(data, tmp_path):
     first = trainer(data, tmp_path / "first")
     first.train()
@@ -519,10 +548,3 @@ def test_distillation_is_the_divergence_from_the_model_that_reads_everything(dat
     assert t.loss(sample).item() == pytest.approx(expected, rel=1e-4)
     t.loss(sample).backward()
     assert all(p.grad is not None for p in t.module.parameters())
-
-
-def test_questions_are_not_distilled(data, tmp_path):
-    settings = dict(needles=1.0, needle_windows=2, context_chunks=[20, 25])
-    t, plain = (trainer(data, tmp_path / str(d), distill=d, **settings) for d in (1.0, 0.0))
-    sample = t.sampler.draw(0)
-    assert t.loss(sample).item() == pytest.approx(plain.loss(sample).item())

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import sharedllm
 from sharedllm import UsageError
 from sharedllm.train.limits import check_lengths
 from sharedllm.train.recipe import read_recipe
+
+RECIPES = Path(sharedllm.__path__[0]) / "recipes"
+SHIPPED = sorted(file.stem for file in RECIPES.glob("*.yaml") if not file.stem.startswith("data-"))
 
 
 def write(tmp_path, text):
@@ -22,7 +28,7 @@ def test_values_and_overrides(tmp_path):
     assert (recipe.config.injected_layers, recipe.config.positions) == (4, "sequence")
 
 
-@pytest.mark.parametrize("name", ["first", "deeper", "finer", "facts", "default", "broader", "paper", "own-data"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_recipes_are_valid(name):
     recipe = read_recipe(name)
     assert recipe.output
@@ -63,6 +69,16 @@ def test_an_own_adapter_is_trained_under_the_shipped_settings():
         ("output: a\n", ["distracted=-0.1"], ["distracted is -0.1"]),
         ("output: a\n", ["warm=0.5"], ["warm", "warm_tokens of at least 1"]),
         ("output: a\n", ["warm=0.5", "warm_tokens=700"], ["window_tokens and warm_tokens are 384 and 700"]),
+        ("output: a\n", ["warm_tokens=64"], ["warm_tokens is 64", "warm is 0"]),
+        ("output: a\n", ["quoted=0.5", "config.quoted_tokens=8"], ["quoted is 0.5", "no sample asks", "quoted=0"]),
+        (
+            "output: a\n",
+            ["quoted=0.5", "config.quoted_tokens=8", "needles=1", "method=encoder-decoder"],
+            ["quoted is 0.5", "encoder-decoder quotes nothing"],
+        ),
+        ("output: a\n", ["distill=0.5", "needles=1"], ["distill is 0.5", "all samples ask"]),
+        ("output: a\nsteps: 3\nsteps: 4\n", [], ["'steps' is given twice"]),
+        ("output: a\nconfig:\n  rank: 3\n  rank: 4\n", [], ["'rank' is given twice"]),
         ("steps: 3\n", [], ["output"]),
         ("- a\n", [], ["mapping"]),
         ("a: [\n", [], ["cannot be read"]),
@@ -74,6 +90,12 @@ def test_mistakes_are_one_sentence(tmp_path, text, overrides, words):
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_shares_of_facts_need_no_facts():
+    """So that a shipped recipe can be trained without any by one setting."""
+    assert read_recipe("default", ["needles=0"]).pairs > 0
+    assert read_recipe("default", ["needles=0", "questions=0", "quoted=0", "distill=0.5"]).distill == 0.5
 
 
 def test_no_such_recipe():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
 import pytest
 
 from sharedllm import UsageError, WorkError
+from sharedllm.adapter import WEIGHTS_FILE
 from sharedllm.data import build, recipe_from_dict
 from sharedllm.train.checkpoint import STATE, checkpoints
 from tests.conftest import byte_tokenizer
@@ -112,6 +114,16 @@ def test_a_recipe_that_cannot_be_read_is_named(data, tmp_path):
     assert_one_sentence(error)
 
 
+def test_checkpoints_without_their_recipe_are_refused(data, tmp_path):
+    trainer(data, tmp_path / "run").train(until=2)
+    (tmp_path / "run/recipe.json").unlink()
+    for settings in ({}, {"windows": 3}):
+        with pytest.raises(UsageError, match=r"run/recipe\.json is missing.* copy it there, or remove") as error:
+            trainer(data, tmp_path / "run", **settings)
+        assert_one_sentence(error)
+    assert not (tmp_path / "run/recipe.json").exists()
+
+
 @pytest.mark.parametrize("change", ["text", "weight"])
 def test_data_built_again_from_something_else_is_refused(tmp_path, change):
     """Another text of as many tokens, or another weight, leaves the listing of documents as it was."""
@@ -150,3 +162,41 @@ def test_the_start_must_stay_the_same_where_it_is_mixed_in_at_the_end(data, tmp_
     with pytest.raises(UsageError, match="holds a run with another start"):
         trainer(data, tmp_path / "mixed", start=str(start), keep_start=0.5)
     assert_same(before, weights(trainer(data, tmp_path / "whole", start=str(start))))
+
+
+def about(run) -> dict:
+    return json.loads((run / "adapter/adapter_config.json").read_text())["about"]
+
+
+def test_an_adapter_says_which_one_it_came_from(data, tmp_path):
+    """That its run began with, also where another lies there by now."""
+    for name, steps in (("first", 1), ("other", 2)):
+        trainer(data, tmp_path / name, steps=steps).train()
+    start = tmp_path / "first/adapter"
+    assert "start_sha256" not in about(tmp_path / "first")
+    began = hashlib.sha256((start / WEIGHTS_FILE).read_bytes()).hexdigest()
+    trainer(data, tmp_path / "run", start=str(start)).train(until=2)
+    shutil.rmtree(start)
+    shutil.copytree(tmp_path / "other/adapter", start)
+    trainer(data, tmp_path / "run", start=str(start)).train()
+    assert about(tmp_path / "run")["start_sha256"] == began
+    trainer(data, tmp_path / "mixed", start=str(start), keep_start=0.5).train()
+    now = hashlib.sha256((start / WEIGHTS_FILE).read_bytes()).hexdigest()
+    assert about(tmp_path / "mixed")["start_sha256"] == now != began
+
+
+def test_an_adapter_says_what_all_pieces_of_its_run_took(data, tmp_path):
+    first = trainer(data, tmp_path / "run")
+    first.train(until=3)  # the third step is done again, and counted once
+    state = checkpoints(tmp_path / "run")[-1] / STATE
+    noted = json.loads(state.read_text())
+    assert 2**20 < noted["peak_memory_bytes"] <= first.figures()["peak_memory_bytes"]
+    state.write_text(json.dumps({**noted, "peak_memory_bytes": 10**15}))
+    t = trainer(data, tmp_path / "run")
+    t.train()
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    tokens = [0, *(row["target_tokens"] for row in rows)]
+    seconds = [(b - a) / row["tokens_a_second"] for a, b, row in zip(tokens, tokens[1:], rows, strict=False)]
+    took = {name: about(tmp_path / "run")[name] for name in ("train_seconds", "peak_memory_bytes")}
+    assert took == {"train_seconds": pytest.approx(sum(seconds), abs=0.01), "peak_memory_bytes": 10**15}
+    assert took.items() <= t.figures().items()

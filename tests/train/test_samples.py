@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from sharedllm import UsageError
 from sharedllm.data import TokenFolder, build, recipe_from_dict
+from sharedllm.data.needles import Needle
 from sharedllm.data.retrieval import draw_facts
 from sharedllm.train import samples
 from sharedllm.train.samples import Sampler
@@ -47,39 +50,55 @@ def test_the_same_step_gives_the_same_sample(folder, tmp_path):
     assert not np.array_equal(a.context, other.context)
 
 
-@pytest.mark.parametrize("shares", [{}, {"pairs": 0.3, "hops": 0.4, "counts": 0.3}])
-def test_needles_are_in_the_context_and_their_values_are_targets(folder, tmp_path, monkeypatch, shares):
-    hidden, whole_answers = [], 0
+@pytest.fixture
+def hidden(monkeypatch) -> dict[str, Needle]:
+    """The needles that were drawn last, by their questions."""
+    drawn: dict[str, Needle] = {}
 
     def draw(*args):
-        hidden[:] = draw_facts(*args)
-        return hidden
+        needles = draw_facts(*args)
+        drawn.clear()
+        drawn.update({n.question: n for n in needles})
+        return needles
 
     monkeypatch.setattr(samples, "draw_facts", draw)
+    return drawn
+
+
+def whole_answer(needle: Needle) -> str:
+    """What stands behind `Answer:`, with the token that ends it."""
+    return f" {needle.opening} {needle.value}.</s>" if needle.opening else f" {needle.value}.</s>"
+
+
+@pytest.mark.parametrize("shares", [{}, {"pairs": 0.3, "hops": 0.4, "counts": 0.3}])
+def test_needles_are_in_the_context_and_their_values_are_targets(folder, tmp_path, hidden, shares):
+    whole_answers = 0
     for step in range(8):
         sample = sampler(folder, tmp_path, needles=1.0, needle_windows=3, context_chunks=[120, 120], **shares).draw(
             step
         )
         assert sample.search == "query" and len(sample.context) % CONFIG.chunk_length == 0
-        drawn = {n.question: n for n in hidden}
         for window in sample.windows:
-            needle = drawn[text(window.ids[window.question])]
+            needle = hidden[text(window.ids[window.question])]
             for statement in (*needle.statements, *needle.distractors):
                 assert f"\n{statement}\n" in text(sample.context)
-            answer, whole = text(window.ids[-window.targets :]), f"{needle.opening} {needle.value}.</s>".strip()
-            assert answer in (f" {needle.value}.</s>", whole), "the answer ends with the token that ends it"
+            answer, whole = text(window.ids[-window.targets :]), whole_answer(needle)
+            assert answer in (f" {needle.value}.</s>", whole)
             assert text(window.ids).endswith(f"Answer:{whole}")
             whole_answers += answer == whole and needle.opening != ""
     assert 0 < whole_answers < 24
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_answers_are_predicted_whole_as_often_as_the_recipe_says(folder, tmp_path, share):
+def test_answers_are_predicted_whole_as_often_as_the_recipe_says(folder, tmp_path, hidden, share):
     made = sampler(folder, tmp_path, needles=1.0, needle_windows=8, context_chunks=[120, 120], whole_answers=share)
+    begun = 0
     for window in made.draw(0).windows:
-        asked = text(window.ids).split("Answer:")
-        answer = text(window.ids[-window.targets :])
-        assert (answer == asked[1]) if share else (answer == asked[1] or answer.startswith(" "))
+        needle = hidden[text(window.ids[window.question])]
+        begun += needle.opening != ""
+        expected = whole_answer(needle) if share else f" {needle.value}.</s>"
+        assert text(window.ids[-window.targets :]) == expected
+    assert begun > 2
 
 
 def test_a_long_window_follows_the_fewest_chunks(folder, tmp_path):
@@ -106,7 +125,7 @@ def test_a_warm_window_begins_with_what_is_searched_by(folder, tmp_path, monkeyp
             assert (len(window.ids), window.targets) == (11, 5)
             assert window.question.tolist() == [False] * 2 + [True] * 4 + [False] * 5
             assert text(sample.context[: window.chunks * C]) + text(window.ids) in whole
-    cold = sampler(folder, tmp_path, **{**changes, "warm": 0.0}).draw(0)
+    cold = sampler(folder, tmp_path, **{**changes, "warm": 0.0, "warm_tokens": 0}).draw(0)
     assert cold.search == "later" and {len(window.ids) for window in cold.windows} == {5}
     some = sampler(folder, tmp_path, **{**changes, "warm": 0.4, "reuse": 2})
     assert [some.draw(step).kind for step in range(300)].count("warm window") / 300 == pytest.approx(0.4, abs=0.12)
@@ -189,3 +208,26 @@ def test_questions_are_asked_of_the_text_that_answers_them(tmp_path):
 def test_a_text_that_explains_nothing_is_continued_instead(folder, tmp_path):
     sample = sampler(folder, tmp_path, questions=1.0).draw(0)
     assert sample.search == "later" and sample.windows
+
+
+@pytest.mark.parametrize(
+    ("template", "behind", "begun"),
+    [(None, "Answer:", " The meaning"), ("{{ messages[0].content + '\\nSaid:\\n' }}", "Said:\n", "The meaning")],
+)
+def test_an_answer_begins_with_a_space_only_behind_a_prompt_that_ends_in_none(tmp_path, template, behind, begun):
+    """As a word does in any text, so that its first token is the one that stands there."""
+    folder, tokenizer = terms(tmp_path), byte_tokenizer()
+    tokenizer.chat_template = template
+    settings = recipe(tmp_path, tmp_path, questions=1.0, question_windows=2, context_chunks=[20, 20])
+    for window in Sampler(folder, settings, "train", tokenizer).draw(0).windows:
+        assert f"{behind}{begun}" in text(window.ids)
+        assert text(window.ids[-window.targets :]).startswith(begun)
+
+
+def test_no_second_space_is_put_where_a_tokenizer_puts_one_before_every_text(folder, tmp_path):
+    characters = sorted({*"\n\u2581: .?Answerblue"})
+    raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(characters)}, merges=[]))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    made = Sampler(folder, recipe(tmp_path, tmp_path), "train", tokenizer)
+    assert tokenizer.convert_ids_to_tokens(made._begun("blue.")) == [*"\u2581blue."]

@@ -91,6 +91,25 @@ def test_the_loss_is_the_divergence_from_the_model_shown_the_passage(places, tmp
     assert t.loss(sample).item() == pytest.approx(sum(divergences) / len(divergences), rel=1e-4)
 
 
+def test_a_question_that_two_passages_of_a_context_answer_is_not_asked(places, tmp_path):
+    t = study_trainer(places, tmp_path / "run")
+    study = t.sampler.studied
+    pairs = [
+        [dataclasses.replace(pair, question="What is the colour of it?") for pair in p.pairs] for p in study.passages
+    ]
+    alike = [dataclasses.replace(p, pairs=kept) for p, kept in zip(study.passages, pairs, strict=True)]
+    made = Sampler(t.sampler.folder, t.recipe, "train", byte_tokenizer(), dataclasses.replace(study, passages=alike))
+    asked = []
+    for step in range(40):
+        sample = made.draw(step)
+        assert sample.windows
+        if sample.kind == "study":
+            tokens = [made.folder.tokens(p.document)[p.start : p.start + 64] for p in alike]
+            assert sum(text(shown) in text(sample.context) for shown in tokens) == len(sample.windows) == 1
+        asked.append(sample.kind)
+    assert set(asked) == {"study", "prose"}, "where nothing is left to ask, the text is gone on with"
+
+
 def test_only_the_adapter_learns_and_it_comes_nearer_to_the_teacher(places, tmp_path):
     t = study_trainer(places, tmp_path / "run", steps=30)
     before = weights(t)

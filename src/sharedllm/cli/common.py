@@ -114,7 +114,9 @@ def read(llm: SharedLLM, sources: Sequence[str], keep_tags: bool = False) -> tup
         with reading_bar() as progress:
             contexts.append(llm.read(text, progress=progress, keep="tags" if keep_tags else None))
         seconds += time.perf_counter() - started
-    return contexts[0] if len(contexts) == 1 else Context.compose(contexts), seconds
+    started = time.perf_counter()
+    whole = contexts[0] if len(contexts) == 1 else Context.compose(contexts)  # reads short texts beside others
+    return whole, seconds + time.perf_counter() - started
 
 
 def found(

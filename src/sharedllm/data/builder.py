@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +22,8 @@ from sharedllm.data.filters import MIN_CHARS
 from sharedllm.data.folder import DOCUMENTS, FORMAT, MANIFEST, Document
 from sharedllm.data.recipe import MAX_SHARD_BYTES, SPLITS, DataRecipe, SourceSpec
 from sharedllm.data.shards import ShardWriter
-from sharedllm.errors import UsageError, WorkError
+from sharedllm.errors import UsageError
+from sharedllm.files import replaced_folder
 
 WRITTEN = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(DOCUMENTS)}|({'|'.join(SPLITS)})-\d+\.bin")
 SHORTEST_CUT = 4096  # tokens: a document is cut to fit a source's budget only where this much of it remains
@@ -47,21 +45,12 @@ def build(
     out, say = Path(out), progress or (lambda line: None)
     _check_replaceable(out)
     encoder = Encoder(tokenizer)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise WorkError(f"Cannot write beside {out}: {error.strerror}.") from error
-    job = _Build(recipe, partial, encoder, say, Path(cache) if cache else default_cache())
-    try:
-        manifest = job.run()
-        _put_in_place(partial, out)
-    except OSError as error:
-        raise WorkError(f"Writing the data folder {out} failed ({error.strerror}); nothing was changed.") from error
-    finally:
-        job.abandon()
-        shutil.rmtree(partial, ignore_errors=True)
-    return manifest
+    with replaced_folder(out) as partial:
+        job = _Build(recipe, partial, encoder, say, Path(cache) if cache else default_cache())
+        try:
+            return job.run()
+        finally:
+            job.abandon()
 
 
 class _Build:
@@ -181,22 +170,3 @@ def _in_budget_order(documents: list[Draft], spec: SourceSpec) -> list[Draft]:
     if spec.max_tokens is None:
         return documents
     return sorted(documents, key=lambda draft: hashlib.sha256(f"{spec.name}/{draft.name}".encode()).digest())
-
-
-def _put_in_place(partial: Path, out: Path) -> None:
-    """Renames the finished folder to `out`; an earlier one is moved aside first and removed last."""
-    partial.chmod(0o755)
-    if not out.exists():
-        os.rename(partial, out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-    os.rename(out, old / out.name)
-    try:
-        os.rename(partial, out)
-    except BaseException:  # an interrupt too must not cost the old folder
-        if not out.exists():
-            os.rename(old / out.name, out)
-        raise
-    finally:
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)

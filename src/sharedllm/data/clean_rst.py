@@ -24,7 +24,9 @@ def rst_to_text(rst: str) -> str:
         directive = DIRECTIVE.match(line)
         comment = COMMENT.match(line) or re.match(r"(\s*)\.\.$", line)
         dropped = comment or (directive if directive and directive.group(2) in DROPPED else None)
-        if dropped:
+        if line.strip() == ".." and not "".join(lines[at + 1 : at + 2]).strip():
+            at += 1  # an empty comment ends there: what is indented after it is text
+        elif dropped:
             at = _after_block(lines, at + 1, len(dropped.group(1)))
         elif directive and directive.group(2) in TABLES:
             end = _after_block(lines, at + 1, len(directive.group(1)))

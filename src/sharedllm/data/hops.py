@@ -33,7 +33,7 @@ LAST = (
     ("animal", "{a} keeps a {v} in the garden.", "Which animal does {who} keep?", "The animal kept by {who} is a", "A"),
     ("number", "Locker {v} is the one that {a} uses.", "Which locker does {who} use?", "The locker used by {who} is", "Locker"),
     ("year", "In {v}, {a} finished school.", "When did {who} finish school?", "The year in which school was finished by {who} is", "In"),
-    ("word", "{a} named a boat {v_}.", "What is the name of the boat of {who}?", "The boat of {who} is named", ""),
+    ("boat", "{a} named a boat {v}.", "What is the name of the boat of {who}?", "The boat of {who} is named", ""),
 )  # fmt: skip
 
 
@@ -61,10 +61,11 @@ def draw_hops(random: np.random.Generator, count: int, distracted: float = DISTR
             person, who = other, calls.format(who=who)
         kind, statement, question, full, short = LAST[int(random.integers(len(LAST)))]
         value = draw_value(random, kind, place)
-        statements.append(_say(statement, person, value))
+        statements.append(statement.format(a=person, v=value))
         distractors: tuple[str, ...] = ()
         if random.random() < distracted:
-            distractors = (_say(statement, _somebody(random, names), draw_value(random, kind, place, value)),)
+            like = statement.format(a=_somebody(random, names), v=draw_value(random, kind, place, value))
+            distractors = (like,)
         opening = (full if random.random() < 0.5 else short).format(who=who)
         needles.append(Needle(tuple(statements), question.format(who=who), opening, value, "hops", distractors))
     return needles
@@ -77,7 +78,3 @@ def _somebody(random: np.random.Generator, taken: set[str]) -> str:
         name = draw_name(random)
     taken.add(name)
     return name
-
-
-def _say(statement: str, person: str, value: str) -> str:
-    return statement.format(a=person, v=value, v_=value.capitalize())

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from sharedllm.data.no_repeats import NoRepeats
 from sharedllm.errors import UsageError
 
 TYPES = ("debian", "pypi", "installed", "files")
@@ -97,7 +98,7 @@ def read_recipe(path: str | Path) -> DataRecipe:
     """Reads a YAML recipe file. Raises UsageError (one sentence) for a missing file, a wrong key or a wrong value."""
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoRepeats)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=NoRepeats)
     except OSError as error:
         raise UsageError(f"Cannot read the data recipe {path}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -118,17 +119,6 @@ def recipe_from_dict(tree: Any, folder: Path = Path(".")) -> DataRecipe:
             raise UsageError(f"Source '{name}' must be a mapping of settings, such as 'type: files'.")
         sources.append(SourceSpec(name=str(name), **_checked(SourceSpec, body, f"source '{name}'", skip=("name",))))
     return DataRecipe(**{**values, "sources": tuple(sources)}, folder=folder)
-
-
-class _NoRepeats(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML would silently resolve to the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UsageError(f"The key '{key}' is given twice in one block of the data recipe; keep one of them.")
-        return super().construct_mapping(node, deep)
 
 
 def _checked(cls: type, body: dict[Any, Any], where: str, skip: tuple[str, ...]) -> dict[str, Any]:

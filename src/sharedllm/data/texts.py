@@ -14,6 +14,7 @@ from sharedllm.data.fetch import default_cache, fetch
 from sharedllm.data.recipe import DataRecipe
 from sharedllm.demo import reference_text
 from sharedllm.errors import WorkError
+from sharedllm.files import replaced_file
 
 
 def write_texts(
@@ -39,7 +40,8 @@ def write_texts(
         out.mkdir(parents=True, exist_ok=True)
         for name, make in texts.items():
             text = make()
-            (out / f"{name}.txt").write_text(text, encoding="utf-8")
+            with replaced_file(out / f"{name}.txt") as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
             written.append(out / f"{name}.txt")
             say(f"{name}: {len(text):,} characters")
     except OSError as error:

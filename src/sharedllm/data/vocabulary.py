@@ -83,6 +83,7 @@ def _value(random: np.random.Generator, kind: str) -> str:
     draws = {
         "number": lambda: draw_digits(random, 3, 7),
         "name": lambda: draw_name(random),
+        "boat": lambda: pick(random, "words").capitalize(),  # a proper name, written so wherever it stands
         "colour": lambda: str(random.choice(COLOURS)),
         "year": lambda: str(random.integers(1600, 2030)),
         "date": lambda: f"{random.integers(1, 29)} {pick(random, 'months')}",

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharedllm.errors import UsageError
 from sharedllm.evaluate.peak import reset_peak
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import measured, refusal, refused
 from sharedllm.methods import Method
+from sharedllm.methods.base import no_room
 from sharedllm.methods.full import Full
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
@@ -116,30 +118,32 @@ def ask_methods(
 ) -> Iterator[dict[str, Any]]:
     """Ask all questions by every method in turn, unless `results` has its row already; yields a row a method.
 
-    A method that would not fit into memory, or whose answers would say nothing, gives a row without a value and with
-    a `reason`.
+    A method that would not fit into memory, whose limit cannot hold a question and its answer, or whose answers would say
+    nothing, gives a row without a value and with a `reason`.
 
     Args:
         progress: takes a line after each answer.
         ceiling: at last also ask the plain model shown only the passage around each answer; a row of method `passage`.
         free: memory that can be taken, in bytes.
     Raises:
-        UsageError: a method's window cannot hold a question and its answer.
+        UsageError: no method's limit can hold all questions and their answers; nothing was asked then.
     """
+    lacking = [examination.reason or lacks_room(method, examination.texts) for method in methods]
+    if all(lacking) and not examination.reason:
+        raise UsageError(f"{lacking[0]}.")
     common = {"length": examination.length, "metric": examination.metric, "texts": hash_of(examination.texts)}
-    entries = [(method.name, method.settings(), method) for method in methods]
+    entries = [(m.name, {**m.settings(), **m.rules(scored=False)}, m) for m in methods]
     if ceiling:
         full = Full(llm, CEILING_TOKENS)
         full.spread = methods[0].spread
         entries.append((CEILING, {}, full))
-    for name, settings, method in entries:
-        compute = partial(_examine, name, settings, method, examination, seed, progress, free)
-        yield results.keep({"method": name, **settings, **common, **examination.about}, compute)
+    for name, depends, method in entries:
+        compute = partial(_examine, name, method, examination, seed, progress, free)
+        yield results.keep({"method": name, **depends, **common, **examination.about}, compute)
 
 
 def _examine(
     name: str,
-    settings: dict[str, Any],
     method: Method,
     examination: Examination,
     seed: int,
@@ -149,13 +153,33 @@ def _examine(
     """The row of a method that is called `name`, or the one that says why it is not asked."""
     llm, task, metric, length = method.llm, examination.task, examination.metric, examination.length
     texts = around_answers(examination.texts, CEILING_TOKENS) if name == CEILING else examination.texts
-    settings = {**settings, **examination.about}
-    if reason := examination.reason or refusal(method, length, most_tokens(texts), 0, free):
-        return {**settings, **refused(llm, task, metric, name, length, reason, seed)}
+    said = {**({} if name == CEILING else asked_with(method)), **examination.about}
+    reason = examination.reason or lacks_room(method, texts)
+    if reason := reason or refusal(method, length, most_tokens(texts), 0, free):
+        return {**said, **refused(llm, task, metric, name, length, reason, seed)}
     reset_peak(llm.device)
     asked = ask_all(method, texts, progress, f"{name} at {length:,}", examination.summary)
     common = row(llm, examination, name, asked, seed)
-    return {**settings, **common, **examination.more(asked)}
+    return {**said, **common, **examination.more(asked)}
+
+
+def asked_with(method: Method) -> dict[str, Any]:
+    """What a row of questions says of a method: its settings and rules, and its window once more as `given_window`, since
+    `window` is there what was used of the model's positions."""
+    return {**method.settings(), **method.rules(scored=False), "given_window": method.window}
+
+
+def lacks_room(method: Method, texts: Sequence[Text]) -> str | None:
+    """Why a method's limit cannot hold one of the questions with its answer, or None: it can, or has none."""
+    if method.limit is None:
+        return None
+    for text in texts:
+        for question in text.questions:
+            last = text.ids[-1:]
+            alone = len(question.prompt.with_text(last)) - len(last)
+            if reason := no_room(method.limit, alone, question.max_new_tokens):
+                return reason
+    return None
 
 
 def most_tokens(texts: Sequence[Text]) -> int:
@@ -173,7 +197,7 @@ def ask_all(
     """Read each text once and ask its questions; `name` opens the lines of progress.
 
     Raises:
-        UsageError: the method's window cannot hold a question and its answer.
+        UsageError: the method's limit cannot hold a question and its answer, see `lacks_room`.
     """
     asked, total = Asked(), sum(len(text.questions) for text in texts)
     for more in method.each(_read_and_ask, texts):
@@ -251,8 +275,8 @@ def row(llm: SharedLLM, examination: Examination, method: str, asked: Asked, see
 
     `value` is the mean score; `low` and `high` bound it (95 %, over questions; see `statistics.bounds`). `answers` and `scores` have
     an entry a question, `sources` one a text. `window` is the most positions used of the model's own attention and
-    `beyond_window` says whether they are more than it was trained for. `encode_seconds` is the mean of a text,
-    `ask_seconds` that of a question, `seconds` all of both.
+    `beyond_window` says whether they are more than it was trained for; a method's own is `given_window`, see `asked_with`.
+    `encode_seconds` is the mean of a text, `ask_seconds` that of a question, `seconds` all of both.
     """
     return {
         "task": examination.task,

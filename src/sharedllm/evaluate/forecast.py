@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sharedllm.evaluate.row import refusal
+from sharedllm.evaluate.row import refusal, too_small
 from sharedllm.methods import Method
 from sharedllm.methods.estimate import Passes, one_pass
 from sharedllm.model import SharedLLM
@@ -114,9 +114,9 @@ def expected(methods: Sequence[Method], jobs: Sequence[Job], pace: Pace, free: f
 
 def _reason(method: Method, alike: Sequence[Job], length: int, free: float) -> str | None:
     """Why a method is not measured on these, or None: it is."""
-    limit, beside = method.limit, max(job.beside for job in alike)
-    if alike[0].dataset and limit is not None and beside > limit:
-        return f"a window of {limit:,} tokens cannot hold its instructions and an answer ({beside:,})"
+    dataset, new = alike[0].dataset, max(job.new_tokens for job in alike)
+    if dataset and (reason := too_small(method, dataset, new)):
+        return reason
     return refusal(method, length, max(job.given(method) for job in alike), alike[0].targets, free)
 
 

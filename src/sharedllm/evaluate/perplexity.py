@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -55,8 +56,10 @@ def cut_passages(texts: Sequence[tuple[str, Tensor]], length: int, samples: int,
 
 
 def slide_passages(texts: Sequence[tuple[str, Tensor]], length: int, stride: int) -> list[Passage]:
-    """Passages of `length` tokens that start every `stride` tokens of each text; with as many targets as that, every token
-    from the first passage's targets on is scored once.
+    """Passages of `length` tokens that start every `stride` tokens of each text.
+
+    With as many targets as `stride`, every token is scored once from the targets of a text's first passage to the end of its
+    last. The `length` - `stride` tokens before them are only read, and the fewer than `stride` after them are left out.
 
     Raises:
         UsageError: no text is long enough; the longest is named.
@@ -66,6 +69,12 @@ def slide_passages(texts: Sequence[tuple[str, Tensor]], length: int, stride: int
         for name, ids in _long_enough(texts, length)
         for start in range(0, len(ids) - length + 1, stride)
     ]
+
+
+def scored_tokens(passages: Sequence[Passage], targets: int) -> int:
+    """How many tokens are among the last `targets` of sliding passages, each counted once."""
+    steps = [b.start - a.start for a, b in pairwise(passages) if a.source == b.source]
+    return targets * len(passages) - sum(targets - step for step in steps if 0 < step < targets)
 
 
 def left_out(texts: Sequence[tuple[str, Tensor]], lengths: Sequence[int]) -> Iterator[str]:
@@ -114,7 +123,7 @@ def run(
     passage; `low` and `high` bound it (95 % bootstrap over passages); `values` gives each passage, `sources`
     its text, `starts` where its longest form starts there. `seconds` of the longest length hold what is
     read once for all of them, and `peak_memory_bytes` is the highest of them all. A method that would not fit into `free` bytes of memory, or whose figures would
-    say nothing, gives rows without a value and with a `reason`.
+    say nothing, gives rows without a value and with a `reason`. What `results` has is not scored again.
 
     The first target always has a token before it in the window, so a window of `targets` tokens is widened by
     one. Passages must be as long as the longest length.
@@ -127,9 +136,8 @@ def run(
     for method in methods:
         units = {n: _unit(method, n, targets, read) for n in lengths}
         rows = _refused(method, lengths, targets, seed, free)
-        fitting = [n for n in lengths if n not in rows]
-        if any(results.find(units[n]) is None for n in fitting):
-            rows |= _score(method, passages, fitting, targets, seed, progress)
+        if missing := [n for n in lengths if n not in rows and results.find(units[n]) is None]:
+            rows |= _score(method, passages, missing, targets, seed, progress)
         for n in lengths:
             found[method.name, n] = results.keep(units[n], partial(rows.__getitem__, n))
             yield found[method.name, n]
@@ -140,7 +148,7 @@ def run(
                 if any("reason" in row for row in both):
                     continue
                 gain = partial(_gain, method, n, passages, targets, *both, seed)
-                yield results.keep({"metric": GAIN, "of": [row["run"] for row in both]}, gain)
+                yield results.keep({"metric": GAIN, "of": [row["run"] for row in both]}, gain, of_others=True)
 
 
 def _refused(method: Method, lengths: Sequence[int], targets: int, seed: int, free: float) -> dict[int, dict[str, Any]]:
@@ -148,7 +156,7 @@ def _refused(method: Method, lengths: Sequence[int], targets: int, seed: int, fr
     reasons = {n: refusal(method, n, n, targets, free) for n in lengths}
     return {
         n: {
-            **method.settings(),
+            **_asked(method, n, targets),
             "window": _window(method, n, targets),
             "targets": targets,
             **refused(method.llm, "perplexity", "nll", method.name, n, reason, seed),
@@ -214,12 +222,19 @@ def _gain(
     """The row of paired differences between two rows of the same length."""
     gains = [a - b for a, b in zip(truncate["values"], own["values"], strict=True)]
     row = _row(method, length, passages, targets, _window(method, length, targets), gains, seed)
-    return {**row, "metric": GAIN, "seconds": 0.0}
+    peak = max(truncate["peak_memory_bytes"], own["peak_memory_bytes"])
+    return {**row, "metric": GAIN, "seconds": 0.0, "peak_memory_bytes": peak}
 
 
 def _unit(method: Method, length: int, targets: int, read: str) -> dict[str, Any]:
     """What a row depends on; `read` is a hash of the passages."""
-    return {"method": method.name, **method.settings(), "length": length, "targets": targets, "read": read}
+    said = _asked(method, length, targets)
+    return {"method": method.name, **said, "length": length, "targets": targets, "read": read}
+
+
+def _asked(method: Method, length: int, targets: int) -> dict[str, Any]:
+    """A method's settings, and its rules at a length."""
+    return {**method.settings(), **method.rules(True, _window(method, length, targets) - targets)}
 
 
 def _window(method: Method, length: int, targets: int) -> int:
@@ -235,7 +250,7 @@ def _row(
         "method": method.name,
         "length": length,
         "targets": targets,
-        **method.settings(),
+        **_asked(method, length, targets),
         "window": window,
         "beyond_window": method.positions(length) > method.llm.window,
         "sources": [p.source for p in passages],

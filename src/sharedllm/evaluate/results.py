@@ -104,13 +104,16 @@ class Results:
         """The row of a unit of work; None where it is not known."""
         return self._known.get(self._run(unit))
 
-    def keep(self, unit: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def keep(
+        self, unit: Mapping[str, Any], compute: Callable[[], dict[str, Any]], of_others: bool = False
+    ) -> dict[str, Any]:
         """The row of a unit of work, computed and appended unless it is known.
 
         A row with a `reason` why there is no value is appended, once, but never known: with more memory there may be one.
 
         Args:
             unit: what the row depends on besides what all rows do, as JSON can say it.
+            of_others: whether it is made of other rows, which say themselves what `besides` gives.
         Raises:
             WorkError: the file cannot be written.
         """
@@ -125,7 +128,7 @@ class Results:
             row = {**row, "refused": run}
             self._told.add((run, row["reason"]))
         else:
-            row = {**row, **self.besides(), "run": run}
+            row = {**row, **({} if of_others else self.besides()), "run": run}
             self._known[run] = row
         if self.file and not told:
             append_row(self.file, row)

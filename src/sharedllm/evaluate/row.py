@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from sharedllm import __version__
+from sharedllm.adapter import weights_digest
 from sharedllm.evaluate.peak import peak
 from sharedllm.evaluate.statistics import bounds
 from sharedllm.hardware import processor_name
@@ -16,6 +17,8 @@ from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
 
 MARGIN = 1.25  # allocators and libraries take more than the tensors that are counted
+ENDS = 2
+"""Tokens of a prompt at least, when it is cut: its first and its last."""
 
 
 def machine(llm: SharedLLM) -> dict[str, Any]:
@@ -39,7 +42,7 @@ def machine(llm: SharedLLM) -> dict[str, Any]:
 
 
 def measured(llm: SharedLLM, values: Sequence[float], seed: int, most: float | None = None) -> dict[str, Any]:
-    """The mean of `values` with its 95 % bounds, and with which model, machine and seed it was measured.
+    """The mean of `values` with its 95 % bounds, and with which model, weights, machine and seed it was measured.
 
     Args:
         most: the highest that a value can be, the lowest being 0; None: there is none. See `statistics.bounds`.
@@ -51,6 +54,7 @@ def measured(llm: SharedLLM, values: Sequence[float], seed: int, most: float | N
         "high": high,
         "samples": len(values),
         **machine(llm),
+        "adapter_weights": weights_digest(llm.injection),
         "seed": seed,
         "threads": torch.get_num_threads(),
     }
@@ -62,6 +66,7 @@ def together(llm: SharedLLM, rows: Sequence[Mapping[str, Any]], seed: int) -> di
         "samples": sum(row["samples"] for row in rows),
         "seconds": round(sum(row["seconds"] for row in rows), 3),
         **machine(llm),
+        "adapter_weights": weights_digest(llm.injection),
         "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
         "seed": seed,
     }
@@ -86,6 +91,16 @@ def too_large(method: Method, tokens: int, scored: int, free: float) -> str | No
     if needed <= free:
         return None
     return f"it would take about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free"
+
+
+def too_small(method: Method, dataset: str, max_new_tokens: int) -> str | None:
+    """Why a method's limit cannot hold an answer and the two ends of a prompt of a data set, or None: it can, or has none."""
+    if method.limit is None or method.limit - max_new_tokens >= ENDS:
+        return None
+    return (
+        f"a window of {method.limit:,} tokens has no room for a question of {dataset} beside an answer of {max_new_tokens:,}; "
+        "raise --window, lower --max-new-tokens or name other --tasks"
+    )
 
 
 def refused(llm: SharedLLM, task: str, metric: str, method: str, length: int, reason: str, seed: int) -> dict[str, Any]:

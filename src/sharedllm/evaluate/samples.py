@@ -3,7 +3,8 @@
 A line is one question in kvpress's common row (context, question, answer_prefix, answer, max_new_tokens), or one
 passage whose last tokens are scored. Both have the token ids, so that no other tokenizer or template comes between,
 and the bytes that another method may keep of the same past: `stored_bytes` of the context that answers any question,
-`attended_bytes` of the slots that one question selects and of what is quoted for it. `peers/kvpress_rows.py` reads them.
+`attended_bytes` of the slots that one question selects and of what is quoted for it, the most of all on a text.
+`peers/kvpress_rows.py` reads them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sharedllm.evaluate.asking import Text
+from sharedllm.evaluate.asking import Question, Text
 from sharedllm.evaluate.perplexity import Passage
 from sharedllm.evaluate.results import append_row
-from sharedllm.methods.estimate import cache_bytes, slot_bytes
+from sharedllm.methods.estimate import slot_bytes
 from sharedllm.methods.shared import Shared
 from sharedllm.model import SharedLLM
 
@@ -45,8 +46,7 @@ def question_samples(
     the answer stands, 0 at its beginning and 1 at its end, null where that is not known.
     """
     for text in texts:
-        about = {**_about(llm, task, metric, length, text.source), **bytes_kept(llm, text.ids)}
-        about["attended_bytes"] += cache_bytes(llm, min(llm.config.quoted_tokens, len(text.ids)))
+        about = {**_about(llm, task, metric, length, text.source), **bytes_kept(llm, text.ids, text.questions)}
         context = llm.tokenizer.decode(text.ids.tolist())
         for question in text.questions:
             before, after = question.prompt.around_text()
@@ -86,12 +86,18 @@ def passage_samples(
             }
 
 
-def bytes_kept(llm: SharedLLM, past: Tensor) -> dict[str, int]:
-    """What `shared` keeps of a past [P]: of the whole context, and of the slots one question attends to in all layers."""
-    context = Shared(llm, 1).prepare(past)
+def bytes_kept(llm: SharedLLM, past: Tensor, questions: Sequence[Question] = ()) -> dict[str, int]:
+    """What `shared` keeps of a past [P], of the whole context, and the most of it that one of these questions attends to, or
+    what is taken in without a question."""
+    shared = Shared(llm, 1)
+    context = shared.prepare(past)
     if context is None:
         return {"stored_bytes": 0, "attended_bytes": 0}
-    return {"stored_bytes": context.nbytes, "attended_bytes": slot_bytes(llm, context.slots)}
+    attended = [shared.attended_bytes(context, question.prompt, question.max_new_tokens) for question in questions]
+    return {
+        "stored_bytes": context.nbytes,
+        "attended_bytes": max(attended, default=slot_bytes(llm, context.slots)),
+    }
 
 
 def _about(llm: SharedLLM, task: str, metric: str, length: int, source: str) -> dict[str, Any]:

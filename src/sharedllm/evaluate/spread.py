@@ -37,7 +37,7 @@ class MethodWorker:
         setup.apply()
         self.llm = SharedLLM.from_pretrained(**loading)
         self.methods: dict[tuple[str, int], Method] = {}
-        self.asked: tuple[str, int] | None = None
+        self.asked: int | None = None
 
     def room(self) -> tuple[str, int]:
         """Whose memory this process takes, and how much of it is free, in bytes."""
@@ -49,14 +49,14 @@ class MethodWorker:
         """See `computes_with`."""
         return computes_with(self.llm)
 
-    def work(self, piece: tuple[int, tuple[str, int], Any, Any]) -> tuple[list[Any], int]:
-        """All that a method's work on an item yields, and this process' peak memory with that method, in bytes."""
-        _, (name, window), work, item = piece
+    def work(self, piece: tuple[int, int, tuple[str, int], Any, Any]) -> tuple[list[Any], int]:
+        """All that a method's work on an item yields, and this process' peak memory in that call of `Spread`, in bytes."""
+        _, call, (name, window), work, item = piece
         if (name, window) not in self.methods:
             self.methods[name, window] = create(name, self.llm, window)
-        if self.asked != (name, window):
+        if self.asked != call:
             reset_peak(self.llm.device)
-            self.asked = name, window
+            self.asked = call
         return list(work(self.methods[name, window], item)), peak(self.llm.device)
 
 
@@ -64,8 +64,7 @@ class Spread:
     """What `Method.spread` is: the method's work done by the workers of a pool."""
 
     def __init__(self, pool: Pool) -> None:
-        self.pool, self.peak = pool, 0
-        self._asked: tuple[str, int] | None = None
+        self.pool, self.peak, self._calls = pool, 0, 0
         self._agreed = False
 
     def free(self) -> float:
@@ -82,9 +81,8 @@ class Spread:
             SharedLLMError: what a worker raised, or `WorkError` where it could not be started or kept alive.
         """
         self._agree(method.llm)
-        pieces = [(i, (method.name, method.window), work, item) for i, item in enumerate(items)]
-        if self._asked != (method.name, method.window):
-            self._asked, self.peak = (method.name, method.window), 0
+        self._calls, self.peak = self._calls + 1, 0  # a row has what it took, not what one before it did
+        pieces = [(i, self._calls, (method.name, method.window), work, item) for i, item in enumerate(items)]
         done: dict[int, list[Any]] = {}
         at = 0
         for (i, *_), result in self.pool.map("work", pieces):
@@ -111,7 +109,7 @@ class Spread:
         self._agreed = True
 
     def besides(self) -> dict[str, Any]:
-        """What the rows say of the workers: the peak memory of the largest of them."""
+        """What the rows of the last call say of the workers: the peak memory of the largest of them."""
         return {"peak_memory_bytes": self.peak} if self.peak else {}
 
 

@@ -16,13 +16,22 @@ from typing import Any
 from torch import Tensor
 
 from sharedllm.errors import UsageError
-from sharedllm.evaluate.asking import Asked, Examination, Question, Text, ask_methods, mean_score, tokens_beside
+from sharedllm.evaluate.asking import (
+    Asked,
+    Examination,
+    Question,
+    Text,
+    ask_methods,
+    asked_with,
+    mean_score,
+    tokens_beside,
+)
 from sharedllm.evaluate.examples import Dataset, Example, Task
 from sharedllm.evaluate.forecast import Job
 from sharedllm.evaluate.metrics import required
 from sharedllm.evaluate.middle import answer_lost, cut_middle, cut_whole
 from sharedllm.evaluate.results import Results
-from sharedllm.evaluate.row import refused, together
+from sharedllm.evaluate.row import refused, together, too_small
 from sharedllm.evaluate.statistics import bounds_of_mean
 from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
@@ -30,9 +39,6 @@ from sharedllm.prompts import Prompt
 
 Averages = Mapping[str, Mapping[str, Sequence[str]]]
 """Data sets by category, by the average in which they count: the mean over categories of each one's mean."""
-
-ENDS = 2
-"""Tokens of a prompt at least, when it is cut: its first and its last."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def run(
     check_packages(datasets)
     questions = [[_question(llm, d.task, example, max_new_tokens) for example in d.examples] for d in datasets]
     lacking = [
-        {method.name: _no_room(method, dataset, asking) for method in methods}
+        {method.name: too_small(method, dataset.task.name, _longest_answer(asking)) for method in methods}
         for dataset, asking in zip(datasets, questions, strict=True)
     ]
     if all(all(reasons.values()) for reasons in lacking):
@@ -104,10 +110,10 @@ def run(
         for name, categories in averages.items():
             chosen = [r for r in rows[method.name] if any(r["dataset"] in sets for sets in categories.values())]
             if len(chosen) > 1:
-                about = {**method.settings(), **(said or {}), "dataset": name}
+                about = {**asked_with(method), **(said or {}), "dataset": name}
                 average = partial(_average, method, benchmark, about, categories, chosen, seed)
                 unit = {"average": name, "method": method.name, "of": [r.get("run") for r in chosen]}
-                yield results.keep(unit, average)
+                yield results.keep(unit, average, of_others=True)
 
 
 def jobs(llm: SharedLLM, datasets: Sequence[Dataset], max_new_tokens: int | None = None) -> list[Job]:
@@ -162,17 +168,8 @@ def _question(llm: SharedLLM, task: Task, example: Example, max_new_tokens: int 
     return Question(prompt, lambda answer: 100 * example.score(answer), new, example.expected)
 
 
-def _no_room(method: Method, dataset: Dataset, questions: Sequence[Question]) -> str | None:
-    """Why a method's limit cannot hold an answer and the two ends of a prompt, or None: it can."""
-    if method.limit is None:
-        return None
-    answer = max(question.max_new_tokens for question in questions)
-    if method.limit - answer >= ENDS:
-        return None
-    return (
-        f"a window of {method.limit:,} tokens has no room for a question of {dataset.task.name} beside an answer of {answer:,}; "
-        "raise --window, lower --max-new-tokens or name other --tasks"
-    )
+def _longest_answer(questions: Sequence[Question]) -> int:
+    return max(question.max_new_tokens for question in questions)
 
 
 def _puts(llm: SharedLLM, dataset: Dataset, questions: Sequence[Question]) -> list[Put]:

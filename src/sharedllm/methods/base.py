@@ -136,6 +136,15 @@ class Method(ABC):
         """What a results row says of the method besides its name."""
         return {"window": self.window}
 
+    def rules(self, scored: bool, before: int = 0) -> dict[str, Any]:
+        """What a results row says of rules that no setting has: rows measured by older ones are not known again.
+
+        Args:
+            scored: whether tokens are scored; otherwise questions are asked.
+            before: tokens of the window that stand before the scored ones.
+        """
+        return {}
+
 
 def target_nll(logits_BTV: Tensor, ids_BT: Tensor, targets: int) -> Tensor:
     """Nats of each of the last `targets` tokens, given logits of the whole window. [B, targets]."""
@@ -157,13 +166,19 @@ def room_in(window: int, question: int, max_new_tokens: int) -> int:
     Raises:
         UsageError: not even those two fit.
     """
-    room = window - question - max_new_tokens
-    if room < 0:
-        raise UsageError(
-            f"a window of {window} tokens cannot hold the question ({question}) and an answer of "
-            f"{max_new_tokens}; raise --window or lower --max-new-tokens."
-        )
-    return room
+    if reason := no_room(window, question, max_new_tokens):
+        raise UsageError(f"{reason}.")
+    return window - question - max_new_tokens
+
+
+def no_room(window: int, question: int, max_new_tokens: int) -> str | None:
+    """Why a window cannot hold a question and an answer, or None: it can."""
+    if question + max_new_tokens <= window:
+        return None
+    return (
+        f"a window of {window} tokens cannot hold the question ({question}) and an answer of "
+        f"{max_new_tokens}; raise --window or lower --max-new-tokens"
+    )
 
 
 def new_tokens(output: Tensor, prompt: int) -> Tensor:

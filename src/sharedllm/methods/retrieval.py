@@ -75,6 +75,9 @@ class Retrieval(Shared):
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "quoted_tokens": self.quoted}
 
+    def rules(self, scored: bool, before: int = 0) -> dict[str, Any]:
+        return {}
+
     def _behind_passages(self, past: Context, asking: Tensor, window: Tensor) -> Tensor:
         """A window [T] with the passages nearest to the last tokens of `asking` [n] before it."""
         spans = nearest(self.llm, past, asking[None], None)

@@ -135,6 +135,9 @@ class Shared(Method):
             del settings["skipped_layers"]  # rows from before there was such a setting stay known
         return settings
 
+    def rules(self, scored: bool, before: int = 0) -> dict[str, Any]:
+        return {"searched_by": CONTINUED_TOKENS} if scored and before >= ASKING_TOKENS else {}
+
 
 class SharedCompact(Shared):
     """`shared` on compact contexts: a quarter of the bytes kept, and one chunk more to read for each question."""

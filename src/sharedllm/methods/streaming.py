@@ -217,6 +217,9 @@ class Streaming(Method):
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "sinks": self.sinks}
 
+    def rules(self, scored: bool, before: int = 0) -> dict[str, Any]:
+        return {} if scored else {"read_in_prompt": True}
+
 
 def _around(text: Tensor, prompt: Prompt) -> tuple[tuple[int, ...], list[int]]:
     """Token ids that stand before a text and after it; of a text without any, those of the question alone after it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sharedllm.config import SharedConfig
 from sharedllm.plot.rows import Row
@@ -47,6 +47,8 @@ WORDS = {
 }
 PLAIN = {"truncate", "full", "streaming", "yarn", "dynamic-ntk", "passage"}
 """Methods of the model alone: their rows may name an adapter and settings, which they do not read."""
+EVERYTHING = {"full", "yarn", "dynamic-ntk"}
+"""Methods that read all tokens, whatever the window."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ class Line:
     settings: tuple[str, ...]
     window: int = 0
     """Of rows that are drawn beside others of another window, in tokens; otherwise 0."""
+    budget: str = ""
+    """Which bytes of `shared` another method was allowed."""
+    weights: str = ""
+    """Where the trained weights of a method besides the adapter are from."""
+    given_window: int = 0
+    """Tokens that the model was to see itself, where rows say it and it is no panel's; otherwise 0."""
 
 
 def line_of(row: Row) -> Line:
@@ -65,7 +73,37 @@ def line_of(row: Row) -> Line:
     method = row.text("method")
     given = {} if method in PLAIN else row.values
     settings = tuple(json.dumps(given.get(f.name, f.default)) for f in dataclasses.fields(SharedConfig))
-    return Line(method, str(given.get("adapter", "")), settings)
+    return Line(
+        method,
+        str(given.get("adapter", "")),
+        settings,
+        budget=str(row.values.get("budget") or ""),
+        weights=str(given.get("weights") or ""),
+        given_window=0 if method in EVERYTHING else _given_window(row),
+    )
+
+
+def _given_window(row: Row) -> int:
+    """The window that was asked for; a row of answers that has no field for it has only the positions that were used."""
+    name = "window" if row.task == "bench" else "given_window"
+    return row.whole(name) if row.values.get(name) else 0
+
+
+def lines_of(rows: Iterable[Row]) -> list[Line]:
+    """The line of each row; one that does not say its window is of the line that does, where there is one alone."""
+    found, windows = [line_of(row) for row in rows], dict[Line, set[int]]()
+    for line in found:
+        if line.given_window:
+            windows.setdefault(replace(line, given_window=0), set()).add(line.given_window)
+    return [
+        replace(line, given_window=min(one)) if len(one := windows.get(line, set())) == 1 else line for line in found
+    ]
+
+
+def may_be_one(line: Line, other: Line) -> bool:
+    """Whether two lines agree in all that both say."""
+    said = {line.given_window, other.given_window} - {0}
+    return len(said) < 2 and replace(line, given_window=0) == replace(other, given_window=0)
 
 
 def names(lines: Iterable[Line]) -> dict[Line, str]:
@@ -74,7 +112,7 @@ def names(lines: Iterable[Line]) -> dict[Line, str]:
     named = {}
     for line in lines:
         others = [other for other in lines if other.method == line.method]
-        parts = [line.adapter] if len({other.adapter for other in others}) > 1 else []
+        parts = [said for name, said in _described(line).items() if len({getattr(other, name) for other in others}) > 1]
         for i, field in enumerate(dataclasses.fields(SharedConfig)):
             if len({other.settings[i] for other in others}) > 1:
                 parts.append(f"{field.name.replace('_', ' ')} {json.loads(line.settings[i])}")
@@ -82,6 +120,16 @@ def names(lines: Iterable[Line]) -> dict[Line, str]:
         if parts:
             named[line] = f"{line.method} {letter(line, lines)} ({', '.join(parts)})"
     return named
+
+
+def _described(line: Line) -> dict[str, str]:
+    """What each field that tells lines apart, settings aside, says of a line."""
+    return {
+        "adapter": line.adapter,
+        "budget": f"budget {line.budget.replace('_', ' ') or 'not said'}",
+        "weights": f"weights {line.weights or 'untrained'}",
+        "given_window": f"window {line.given_window:,}" if line.given_window else "window not said",
+    }
 
 
 def letter(line: Line, lines: Iterable[Line]) -> str:

@@ -10,6 +10,7 @@ from sharedllm.errors import UsageError
 from sharedllm.plot import lines
 from sharedllm.plot.lines import Line
 from sharedllm.plot.rows import Row
+from sharedllm.plot.texts import EARLIER, by_texts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,10 +36,12 @@ class Grid:
     cells: dict[Line, dict[int, list[tuple[int, int]]]]
     replaced: int
     """Rows left out because a later row measured the same again."""
+    which: str = ""
+    """Which of several grids of this model and dtype."""
 
 
 def grids(rows: Sequence[Row]) -> list[Grid]:
-    """The heat maps of needle rows, by model and dtype; rows with neither `depths` nor `found` are passed over.
+    """The heat maps of needle rows, by model, dtype and texts; rows with neither `depths` nor `found` are passed over.
 
     Rows of one line and length with different seeds are different questions and count together; with
     the same seed the last row counts.
@@ -51,21 +54,23 @@ def grids(rows: Sequence[Row]) -> list[Grid]:
         if row.values.keys() & {"depths", "found"}:
             key = (str(row.values.get("model", "")), str(row.values.get("dtype", "")))
             groups.setdefault(key, []).append(row)
-    return [_grid(model, dtype, members) for (model, dtype), members in sorted(groups.items())]
+    return [
+        _grid(model, dtype, same, EARLIER if k else "")
+        for (model, dtype), members in sorted(groups.items())
+        for k, same in enumerate(by_texts(members, lambda row: (row.whole("length"), str(row.values.get("seed")))))
+    ]
 
 
-def _grid(model: str, dtype: str, rows: Sequence[Row]) -> Grid:
+def _grid(model: str, dtype: str, rows: Sequence[Row], which: str) -> Grid:
     latest: dict[tuple[Line, int, str], list[tuple[float, float]]] = {}
-    for row in rows:
+    for line, row in zip(lines.lines_of(rows), rows, strict=True):
         depths, found = row.shares("depths"), row.shares("found")
         if len(depths) != len(found) or not depths:
             raise UsageError(
                 f"{row.file}, line {row.line}: depths has {len(depths)} entries and found {len(found)}; "
                 "there must be one of each for every question."
             )
-        latest[lines.line_of(row), row.whole("length"), str(row.values.get("seed"))] = list(
-            zip(depths, found, strict=True)
-        )
+        latest[line, row.whole("length"), str(row.values.get("seed"))] = list(zip(depths, found, strict=True))
     fewest = min(map(len, latest.values()))
     parts = next((n for n in PARTS if fewest >= n * ASKED), 1)
     cells: dict[Line, dict[int, list[tuple[int, int]]]] = {line: {} for line in lines.in_order(k[0] for k in latest)}
@@ -75,7 +80,7 @@ def _grid(model: str, dtype: str, rows: Sequence[Row]) -> Grid:
             k = min(int(depth * parts), parts - 1)
             column[k] = (column[k][0] + round(one), column[k][1] + 1)
     lengths = sorted({length for by_length in cells.values() for length in by_length})
-    return Grid(model, dtype, lengths, parts, cells, len(rows) - len(latest))
+    return Grid(model, dtype, lengths, parts, cells, len(rows) - len(latest), which)
 
 
 def floors(grid: Grid) -> int:
@@ -92,10 +97,8 @@ def inches(grid: Grid) -> float:
 def title(grid: Grid) -> tuple[str, str]:
     """The headline and what stands below it."""
     totals = [sum(asked for _, asked in column) for by in grid.cells.values() for column in by.values()]
-    return (
-        "Needles found in a long text, by where they were hidden",
-        lines.described(grid.model, grid.dtype, lines.counted(totals, "questions a length and method")),
-    )
+    said = ", ".join(part for part in (lines.counted(totals, "questions a length and method"), grid.which) if part)
+    return "Needles found in a long text, by where they were hidden", lines.described(grid.model, grid.dtype, said)
 
 
 def draw(grid: Grid, place: SubFigure) -> None:

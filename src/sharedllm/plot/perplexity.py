@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sharedllm.evaluate.statistics import bootstrap
 from sharedllm.plot import lines
 from sharedllm.plot.axes import length_axis, look
-from sharedllm.plot.lines import Line
+from sharedllm.plot.lines import EVERYTHING, Line
 from sharedllm.plot.page import paper
 from sharedllm.plot.rows import Row
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-EVERYTHING = {"full", "yarn", "dynamic-ntk"}
-"""Methods that read all tokens, whatever the window."""
+FEW = 5
+"""Passages from which on a bootstrap is more than their range; see `statistics.bootstrap`."""
 
 
 @dataclass(frozen=True)
@@ -184,11 +184,16 @@ def _point_of(row: Row) -> Point:
 
 def title(setting: Setting) -> tuple[str, str]:
     """The panel's headline and what stands below it."""
-    below = lines.described(setting.model, setting.dtype, f"{setting.passages}; bars: 95 % bootstrap over passages.")
+    below = lines.described(setting.model, setting.dtype, f"{setting.passages}; bars: {_bars(setting)}.")
     if gains := [gain for line in _ours(setting) for gain in setting.gains(line).values()]:
         shares = ", and as a share of what full gains" if any(gain.share is not None for gain in gains) else ""
         below += f" Above: what shared gains over truncate, paired by passage{shares}."
     return f"Perplexity of the last {setting.targets:,} tokens, {setting.window:,} in the model's own window", below
+
+
+def _bars(setting: Setting) -> str:
+    """What the bars are, and the bounds of gains."""
+    return "the range of so few passages" if setting.passages.samples < FEW else "95 % bootstrap over passages"
 
 
 def inches(setting: Setting) -> float:

@@ -10,6 +10,7 @@ from sharedllm.plot import lines
 from sharedllm.plot.axes import draw_line, length_axis
 from sharedllm.plot.lines import Line
 from sharedllm.plot.rows import Row
+from sharedllm.plot.texts import EARLIER, by_texts
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -22,6 +23,7 @@ TASKS = {
 MEAN = "ruler_mean"
 NAMES = {MEAN: "mean over the tasks", "f1": "token F1", "answered": "share answered"}
 COLUMNS = 3
+NAMED = 3  # tasks that are named one by one, at most
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Board:
     """By metric, RULER's mean first; by line in drawing order; by length in tokens."""
     replaced: int
     """Rows left out because a later row measured the same again."""
+    which: str = ""
+    """Which of several boards of this task, model and dtype."""
 
     @property
     def lines(self) -> list[Line]:
@@ -57,8 +61,8 @@ class Board:
 
 
 def boards(rows: Sequence[Row]) -> list[Board]:
-    """The boards of score rows, by task, model and dtype; effective lengths are passed over. Of rows that measured the same
-    the last counts.
+    """The boards of score rows, by task, model, dtype, what RULER's mean is over, and texts; effective lengths are passed over.
+    Of rows that measured the same the last counts.
 
     Raises:
         UsageError: a row lacks a value; the sentence gives file and line.
@@ -68,17 +72,48 @@ def boards(rows: Sequence[Row]) -> list[Board]:
         if row.text("metric") != "ruler_effective_length":
             key = (row.task, str(row.values.get("model", "")), str(row.values.get("dtype", "")))
             groups.setdefault(key, []).append(row)
-    return [_board(*key, members) for key, members in sorted(groups.items())]
+    found = []
+    for (task, model, dtype), members in sorted(groups.items()):
+        by_mean = _by_mean(members)
+        for tasks, some in by_mean.items():
+            over = _named(tasks) if len(by_mean) > 1 else ""
+            for k, same in enumerate(by_texts(some, lambda row: (row.text("metric"), row.whole("length")))):
+                which = ", ".join(part for part in (over, EARLIER if k else "") if part)
+                found.append(_board(task, model, dtype, same, which))
+    return found
 
 
-def _board(task: str, model: str, dtype: str, rows: Sequence[Row]) -> Board:
+def _by_mean(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
+    """Rows by the tasks that RULER's mean is over, what was measured last first; a task's own rows go with the last mean it is in."""
+    means: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row.text("metric") == MEAN:
+            tasks = tuple(row.values.get("subtasks") or ())
+            means = {tasks: [*means.pop(tasks, []), row], **means}
+    last = next(iter(means), ())
+    for row in rows:
+        if (metric := row.text("metric")) != MEAN:
+            among = (tasks for tasks in means if metric.removeprefix("ruler_") in tasks)
+            means.setdefault(next(among, last), []).append(row)
+    return means
+
+
+def _named(tasks: Sequence[str]) -> str:
+    """What a mean is over, in few words."""
+    if not tasks:
+        return ""
+    return "over " + (", ".join(tasks) if len(tasks) <= NAMED else f"{len(tasks)} tasks")
+
+
+def _board(task: str, model: str, dtype: str, rows: Sequence[Row], which: str) -> Board:
     panels: dict[str, dict[Line, dict[int, Point]]] = {}
-    for row in sorted(rows, key=lambda row: row.text("metric") != MEAN):
+    lined = zip(lines.lines_of(rows), rows, strict=True)
+    for line, row in sorted(lined, key=lambda pair: pair[1].text("metric") != MEAN):
         value = row.number("value")
         point = Point(value, row.number("low", value), row.number("high", value), row.whole("samples"))
-        panels.setdefault(row.text("metric"), {}).setdefault(lines.line_of(row), {})[row.whole("length")] = point
+        panels.setdefault(row.text("metric"), {}).setdefault(line, {})[row.whole("length")] = point
     drawn = sum(len(at) for by_line in panels.values() for at in by_line.values())
-    return Board(task, model, dtype, panels, len(rows) - drawn)
+    return Board(task, model, dtype, panels, len(rows) - drawn, which)
 
 
 def name_of(metric: str) -> str:
@@ -89,7 +124,8 @@ def name_of(metric: str) -> str:
 def title(board: Board) -> tuple[str, str]:
     """The headline and what stands below it."""
     counts = [p.samples for by_line in board.panels.values() for at in by_line.values() for p in at.values()]
-    said = f"{lines.counted(counts, 'answers a point')}; bars: 95 % bounds of the mean."
+    which = f", {board.which}" if board.which else ""
+    said = f"{lines.counted(counts, 'answers a point')}{which}; bars: 95 % bounds of the mean."
     return f"{TASKS[board.task]}: scores by length", lines.described(board.model, board.dtype, said)
 
 

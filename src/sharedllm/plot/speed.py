@@ -1,4 +1,4 @@
-"""Time and memory against the length of the text, a line a method, with the floor that nothing goes below."""
+"""Time and memory against the length of the text, a line a method, with the floors that nothing goes below."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ if TYPE_CHECKING:
 TIME, MEMORY = "seconds_to_first_token", "working_peak_bytes"
 SCALES = {TIME: 1.0, MEMORY: 1e6}
 LABELS = {TIME: "seconds to the first token\n(lower is better)", MEMORY: "MB beyond the model\n(lower is better)"}
-FLOORS = {
-    TIME: ("floor: the lowest layers over the text, nothing else", ":"),
-    MEMORY: ("floor: what shared keeps, counted", "-."),
+BESIDE = {
+    "floor": ("floor: what the lowest layers must multiply and read, counted", ":"),
+    "bare": ("the lowest layers alone, run to their end", "--"),
+    "kept": ("floor: what shared keeps, counted", "-."),
 }
+"""Names and dashes of what is drawn beside methods."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A median over rounds with the least and the most, in the metric's unit, and its floor where there is one."""
+    """A median over rounds with the least and the most, in the metric's unit."""
 
     value: float
     low: float
     high: float
     rounds: int
-    floor: float | None
+    beside: dict[str, float]
+    """What it is held against, as far as it was counted or measured, by the names of `BESIDE`."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,9 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
 
 def _setting(model: str, dtype: str, where: str, rows: Sequence[Row]) -> Setting:
     points: dict[str, dict[Line, dict[int, Point]]] = {}
-    for row in rows:
+    for line, row in zip(lines.lines_of(rows), rows, strict=True):
         metric = row.text("metric")
-        at = points.setdefault(metric, {}).setdefault(lines.line_of(row), {})
+        at = points.setdefault(metric, {}).setdefault(line, {})
         at[row.whole("length")] = _point(row, SCALES[metric])
     ordered = {
         metric: {line: points[metric][line] for line in lines.in_order(points[metric])}
@@ -96,17 +99,19 @@ def _point(row: Row, scale: float) -> Point:
         low=row.number("low", value) / scale,
         high=row.number("high", value) / scale,
         rounds=row.whole("samples"),
-        floor=_floor(row, scale),
+        beside=_beside(row, scale),
     )
 
 
-def _floor(row: Row, scale: float) -> float | None:
-    """Time: the bare pass where one was measured; memory: what `shared` keeps for any question and for this one."""
+def _beside(row: Row, scale: float) -> dict[str, float]:
+    """Time: the counted floor, and the bare pass, which runs the top layer to its end and so may take longer than reading;
+    memory: what `shared` keeps for any question and for this one."""
     if row.text("metric") == TIME:
-        return row.number("bare_read_seconds") if "bare_read_seconds" in row.values else None
+        fields = {"floor": "floor_seconds", "bare": "bare_read_seconds"}
+        return {name: row.number(field) for name, field in fields.items() if field in row.values}
     if not row.text("method").startswith("shared"):
-        return None
-    return (row.number("kept_bytes") + row.number("attended_bytes")) / scale
+        return {}
+    return {"kept": (row.number("kept_bytes") + row.number("attended_bytes")) / scale}
 
 
 def title(setting: Setting) -> tuple[str, str]:
@@ -130,7 +135,7 @@ def draw(setting: Setting, place: SubFigure) -> None:
     named, handles = lines.names(setting.lines), dict[str, Any]()
     for axes, (metric, by_line) in zip(panels, setting.points.items(), strict=True):
         handles |= {named[line]: draw_line(axes, line, setting.lines, at) for line, at in by_line.items()}
-        handles |= _draw_floors(axes, setting, metric)
+        handles |= _draw_beside(axes, setting, metric)
         axes.set_yscale("log")
         length_axis(axes, setting.lengths)
         axes.set_ylabel(LABELS[metric])
@@ -139,11 +144,11 @@ def draw(setting: Setting, place: SubFigure) -> None:
     place.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 
-def _draw_floors(axes: Axes, setting: Setting, metric: str) -> dict[str, Any]:
-    """The floors of a panel, one a line that has one; the legend names them once."""
+def _draw_beside(axes: Axes, setting: Setting, metric: str) -> dict[str, Any]:
+    """What methods of a panel are held against, a line for each that has it; the legend names them once."""
     drawn: dict[str, Any] = {}
     for at in setting.points[metric].values():
-        if floors := [(n, floor) for n in sorted(at) if (floor := at[n].floor) is not None]:
-            name, dash = FLOORS[metric]
-            (drawn[name],) = axes.plot(*zip(*floors, strict=True), color=on_page("black"), linestyle=dash)
+        for key, (name, dash) in BESIDE.items():
+            if held := [(n, at[n].beside[key]) for n in sorted(at) if key in at[n].beside]:
+                (drawn[name],) = axes.plot(*zip(*held, strict=True), color=on_page("black"), linestyle=dash)
     return drawn

@@ -6,7 +6,7 @@ Quality comes from rows of `eval`, costs from rows of `bench`; a point is a meth
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sharedllm.plot import lines, needle, perplexity, scores, speed
@@ -72,18 +72,31 @@ def qualities(
     """
     equal = [setting for setting in settings if setting.window <= setting.targets + 1]
     for setting in equal:
-        nll = {line: {p.length: p.nll for p in points} for line, points in setting.points.items()}
+        nll = {
+            asked: {p.length: p.nll for p in points}
+            for line, points in setting.points.items()
+            for asked in _asked(line, setting.window)
+        }
         which = f"\n{setting.passages}" if len({s.passages for s in equal}) > 1 else ""
         yield Quality(setting.model, setting.dtype, f"nats per token{which}\n(lower is better)", nll)
     for grid in grids:
         found = {line: {n: _share(cells) for n, cells in by.items()} for line, by in grid.cells.items()}
-        yield Quality(grid.model, grid.dtype, "needles found, %\n(higher is better)", found)
+        which = f"\n{grid.which}" if grid.which else ""
+        yield Quality(grid.model, grid.dtype, f"needles found, %{which}\n(higher is better)", found)
     for board in boards:
         for metric, by_line in board.panels.items():
             if metric == scores.MEAN or board.task != "ruler":
                 at = {line: {n: p.value for n, p in points.items()} for line, points in by_line.items()}
-                name = f"{scores.TASKS[board.task]}, {scores.name_of(metric)}\n(higher is better)"
+                which = f"\n{board.which}" if board.which else ""
+                name = f"{scores.TASKS[board.task]}, {scores.name_of(metric)}{which}\n(higher is better)"
                 yield Quality(board.model, board.dtype, name, at)
+
+
+def _asked(line: Line, window: int) -> list[Line]:
+    """A line of likelihood as costs have it: a window of as many tokens as targets is one wider than what was asked for."""
+    if line.method in lines.EVERYTHING:
+        return [line]
+    return [replace(line, given_window=tokens) for tokens in (window, window - 1)]
 
 
 def trades(measured: Sequence[speed.Setting], found: Iterable[Quality]) -> list[Trade]:
@@ -103,9 +116,9 @@ def trades(measured: Sequence[speed.Setting], found: Iterable[Quality]) -> list[
 def _panel(costs: speed.Setting, cost: str, quality: Quality) -> Panel:
     points = {}
     for line, at in costs.points[cost].items():
-        both = sorted(at.keys() & quality.at.get(line, {}).keys())
-        if both:
-            points[line] = [Point(n, at[n].value, quality.at[line][n]) for n in both]
+        found = next((values for other, values in quality.at.items() if lines.may_be_one(line, other)), {})
+        if both := sorted(at.keys() & found.keys()):
+            points[line] = [Point(n, at[n].value, found[n]) for n in both]
     return Panel(cost, quality.label, points)
 
 

@@ -13,7 +13,7 @@ def check_lengths(recipe: Recipe, positions: int, study: Study | None = None) ->
     told = [("config.chunk_length is", C)]  # no window but a long one is longer than a chunk
     if recipe.long_windows:
         told.append(("long_window_tokens is", recipe.long_window_tokens))
-    if recipe.distill and recipe.needles + recipe.study < 1:
+    if recipe.distill:
         windows = recipe.window_tokens + (recipe.warm_tokens if recipe.warm else 0)
         told.append(("distill has a teacher read context_chunks and window_tokens,", most * C + windows))
         if recipe.long_windows:

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,24 +21,28 @@ from sharedllm.adapter import load_weights
 from sharedllm.data.folder import TokenFolder
 from sharedllm.data.study import Study
 from sharedllm.errors import WorkError
-from sharedllm.hardware import choose_device, return_freed_memory
+from sharedllm.hardware import choose_device, peak_memory_bytes, return_freed_memory
 from sharedllm.model import SharedLLM
 from sharedllm.train.batch import Batch
 from sharedllm.train.learner import learner
 from sharedllm.train.limits import check_lengths
 from sharedllm.train.loss import divergence, next_token_loss
-from sharedllm.train.origin import origin
+from sharedllm.train.newest import Newest
+from sharedllm.train.origin import START, origin, start_sha256
 from sharedllm.train.precision import training_dtype
 from sharedllm.train.rates import parameter_groups, set_rates
 from sharedllm.train.recipe import Recipe
 from sharedllm.train.recompute import recomputed
 from sharedllm.train.run_folder import ADAPTER, METRICS, RunFolder
 from sharedllm.train.samples import ASKED, STUDY, Sample, Sampler
-from sharedllm.train.start import keep_share, start_folder
+from sharedllm.train.start import start_folder, start_mixed_in
+from sharedllm.train.teacher import Teacher
 from sharedllm.train.too_short import left_out
 from sharedllm.train.validation import Compared, due, summed_up
 
 logger = logging.getLogger(__name__)
+
+SECONDS, PEAK = "train_seconds", "peak_memory_bytes"  # of all steps; of this process, or the main one of several
 
 Row = TypeVar("Row")
 Report = Callable[[dict[str, Any]], None]
@@ -60,7 +63,7 @@ class Trainer:
 
     Attributes:
         llm: in the dtype of the model; its adapter is kept in fp32 while training.
-        step: steps done.
+        step: steps done; `seconds`: what they took.
         whole: whether the weights are those after that step, rather than half changed by the next.
         started: when, by the monotonic clock; the recipe's minutes are counted from there.
         main: whether this process writes and reports.
@@ -93,11 +96,16 @@ class Trainer:
             load_weights(self.start, self.module, partly=True)
         groups = parameter_groups(self.module, recipe)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
-        self._contexts: dict[bytes, Any] = {}
+        # Those of a step are kept where the next ones read them again (`recipe.reuse`).
+        kept = len(list(self._dealt(recipe.accumulate))) if recipe.reuse > 1 else 1
+        self._contexts = Newest(kept, lambda ids: self.learner.encode(torch.from_numpy(ids)))
+        self._teacher = Teacher(self.llm, self.learner, kept)
         self.records.open(recipe)
         self.origin = origin(recipe, self.llm.fingerprint, folder, study, self.start)
         state = self.records.resume(self.module, self.optimizer, self.origin)
         self.step, self.tokens, self.whole = int(state["step"]), int(state["tokens"]), True
+        self.seconds, self._peak = float(state.get(SECONDS, 0)), int(state.get(PEAK, 0))
+        self.start_sha256 = state.get(START, start_sha256(self.start))
         self.records.go_on(recipe, self.step)
 
     def train(self, report: Report | None = None, until: int | None = None) -> None:
@@ -122,12 +130,8 @@ class Trainer:
                 self.checkpoint()
             raise
         if self.main and self.finished:
-            about = {"recipe": self.recipe.to_dict(), "steps": self.step, "target_tokens": self.tokens}
-            if len(self.records.rates) > 1:
-                about["rates"] = self.records.rates
-            if self.start is not None and self.recipe.keep_start:
-                keep_share(self.start, self.module, self.recipe.keep_start)
-            self.learner.save(self.run / ADAPTER, about)
+            with start_mixed_in(self.start, self.module, self.recipe.keep_start):
+                self.learner.save(self.run / ADAPTER, self._about())
 
     @property
     def finished(self) -> bool:
@@ -143,13 +147,26 @@ class Trainer:
         return due(self.recipe, self.step) and not self.records.validated(self.step)
 
     def checkpoint(self) -> None:
-        self.records.save(self.module, self.optimizer, {"step": self.step, "tokens": self.tokens, **self.origin})
+        state = {"step": self.step, "tokens": self.tokens, **self._noted(), **self.origin}
+        self.records.save(self.module, self.optimizer, state)
+
+    def _noted(self) -> dict[str, Any]:
+        """What a run took so far, in all its pieces, and which adapter it started from."""
+        self._peak = max(self._peak, peak_memory_bytes(self.llm.device))
+        took = {SECONDS: round(self.seconds, 3), PEAK: self._peak}
+        return took if self.start_sha256 is None else {**took, START: self.start_sha256}
+
+    def _about(self) -> dict[str, Any]:
+        """What is written to the adapter about its training."""
+        about = {"recipe": self.recipe.to_dict(), "steps": self.step, "target_tokens": self.tokens, **self._noted()}
+        return about if len(self.records.rates) < 2 else {**about, "rates": self.records.rates}
 
     def figures(self) -> dict[str, Any]:
         """What came of the run, for whoever started it; no adapter yet where it is not finished."""
         adapter = str(self.run / ADAPTER) if self.finished else None
         files = {"adapter": adapter, "metrics": str(self.run / METRICS)}
-        return {**files, "steps": self.step, "target_tokens": self.tokens, "finished": self.finished}
+        done = {"steps": self.step, "target_tokens": self.tokens, **self._noted(), "finished": self.finished}
+        return {**files, **done}
 
     def _one_step(self) -> dict[str, Any]:
         started = time.perf_counter()
@@ -173,6 +190,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return_freed_memory()
         seconds = time.perf_counter() - started
+        self.seconds += seconds
         return {
             "step": self.step,
             "loss": sum(losses) / len(losses),
@@ -237,7 +255,7 @@ class Trainer:
 
         The context is searched by the windows alone: what they quote is put in afterwards, as when a question is answered.
         """
-        encoded, chunks = self._encoded(sample.context), [w.chunks for w in sample.windows]
+        encoded, chunks = self._contexts.of(sample.context), [w.chunks for w in sample.windows]
         alone = Batch.of(sample, self.llm.device)
         memory = self.learner.memory(encoded, chunks, alone, sample.search, generator)
         sample = replace(sample, windows=[self.learner.shown(encoded, window) for window in sample.windows])
@@ -248,7 +266,7 @@ class Trainer:
         distill = 1.0 if sample.kind == STUDY else 0.0 if sample.kind in ASKED else self.recipe.distill
         if not distill:
             return next_token_loss(logits, batch.labels)
-        taught = divergence(self.llm, sample, logits, batch.ids.shape[1])
+        taught = divergence(self._teacher, sample, logits, batch.ids.shape[1])
         if distill == 1:
             return taught
         return (1 - distill) * next_token_loss(logits, batch.labels) + distill * taught
@@ -259,16 +277,6 @@ class Trainer:
         kept = batch.ids.shape[1] - max(first - 1, 0)
         logits: Tensor = self.llm.model(input_ids=batch.ids, use_cache=False, logits_to_keep=kept).logits
         return logits
-
-    def _encoded(self, ids: np.ndarray) -> Any:
-        """A sample's context; those of a step are kept where the next ones read them again (`recipe.reuse`)."""
-        key = ids.tobytes()
-        kept = len(list(self._dealt(self.recipe.accumulate))) if self.recipe.reuse > 1 else 1
-        if key not in self._contexts:
-            while len(self._contexts) >= max(kept, 1):
-                self._contexts.pop(next(iter(self._contexts)))
-            self._contexts[key] = self.learner.encode(torch.from_numpy(ids))
-        return self._contexts[key]
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from sharedllm.data.folder import TokenFolder
 from sharedllm.data.study import Study
 from sharedllm.train.recipe import Recipe
 
+START = "start_sha256"
+"""The name under which a run notes the weights it started from; they may change meanwhile where they are not mixed in."""
+
 
 def origin(recipe: Recipe, model: str, folder: TokenFolder, study: Study | None, start: Path | None) -> dict[str, str]:
     """Fingerprints by what they are of; a checkpoint keeps them, and all processes of a run have the same.
@@ -35,3 +38,8 @@ def origin(recipe: Recipe, model: str, folder: TokenFolder, study: Study | None,
     if start is not None and recipe.keep_start:
         about["start"] = sha256_file(start / WEIGHTS_FILE)
     return about
+
+
+def start_sha256(start: Path | None) -> str | None:
+    """Of the weights of the adapter in the folder `start`, in hexadecimal."""
+    return None if start is None else sha256_file(start / WEIGHTS_FILE)

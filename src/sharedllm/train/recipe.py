@@ -14,6 +14,7 @@ import yaml
 
 from sharedllm.config import SharedConfig, check_choice, check_keys
 from sharedllm.data.needles import DISTRACTED
+from sharedllm.data.no_repeats import NoRepeats
 from sharedllm.errors import UsageError
 
 TRAINABLE = ("shared", "encoder-decoder")
@@ -26,7 +27,7 @@ class Recipe:
     """Everything a training run depends on besides the model and the data.
 
     Raises:
-        UsageError: a value is out of range; the sentence names the field.
+        UsageError: a value is out of range, or of no effect; the sentence names the field.
     """
 
     output: str
@@ -183,6 +184,22 @@ class Recipe:
             raise UsageError(
                 f"{together if self.warm_tokens else alone}, more than a chunk of {self.config.chunk_length} tokens."
             )
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Raise `UsageError` for a setting that changes nothing under the others."""
+        if self.quoted and self.method != "shared":
+            raise UsageError(f"quoted is {self.quoted}, but {self.method} quotes nothing; set quoted=0.")
+        if self.quoted and not self.needles + self.questions + self.study:
+            raise UsageError(
+                f"quoted is {self.quoted}, but no sample asks anything; set quoted=0, or needles, questions or study."
+            )
+        if self.distill and self.needles + self.study >= 1:
+            raise UsageError(
+                f"distill is {self.distill}, but all samples ask; set distill=0, or lower needles and study."
+            )
+        if self.warm_tokens and not self.warm:
+            raise UsageError(f"warm_tokens is {self.warm_tokens}, but warm is 0; set warm_tokens=0, or warm.")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -195,7 +212,7 @@ def read_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides: `key=value`, dots for nested settings (`config.injected_layers=8`); values are YAML.
 
     Raises:
-        UsageError: no such file, broken YAML, an unknown key (with the nearest right name), or a wrong type.
+        UsageError: no such file, broken YAML, a key given twice, an unknown one (with the nearest right name), or a wrong type.
     """
     path = Path(file)
     if not path.is_file():
@@ -204,7 +221,7 @@ def read_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             raise UsageError(f"there is no recipe {file}; give a YAML file or the name of a shipped recipe.")
         path = shipped
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=NoRepeats)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"the recipe {path} cannot be read: {str(error).splitlines()[0]}.") from error
     if not isinstance(values, dict):

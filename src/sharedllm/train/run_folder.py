@@ -38,7 +38,7 @@ class RunFolder:
         Learning rates may differ: `go_on` notes them.
 
         Raises:
-            UsageError: the folder holds a run of another recipe.
+            UsageError: the folder holds a run of another recipe, or one whose recipe is missing.
             WorkError: the recipe noted there cannot be read.
         """
         file = self.path / RECIPE
@@ -79,8 +79,14 @@ class RunFolder:
 
     def _begun(self) -> bool:
         """Whether there is anything of the run that the noted recipe began: metrics, a checkpoint or an adapter."""
-        done = any((self.path / name).exists() for name in (METRICS, ADAPTER)) or bool(checkpoints(self.path))
-        return done and (self.path / RECIPE).is_file()
+        if not (self.path / RECIPE).is_file():
+            if checkpoints(self.path):
+                raise UsageError(
+                    f"{self.path / RECIPE} is missing, which says by what recipe the checkpoints beside it were made; copy it "
+                    "there, or remove that folder to start afresh."
+                )
+            return False
+        return any((self.path / name).exists() for name in (METRICS, ADAPTER)) or bool(checkpoints(self.path))
 
     @staticmethod
     def _noted(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

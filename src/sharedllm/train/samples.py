@@ -6,6 +6,7 @@ seen. The chunks are encoded once and shared by all windows of the sample.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,6 +62,8 @@ class Sample:
     context: np.ndarray
     windows: list[Window]
     search: str
+    text: np.ndarray | None = None
+    """The context and what follows it, up to where the last window of all steps that share it ends; None where windows ask."""
 
     @property
     def title(self) -> str:
@@ -139,13 +142,15 @@ class Sampler:
         """A sample with as many windows as `times` steps have."""
         if kind == NEEDLES:
             return self.retrieval(document, random, times)
+        sample = None
         if kind == STUDY and self.studied is not None:
-            return self.study(self.studied, random)
-        if kind == QUESTIONS:
+            sample = self.study(self.studied, random)
+        elif kind == QUESTIONS:
             sample = self.questions(document, random, times)
+        if sample is not None:
             if sample.windows:
                 return sample
-            kind = self._continuing(random)
+            kind = self._continuing(random)  # nothing is asked there
         if kind == LONG:
             return self.long_continuation(document, random)
         most = self.recipe.warm_tokens
@@ -163,12 +168,12 @@ class Sampler:
         chunks, ids = self._cut(document, random)
         C, T = self.recipe.config.chunk_length, self.recipe.window_tokens
         seen = [chunks, *(1 + random.permutation(chunks - 1)[: self.recipe.windows * times - 1]).tolist()]
-        context = ids[: chunks * C]
+        context, text = ids[: chunks * C], ids[: chunks * C + before + T]
         if not before:
             windows = [Window(n, ids[n * C : n * C + T], T - 1) for n in seen]
-            return Sample(document.kind, document.source, context, windows, "later")
+            return Sample(document.kind, document.source, context, windows, "later", text)
         windows = [going_on(n, ids[n * C : n * C + before + T], before) for n in seen]
-        return Sample(WARM, document.source, context, windows, "continue")
+        return Sample(WARM, document.source, context, windows, "continue", text)
 
     def long_continuation(self, document: Document, random: np.random.Generator) -> Sample:
         """One window of thousands of tokens, of which the second half is predicted.
@@ -181,7 +186,7 @@ class Sampler:
         ids = np.asarray(self.folder.tokens(document)[start : start + tokens], dtype=np.int64)
         window = ids[chunks * C :]
         windows = [going_on(chunks, window, len(window) // 2)]
-        return Sample(LONG, document.source, ids[: chunks * C], windows, "continue")
+        return Sample(LONG, document.source, ids[: chunks * C], windows, "continue", ids)
 
     def retrieval(self, document: Document, random: np.random.Generator, times: int = 1) -> Sample:
         """Needles hidden in the text, and a question window for each; the answer is predicted."""
@@ -202,7 +207,8 @@ class Sampler:
         context = np.concatenate([*pieces, ids[at:room]])
         windows = []
         for needle in needles:
-            opening, value = self._ids(needle.opening), self._ended(needle.answer)
+            opening = self._begun(needle.opening) if needle.opening else self._ids("")
+            value = self._ended(self._ids(needle.answer) if needle.opening else self._begun(needle.answer))
             # Most windows are given how the answer begins and learn to copy; some learn to begin it as well.
             given = 0 if random.random() < self.recipe.whole_answers else len(opening)
             windows.append(self._asking(chunks, needle.question, np.concatenate([opening, value]), random, given))
@@ -238,13 +244,16 @@ class Sampler:
         found = find_questions(self.tokenizer.decode(context.tolist()))
         order = random.permutation(len(found))[: self.recipe.question_windows * times]
         asked = [found[i] for i in sorted(order.tolist())]
-        windows = [self._asking(chunks, question.text, self._ended(question.answer), random) for question in asked]
+        windows = [
+            self._asking(chunks, question.text, self._ended(self._begun(question.answer)), random) for question in asked
+        ]
         return Sample(QUESTIONS, document.source, context, windows, "query")
 
     def study(self, study: Study, random: np.random.Generator) -> Sample:
         """What the model asked itself about passages of this context; each is what a teacher is shown.
 
-        One passage is drawn and a context that holds it at any place; its neighbours there are asked about as well.
+        One passage is drawn and a context that holds it at any place; its neighbours there are asked about as well. What is
+        asked of two of them has two answers, and is left out; no windows where nothing else is asked.
         """
         C, (low, high) = self.recipe.config.chunk_length, self.recipe.context_chunks
         drawn = self.passages[int(random.integers(len(self.passages)))]
@@ -254,7 +263,9 @@ class Sampler:
         start = int(random.integers(first, last + 1))
         context = np.asarray(self.folder.tokens(document)[start : start + chunks * C], dtype=np.int64)
         there = range(start, start + chunks * C - P + 1)
-        asked = [(p, pair) for p in self.passages if p.document == document and p.start in there for pair in p.pairs]
+        held = [p for p in self.passages if p.document == document and p.start in there]
+        asked_of = Counter(question for p in held for question in {pair.question for pair in p.pairs})
+        asked = [(p, pair) for p in held for pair in p.pairs if asked_of[pair.question] == 1]
         windows = []
         for i in sorted(random.permutation(len(asked))[: self.recipe.question_windows].tolist()):
             passage, pair = asked[i]
@@ -296,10 +307,18 @@ class Sampler:
         tokens = self.folder.tokens(document)[start : start + (chunks + 1) * C]
         return chunks, np.asarray(tokens, dtype=np.int64)
 
-    def _ended(self, answer: str) -> np.ndarray:
+    def _begun(self, text: str) -> np.ndarray:
+        """Token ids of what an answer begins with: as in any text with a space, where it stands behind `Answer:`."""
+        before = Prompt(self.tokenizer, "?").answer_prefix
+        if not before:  # a chat template opens the answer
+            return self._ids(text)
+        opened, whole = self._ids(before), self._ids(f"{before} {text}")
+        return whole[len(opened) :] if np.array_equal(whole[: len(opened)], opened) else self._ids(f" {text}")
+
+    def _ended(self, answer: np.ndarray) -> np.ndarray:
         """An answer's tokens and the one that ends it, where the tokenizer has one."""
         end = self.tokenizer.eos_token_id
-        return np.append(self._ids(answer), [] if end is None else [end]).astype(np.int64)
+        return np.append(answer, [] if end is None else [end]).astype(np.int64)
 
     def _ids(self, text: str) -> np.ndarray:
         return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)

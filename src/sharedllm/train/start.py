@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -58,10 +60,20 @@ def _check_settings(trained: SharedConfig, config: SharedConfig, folder: Path) -
         )
 
 
-@torch.no_grad()
-def keep_share(folder: Path, module: nn.Module, share: float) -> None:
-    """Mix the weights of the start in `folder` into the trained ones of `module`: `share` of them, the rest of these."""
-    trained = {name: weight.clone() for name, weight in module.named_parameters()}
-    load_weights(folder, module, partly=True)
-    for name, weight in module.named_parameters():
-        weight.lerp_(trained[name], 1 - share)
+@contextmanager
+def start_mixed_in(folder: Path | None, module: nn.Module, share: float) -> Iterator[None]:
+    """Within this block the weights of `module` are a mean: `share` of the start's in `folder`, the rest of the trained ones."""
+    if folder is None or not share:
+        yield
+        return
+    trained = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    try:
+        load_weights(folder, module, partly=True)
+        with torch.no_grad():
+            for name, weight in module.named_parameters():
+                weight.lerp_(trained[name], 1 - share)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in module.named_parameters():
+                weight.copy_(trained[name])

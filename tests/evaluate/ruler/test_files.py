@@ -7,9 +7,12 @@ import json
 import pytest
 
 from sharedllm import UsageError
+from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.ruler.files import find_file, read_samples
-from sharedllm.evaluate.ruler.run import effective_length
+from sharedllm.evaluate.ruler.run import _keep_effective_length, _keep_mean, effective_length
 from sharedllm.evaluate.ruler.scoring import match_all, match_part
+from sharedllm.evaluate.ruler.tasks import TASKS
+from sharedllm.methods import create
 
 NIAH = {
     "index": 0,
@@ -52,15 +55,33 @@ def test_where_files_are_looked_for(tmp_path, place):
 
 
 @pytest.mark.parametrize(
-    "line",
-    ["{", "[]", '{"input": "x"}', json.dumps({**NIAH, "input": "no question"}), json.dumps({**NIAH, "outputs": []})],
+    ("line", "said"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is no JSON object"),
+        ('{"input": "x"}', "the field 'outputs' is missing; it must be a list of right answers, not empty"),
+        (json.dumps({**NIAH, "outputs": []}), "'outputs' is []; it must be"),
+        (json.dumps({**NIAH, "outputs": "1234567"}), "'outputs' is \"1234567\"; it must be"),
+        (
+            json.dumps({**NIAH, "input": "no question"}),
+            "'input' is \"no question\"; it must be a prompt with the question of",
+        ),
+        (json.dumps({**NIAH, "input": None}), "'input' is null; it must be text, not empty"),
+        (json.dumps({**NIAH, "answer_prefix": 3}), "'answer_prefix' is 3; it must be text"),
+    ],
 )
-def test_lines_that_are_no_samples(tmp_path, line):
+def test_a_wrong_line_is_named_with_file_line_and_field(tmp_path, line, said):
     file = tmp_path / "niah_single_1.jsonl"
-    file.write_text(f"{json.dumps(NIAH)}\n{line}\n")
-    assert len(read_samples(file, "niah_single_1", 1)) == 1
-    with pytest.raises(UsageError, match=r"line 2 is no sample of niah_single_1"):
+    file.write_text(f"{json.dumps(NIAH)}\n\n{line}\n")
+    with pytest.raises(UsageError) as error:
         read_samples(file, "niah_single_1", 2)
+    assert f"{file}, line 3" in str(error.value) and said in str(error.value)
+
+
+def test_a_file_with_too_few_samples_says_how_many_it_has(tmp_path):
+    file = tmp_path / "niah_single_1.jsonl"
+    file.write_text(f"{json.dumps(NIAH)}\n" * 2)
+    assert len(read_samples(file, "niah_single_1", 1)) == 1
     with pytest.raises(UsageError, match="has 2 samples; lower --samples"):
         read_samples(file, "niah_single_1", 3)
 
@@ -87,5 +108,17 @@ def test_effective_length():
 def test_a_file_that_is_no_text_is_named(tmp_path):
     file = tmp_path / "vt.jsonl"
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match=r"vt.jsonl cannot be read as text in UTF-8"):
+    with pytest.raises(UsageError, match=r"vt.jsonl is not text in UTF-8"):
         read_samples(file, "vt", 1)
+
+
+def test_a_mean_over_tasks_has_the_peak_of_its_rows_and_not_that_of_the_last_call(make):
+    method, results = create("truncate", make(), 8), Results(besides=lambda: {"peak_memory_bytes": 7})
+    same = {"value": 50.0, "low": 40.0, "high": 60.0, "samples": 1, "seconds": 1.0, "window": 8, "beyond_window": False}
+    rows = [{**same, "subtask": name, "peak_memory_bytes": peak} for name, peak in (("vt", 9), ("fwe", 5))]
+    mean = _keep_mean(method.llm, method, 4096, rows, 0, results)
+    assert (mean["value"], mean["peak_memory_bytes"], mean["given_window"]) == (50.0, 9, 8)
+    effective = _keep_effective_length(
+        method.llm, method, {4096: {**mean, "subtasks": dict.fromkeys(TASKS)}}, 0, results
+    )
+    assert (effective["metric"], effective["peak_memory_bytes"]) == ("ruler_effective_length", 9)

@@ -62,7 +62,7 @@ def evaluate(
     if cross is not None and "encoder-decoder" not in names:
         raise UsageError(f"--cross is for encoder-decoder, which is not among the methods {', '.join(names)}.")
     chosen = _subtasks(task, subtasks)
-    samples_of = _samples_of(task, write_samples, output)
+    samples_of = _samples_of(task, write_samples, output, text or [])
     windows, longest = common.windows(window, names), common.numbers_by_method("--at-most", at_most, names)
     wanted = common.positive_numbers("--lengths", lengths)
     counts = {"--samples": samples, "--targets": targets, "--needles-per-text": needles}
@@ -191,10 +191,19 @@ def _refuse_idle(task: str, given: Sequence[str]) -> None:
         raise UsageError("--stride takes all passages of the texts, however many; leave out --samples.")
 
 
-def _samples_of(task: str, file: Path | None, output: Path) -> Callable[[Request], Samples] | None:
-    """What makes the task's samples; `UsageError` where a task without is given a file for them, or one has the results."""
+def _samples_of(
+    task: str, file: Path | None, output: Path, texts: Sequence[str]
+) -> Callable[[Request], Samples] | None:
+    """What makes the task's samples; `UsageError` where a task without is given a file for them, or one has the results or a
+    text that is read."""
     if file is not None and file.resolve() == output.resolve():
         raise UsageError(f"--write-samples would write over the results in {output}; name another file.")
+    if (
+        file is not None
+        and file.exists()
+        and any(file.resolve().is_relative_to(Path(text).resolve()) for text in texts)
+    ):
+        raise UsageError(f"--write-samples would write over {file}, which is read with --text; name another file.")
     if file is not None and TASKS[task].samples is None:
         able = ", ".join(name for name, known in TASKS.items() if known.samples)
         raise UsageError(f"the samples of {task} cannot be written; --write-samples is for {able}.")

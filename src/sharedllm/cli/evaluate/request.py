@@ -66,13 +66,18 @@ class Request:
     @cached_property
     def passages(self) -> list[Passage]:
         """The passages that perplexity scores: those of the longest length, whose ends are those of the shorter ones."""
-        from sharedllm.evaluate.perplexity import cut_passages, slide_passages
+        from sharedllm.evaluate.perplexity import cut_passages, scored_tokens, slide_passages
 
         longest = max(self.lengths)
         cut_passages(self.texts, min(self.lengths), 1)  # too short a length is refused
         if self.stride:
             passages = slide_passages(self.texts, longest, self.stride)
-            common.say(f"{len(passages):,} passages of {longest:,} tokens, one every {self.stride:,}")
+            scored = scored_tokens(passages, min(self.targets, min(self.lengths) - 1))
+            all_of_them = sum(len(ids) for _, ids in self.texts)
+            common.say(
+                f"{len(passages):,} passages of {longest:,} tokens, one every {self.stride:,}: "
+                f"{scored:,} of {all_of_them:,} tokens are scored"
+            )
         else:
             passages = cut_passages(self.texts, longest, self.samples, self.targets)
         self._say_left_out([longest])
@@ -125,7 +130,7 @@ class Request:
         """RULER's tasks that can be asked, by length."""
         from sharedllm.evaluate.ruler.run import plan
 
-        return plan(self.llm, self.subtasks, self.lengths, self.seed, self.corpus, common.say)
+        return plan(self.llm, self.subtasks, self.lengths, self.samples, self.seed, self.corpus, common.say)
 
     @cached_property
     def datasets(self) -> list[Dataset]:

@@ -6,10 +6,11 @@ What is context and what is asked follows from RULER's wording; see `wording`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 from sharedllm.errors import UsageError
+from sharedllm.evaluate.records import Record, read_records
 from sharedllm.evaluate.ruler.tasks import TASKS
 from sharedllm.evaluate.ruler.wording import Sample
 
@@ -29,22 +30,23 @@ def read_samples(file: Path, task: str, samples: int) -> list[Sample]:
     """The first `samples` samples of a file.
 
     Raises:
-        UsageError: the file cannot be read or has fewer, or a line is no sample of the task; the sentence gives its number.
+        UsageError: the file cannot be read or has fewer, or a line is no sample of the task; line and field are named.
     """
+    records = read_records(file)
+    if len(records) < samples:
+        raise UsageError(f"{file} has {len(records)} samples; lower --samples from {samples}.")
+    return [_sample(record, task) for record in records[:samples]]
+
+
+def _sample(record: Record, task: str) -> Sample:
+    outputs = [str(output) for output in record.checked("outputs", _answers, "a list of right answers, not empty")]
+    prefix = record.text("answer_prefix") if "answer_prefix" in record.values else ""
+    text = record.filled("input")
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read as text in UTF-8 ({error}); give RULER's own file.") from error
-    if len(lines) < samples:
-        raise UsageError(f"{file} has {len(lines)} samples; lower --samples from {samples}.")
-    made = []
-    for number, line in enumerate(lines[:samples], 1):
-        try:
-            row = json.loads(line)
-            outputs = [str(output) for output in row["outputs"]]
-            if not outputs:
-                raise ValueError("outputs is empty")
-            made.append(TASKS[task].maker.wording.parted(row["input"], outputs, row.get("answer_prefix", "")))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{file}, line {number} is no sample of {task} as RULER writes and words it.") from error
-    return made
+        return TASKS[task].maker.wording.parted(text, outputs, prefix)
+    except ValueError as error:
+        raise record.wrong("input", f"a prompt with the question of {task} as RULER words it") from error
+
+
+def _answers(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(answer, str | int | float) for answer in value)

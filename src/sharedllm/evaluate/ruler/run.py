@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sharedllm.errors import UsageError
-from sharedllm.evaluate.asking import CEILING, Asked, Examination, Question, Text, ask_methods
+from sharedllm.evaluate.asking import CEILING, Asked, Examination, Question, Text, ask_methods, asked_with
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import refused, together
 from sharedllm.evaluate.ruler.corpus import Corpus
@@ -114,6 +114,7 @@ def plan(
     llm: SharedLLM,
     names: Sequence[str],
     lengths: Sequence[int],
+    samples: int,
     seed: int,
     corpus: Corpus,
     progress: Callable[[str], None],
@@ -123,7 +124,7 @@ def plan(
     Args:
         corpus: what samples are made of; samples of RULER's own files in its folder come first, see `files`.
     Raises:
-        UsageError: nothing is left to ask, or a length is too short for a task.
+        UsageError: nothing is left to ask, a length is too short for a task, or a file has not `samples` samples of it.
     """
     made: Plan = {length: {} for length in lengths}
     lacking = ""
@@ -137,6 +138,8 @@ def plan(
                 continue
             if file is None:
                 check_length(name, length, seed, corpus, partial(count_tokens, llm, name))
+            else:
+                read_samples(file, name, samples)  # to refuse it now; all of them at once may be more than memory holds
             made[length][name] = file
     if not any(made.values()):
         raise UsageError(lacking)
@@ -189,10 +192,10 @@ def _keep_mean(
     def compute() -> dict[str, Any]:
         if lacking:
             reason = f"{lacking['metric']}: {lacking['reason']}"
-            return {**method.settings(), **refused(llm, "ruler", "ruler_mean", method.name, length, reason, seed)}
+            return {**asked_with(method), **refused(llm, "ruler", "ruler_mean", method.name, length, reason, seed)}
         low, high = bounds_of_mean([(row["value"], row["low"], row["high"]) for row in rows], 0.0, 100.0)
         return {
-            **method.settings(),
+            **asked_with(method),
             "task": "ruler",
             "value": sum(row["value"] for row in rows) / len(rows),
             "low": low,
@@ -208,7 +211,7 @@ def _keep_mean(
         }
 
     unit = {"metric": "ruler_mean", "method": method.name, "length": length, "of": [row.get("run") for row in rows]}
-    return results.keep(unit, compute)
+    return results.keep(unit, compute, of_others=True)
 
 
 def _keep_effective_length(
@@ -228,7 +231,7 @@ def _keep_effective_length(
             asked = f"{THRESHOLD} is a mean over RULER's {len(TASKS)} tasks, and these are {len(some or ())} of them"
             reason = asked if some else means[length]["reason"]
             metric = "ruler_effective_length"
-            return {**method.settings(), **refused(llm, "ruler", metric, method.name, length, reason, seed)}
+            return {**asked_with(method), **refused(llm, "ruler", metric, method.name, length, reason, seed)}
         last = measured_at[max(measured_at)]
         return {
             **{key: value for key, value in last.items() if key not in ("low", "high", "subtasks", "run")},
@@ -242,4 +245,5 @@ def _keep_effective_length(
         }
 
     of = [row.get("run") for row in means.values()]
-    return results.keep({"metric": "ruler_effective_length", "method": method.name, "of": of}, compute)
+    unit = {"metric": "ruler_effective_length", "method": method.name, "of": of}
+    return results.keep(unit, compute, of_others=True)

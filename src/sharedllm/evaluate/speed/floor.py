@@ -12,7 +12,6 @@ import torch
 
 from sharedllm.evaluate.speed.phases import Clock
 from sharedllm.model import SharedLLM
-from sharedllm.saved import MERGED_CHUNKS
 
 SIDE = 2048  # of the matrices that are multiplied
 COPIED = 2**28  # bytes: more than caches hold
@@ -86,7 +85,7 @@ def reading(llm: SharedLLM, tokens: int) -> Work:
     whole, rest = divmod(tokens, C)
     pairs = whole * C * (C + 1) // 2 + rest * (rest + 1) // 2
     attention = 2 * pairs * parts.heads * parts.head_dim * len(layers)
-    batches = -(-whole // min(MERGED_CHUNKS, llm.reader.side_by_side(C))) + (rest > 0)
+    batches = -(-whole // min(llm.reader.at_once(C), llm.reader.side_by_side(C))) + (rest > 0)
     read = top * parts.dtype.itemsize + sum(weight.nbytes for weight in weights)
     return Work(tokens * matrices + attention, batches * read)
 

@@ -94,7 +94,7 @@ class Bench:
                 if held := self.results.find({**units[name], "metric": limits.READING}):
                     self.held[name][length] = held["value"]
             for row in self._at(sample, known, warm=not warmed):
-                yield self.results.keep({**units[row["method"]], "metric": row["metric"]}, row.copy)
+                yield self.results.keep(self._unit_of(row, units[row["method"]]), row.copy)
             warmed = warmed or len(known) < len(self.methods)
         for row, depends in self._over_lengths():
             unit = {"metric": row["metric"], "method": row["method"], **depends}
@@ -124,6 +124,15 @@ class Bench:
             "threads": torch.get_num_threads(),
         }
 
+    def _unit_of(self, row: Mapping[str, Any], unit: Mapping[str, Any]) -> dict[str, Any]:
+        """What a row depends on, given the unit of its method: a comparison on both sides too, where a known one has others,
+        as when the other method had another window."""
+        key = {**unit, "metric": row["metric"]}
+        sides = [row.get("ours"), row.get("other")]
+        found = self.results.find(key) if "against" in row else None
+        same = found is None or [found.get("ours"), found.get("other")] == sides
+        return key if same else {**key, "sides": sides}
+
     def _at(self, sample: Sample, known: Mapping[str, dict[str, Any]], warm: bool) -> Iterator[dict[str, Any]]:
         """The rows of a length; of a method that is known its row of time, and how it compares."""
         length = len(sample.ids)
@@ -138,6 +147,8 @@ class Bench:
             if name in known:
                 row = known[name]
                 yield row
+                if self.peak and self.results.find({**self._unit(method, sample), "metric": PEAK}) is None:
+                    yield from self._memory_rows(method, length, *self._memory(method, sample))  # it failed before
                 peak = {"peak_memory_bytes": row["peak_memory_bytes"]}
                 yield from self._compared(method, length, rounds, fresh, {}, row["seconds"], peak)
                 continue
@@ -147,17 +158,12 @@ class Bench:
                 if self.peak:
                     yield self._without(method, length, PEAK, reason)
                 continue
-            started = time.perf_counter()
-            memory = self._memory(method, sample)
-            memory_seconds = time.perf_counter() - started
+            memory, memory_seconds = self._memory(method, sample)
             peak = {"peak_memory_bytes": memory.peak} if isinstance(memory, Memory) else {}
             yield self._time(method, length, rounds[name], seconds[name], rates) | peak
             for found in limits.limits(rounds[name]):
                 yield self._ratio(method, length, found, seconds[name]) | peak
-            if isinstance(memory, Memory):
-                yield from self._memory_rows(method, length, memory, memory_seconds)
-            elif memory is not None:
-                yield self._without(method, length, PEAK, memory)
+            yield from self._memory_rows(method, length, memory, memory_seconds)
             yield from self._compared(method, length, rounds, fresh, reasons, seconds[name], peak)
 
     def _compared(
@@ -211,15 +217,17 @@ class Bench:
             self.first[name][len(sample.ids)] = median(phases.to_first_token for phases in rounds)
         return found, seconds
 
-    def _memory(self, method: Method, sample: Sample) -> Memory | str | None:
-        """What was measured, why it could not be, or None where it is not asked for."""
+    def _memory(self, method: Method, sample: Sample) -> tuple[Memory | str | None, float]:
+        """What was measured, why it could not be, or None where it is not asked for; and the seconds that took."""
         if self.peak is None:
-            return None
+            return None, 0.0
         self.say(f"{method.name} at {len(sample.ids):,}: memory")
+        started = time.perf_counter()
         try:
-            return self.peak(method, sample)
+            memory: Memory | str = self.peak(method, sample)
         except WorkError as error:
-            return str(error)
+            memory = str(error)
+        return memory, time.perf_counter() - started
 
     def _time(
         self, method: Method, length: int, rounds: Sequence[Phases], seconds: float, rates: Rates | None
@@ -235,7 +243,14 @@ class Bench:
     def _ratio(self, method: Method, length: int, found: Compared, seconds: float, **more: Any) -> dict[str, Any]:
         return self._row(method, length, found.metric, found.ratios, seconds, **found.said(), **more)
 
-    def _memory_rows(self, method: Method, length: int, memory: Memory, seconds: float) -> Iterator[dict[str, Any]]:
+    def _memory_rows(
+        self, method: Method, length: int, memory: Memory | str | None, seconds: float
+    ) -> Iterator[dict[str, Any]]:
+        """What `_memory` found."""
+        if isinstance(memory, str):
+            yield self._without(method, length, PEAK, memory)
+        if not isinstance(memory, Memory):
+            return
         full, peak = cache_bytes(self.llm, length), {"peak_memory_bytes": memory.peak}
         parts = {
             f"{name}_bytes": value for name, value in asdict(memory).items() if name not in ("peak", "working_peak")
