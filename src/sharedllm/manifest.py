@@ -76,7 +76,10 @@ class Manifest:
 
     def to_json(self) -> str:
         about = {"format": FORMAT, "version": VERSION, "model": self.model, **self.shape}
-        documents, segments = ({n: vars(x) for n, x in part.items()} for part in (self.documents, self.segments))
+        documents = {name: vars(document) for name, document in self.documents.items()}
+        segments = {
+            name: vars(self.segments[name]) for name in sorted(self.segments)
+        }  # in whichever order they were written
         # Without an indent, which json writes by slow code: this is written again with each segment.
         return json.dumps({**about, "documents": documents, "segments": segments}) + "\n"
 
