@@ -154,7 +154,8 @@ class Processes:
                 )
 
     def end(self) -> None:
-        """Leave the others."""
+        """Leave the others, when all are here: one that ends while another still exchanges something takes that down."""
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
 

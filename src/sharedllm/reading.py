@@ -52,13 +52,13 @@ def read(
     finally:
         if not reader.exchanging:  # else the launcher ends the others, as soon as this process says what went wrong
             reader.end()
+            processes.end()
     figures = {
         **kept(library),
         "encode_seconds": round(time.perf_counter() - started, 3),
         "processes": processes.count,
         "received_bytes": processes.received,
     }
-    processes.end()
     common.say(f"each of {processes.count} processes received {processes.received / 1e6:,.1f} MB")
     if as_json:
         common.print_json(figures)
