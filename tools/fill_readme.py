@@ -13,6 +13,7 @@ from typing import Any
 from fill_goals import ROWS as SPEED
 from fill_goals import short_table
 from ray_table import ray_block, search_block
+from report_table import NOT_MEASURED, THEIR_RANGE
 from serving_table import load_block
 
 from sharedllm.evaluate.results import read_rows
@@ -23,8 +24,6 @@ from sharedllm.plot.perplexity import FEW
 DOCS = Path(__file__).parent.parent / "docs"
 README = DOCS.parent / "README.md"
 RETRIEVED = "retrieval: the same passages as text, nothing compressed"
-NOT_MEASURED = "not measured"
-THEIR_RANGE = "Of fewer than five passages the interval is their range."
 UNIT = ("metric", "method", "length", "sources", "starts")
 PAGES = (DOCS / "SERVE.md", DOCS / "distributed/ray.md")
 CARD = DOCS.parent / "src/sharedllm/adapters/smollm2-135m-instruct/README.md"

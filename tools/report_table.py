@@ -12,6 +12,7 @@ from sharedllm.relevance import ASKING_TOKENS
 Row = dict[str, Any]
 CEILING = "passage"
 NOT_MEASURED = "not measured"
+THEIR_RANGE = "Of fewer than five passages the interval is their range."
 TEXTS = ("sources", "starts", "texts", "subtasks")
 """Fields that say what a row is of, as far as it has them."""
 
@@ -72,10 +73,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """What is to be known of rows that are shown."""
     said: list[tuple[Callable[[Row], Any], str]] = [
         (lambda row: row.get("beyond_window"), "†: more positions than the model was trained for."),
-        (
-            lambda row: 1 < len(row.get("values") or ()) < FEW,
-            "Of fewer than five passages the interval is their range.",
-        ),
+        (lambda row: 1 < len(row.get("values") or ()) < FEW, THEIR_RANGE),
         (
             read_before_prompt,
             "`streaming` was measured as it read the text before the prompt; today it reads it inside, where the prompt puts it.",

@@ -167,10 +167,9 @@ class Library:
     @property
     def whole(self) -> bool:
         """Whether all files of the library are there, in their sizes."""
-        manifest = self._manifest()
-        if unreadable(self.folder):
-            return False
-        return manifest is None or len(whole_segments(self.folder, manifest)) == len(manifest.segments)
+        if (manifest := self._manifest()) is None:
+            return not (self.folder / MANIFEST).exists()  # else it is broken
+        return len(whole_segments(self.folder, manifest)) == len(manifest.segments)
 
     def plan(self, documents: Mapping[str, Text], keep: Mapping[str, Keep] | None = None) -> Plan:
         """What `update` would read and write, without doing it."""

@@ -273,6 +273,10 @@ class Reader:
         together, and one such at least."""
         return max(most, self._together(n) // most * most)
 
+    def a_pass(self, n: int) -> int:
+        """How many chunks of `n` tokens of a long text go through the layers at a time."""
+        return min(self.at_once(n), self.side_by_side(n))
+
     def _together(self, n: int) -> int:
         """How many chunks of `n` tokens memory allows to be read at once, by all that read."""
         return self.side_by_side(n)
@@ -280,7 +284,7 @@ class Reader:
     def speed(self) -> float:
         """Tokens read a second, timed on as many chunks as are read side by side after others have warmed the machine up."""
         C, seconds = self.config.chunk_length, 0.0
-        chunks = torch.zeros(min(self.at_once(C), self.side_by_side(C)), C, dtype=torch.int32)
+        chunks = torch.zeros(self.a_pass(C), C, dtype=torch.int32)
         for _ in range(2):
             started = time.perf_counter()
             self.encode_rows(chunks)

@@ -16,7 +16,7 @@ from sharedllm.context import Context
 from sharedllm.errors import UsageError
 from sharedllm.keep import Span
 from sharedllm.memory import Slots, build_memory, find, nearest_of, select_slots
-from sharedllm.relevance import CONTINUED_TOKENS, asking_tokens
+from sharedllm.relevance import ASKING_TOKENS, CONTINUED_TOKENS, asking_tokens
 from sharedllm.resolution import AS_TRAINED, Resolution
 from sharedllm.words import Words
 
@@ -49,11 +49,14 @@ def recalled(
     settings = [llm.config if context is None else settings_of(llm, context, resolution) for context in rows]
     if all(c is None or not c.blocks for c in rows):
         return None
+    last = ASKING_TOKENS
     if search == "continue":
-        question_mask = asking_tokens(input_ids, attention_mask, question_mask, CONTINUED_TOKENS)
-        settings = [replace(config, search_prior=0.0) for config in settings]
-    queries = llm.query(input_ids, attention_mask, question_mask) if search != "later" else [None] * len(rows)
-    asking = asking_tokens(input_ids, attention_mask, question_mask) if search != "later" else [None] * len(rows)
+        last, settings = CONTINUED_TOKENS, [replace(config, search_prior=0.0) for config in settings]
+    queries: Sequence[Tensor | None] = [None] * len(rows)
+    asking: Tensor | Sequence[None] = [None] * len(rows)
+    if search != "later":
+        asking = asking_tokens(input_ids, attention_mask, question_mask, last)
+        queries = llm.query(input_ids, attention_mask, asking)
     slots: list[Slots | None] = []
     for c, config, query, ids, mask in zip(rows, settings, queries, input_ids, asking, strict=True):
         if c is None:

@@ -135,6 +135,13 @@ def priors(near_XF: Sequence[Tensor], weight: float) -> list[Tensor]:
     return [weight * (near - nearest) for near in near_XF]
 
 
+def going_on(tokens: int, before: int) -> Tensor:
+    """By which of a window's tokens a text that goes on is searched, [tokens]: the last `CONTINUED_TOKENS` of the `before` that
+    stand before what is predicted."""
+    place = torch.arange(tokens)
+    return (place < before) & (place >= before - CONTINUED_TOKENS)
+
+
 def asking_tokens(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,

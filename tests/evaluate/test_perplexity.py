@@ -102,7 +102,7 @@ def test_shared_reads_what_lies_before_the_window(make):
 
 def test_shared_searches_by_what_stands_before_the_targets(make, monkeypatch):
     monkeypatch.setattr("sharedllm.methods.shared.ASKING_TOKENS", 4)
-    monkeypatch.setattr("sharedllm.methods.shared.CONTINUED_TOKENS", 3)
+    monkeypatch.setattr("sharedllm.relevance.CONTINUED_TOKENS", 3)
     llm, evenly = (make(replace(CONFIG, fine_chunks=1, search_prior=prior)) for prior in (30.0, 0.0))
     ids = tokens(4 * C + 9, 5)
     past, window = ids[:-9], ids[-9:]

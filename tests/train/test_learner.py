@@ -12,7 +12,7 @@ from sharedllm import UsageError
 from sharedllm.methods.encoder_decoder import EncoderDecoder
 from sharedllm.train.recipe import recipe_from_dict
 from tests.conftest import hooks, tokens
-from tests.train.test_loop import assert_same, data, trainer, weights  # noqa: F401
+from tests.train.test_loop import assert_goes_on_as_unbroken, assert_same, data, trainer, weights  # noqa: F401
 
 CROSS = {"method": "encoder-decoder"}
 
@@ -35,13 +35,7 @@ def test_only_its_branches_learn_and_the_loss_falls(data, tmp_path):  # noqa: F8
 
 
 def test_resuming_is_bit_identical(data, tmp_path):  # noqa: F811
-    whole = trainer(data, tmp_path / "whole", **CROSS)
-    whole.train()
-    trainer(data, tmp_path / "parts", **CROSS).train(until=3)
-    second = trainer(data, tmp_path / "parts", **CROSS)
-    assert second.step == 2
-    second.train()
-    assert_same(weights(whole), weights(second))
+    assert_goes_on_as_unbroken(lambda folder: trainer(data, folder, **CROSS), tmp_path, 3, 2)
     with pytest.raises(UsageError, match="method was 'encoder-decoder'"):
         trainer(data, tmp_path / "parts")
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,6 +77,17 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     for name in a:
         assert torch.equal(a[name], b[name]), name
+
+
+def assert_goes_on_as_unbroken(start: Callable[[Path], Trainer], folder: Path, until: int, found: int) -> None:
+    """A run that stops after `until` steps, its last checkpoint being of step `found`, ends with the weights of one that does not."""
+    whole = start(folder / "whole")
+    whole.train()
+    start(folder / "parts").train(until=until)
+    second = start(folder / "parts")
+    assert second.step == found
+    second.train()
+    assert_same(weights(whole), weights(second))
 
 
 def test_only_the_adapter_learns(data, tmp_path):

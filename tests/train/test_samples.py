@@ -112,7 +112,7 @@ def test_a_long_window_follows_the_fewest_chunks(folder, tmp_path):
 
 
 def test_a_warm_window_begins_with_what_is_searched_by(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(samples, "CONTINUED_TOKENS", 4)
+    monkeypatch.setattr("sharedllm.relevance.CONTINUED_TOKENS", 4)
     monkeypatch.setattr(samples, "ASKING_TOKENS", 6)
     C = CONFIG.chunk_length
     changes = dict(warm=1.0, warm_tokens=6, window_tokens=5, windows=3, context_chunks=[3, 5])

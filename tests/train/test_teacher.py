@@ -15,7 +15,7 @@ from sharedllm.train.samples import Sample, Window
 from sharedllm.train.teacher import Teacher
 from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model, tokens
 from tests.test_families import attach, family_model
-from tests.train.test_loop import assert_same, recipe, weights, write_data
+from tests.train.test_loop import assert_goes_on_as_unbroken, recipe, write_data
 
 KINDS = [
     {},
@@ -88,13 +88,7 @@ def test_a_text_is_read_once_for_all_windows_of_all_steps_that_share_it(data, tm
 
 def test_a_run_that_goes_on_between_two_steps_that_share_a_text_is_bit_identical(data, tmp_path):
     settings = dict(distill=0.5, reuse=2, context_chunks=[8, 8], checkpoint_every=1, steps=4)
-    whole = teaching(data, tmp_path / "whole", **settings)
-    whole.train()
-    teaching(data, tmp_path / "parts", **settings).train(until=1)
-    second = teaching(data, tmp_path / "parts", **settings)
-    assert second.step == 1
-    second.train()
-    assert_same(weights(whole), weights(second))
+    assert_goes_on_as_unbroken(lambda folder: teaching(data, folder, **settings), tmp_path, 1, 1)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "granite", "cohere", "falcon"])

@@ -18,7 +18,7 @@ from sharedllm.methods.base import Method, new_tokens, target_nll
 from sharedllm.methods.estimate import Passes, cache_bytes, in_chunks, slot_bytes
 from sharedllm.prompts import Prompt
 from sharedllm.quote import with_quotes
-from sharedllm.relevance import ASKING_TOKENS, CONTINUED_TOKENS
+from sharedllm.relevance import ASKING_TOKENS, CONTINUED_TOKENS, going_on
 from sharedllm.tree import candidate_tokens
 
 
@@ -59,8 +59,7 @@ class Shared(Method):
     @torch.no_grad()
     def score(self, past: Context | None, window: Tensor, targets: int) -> Tensor:
         ids, before = window[None].to(self.llm.device), len(window) - targets
-        place = torch.arange(len(window), device=ids.device)[None]
-        asking = (place < before) & (place >= before - CONTINUED_TOKENS)
+        asking = going_on(len(window), before)[None]
         search = "continue" if before >= ASKING_TOKENS else "later"
         logits = self.llm(
             ids, context=past, search=search, question_mask=asking, use_cache=False, logits_to_keep=targets + 1

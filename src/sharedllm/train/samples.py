@@ -21,7 +21,7 @@ from sharedllm.data.retrieval import draw_facts
 from sharedllm.data.study import Passage, Study
 from sharedllm.errors import UsageError
 from sharedllm.prompts import Prompt
-from sharedllm.relevance import ASKING_TOKENS, CONTINUED_TOKENS
+from sharedllm.relevance import ASKING_TOKENS, going_on
 from sharedllm.train.recipe import Recipe
 from sharedllm.train.too_short import least_tokens, none_left
 
@@ -47,10 +47,9 @@ class Window:
     """Whether the passages nearest to the question are to stand before it."""
 
 
-def going_on(chunks: int, ids: np.ndarray, before: int) -> Window:
+def continued(chunks: int, ids: np.ndarray, before: int) -> Window:
     """A window [T] whose first `before` tokens are not predicted; the context is searched by the last of those."""
-    place = np.arange(len(ids))
-    return Window(chunks, ids, len(ids) - before, (place < before) & (place >= before - CONTINUED_TOKENS))
+    return Window(chunks, ids, len(ids) - before, going_on(len(ids), before).numpy())
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ class Sampler:
         if not before:
             windows = [Window(n, ids[n * C : n * C + T], T - 1) for n in seen]
             return Sample(document.kind, document.source, context, windows, "later", text)
-        windows = [going_on(n, ids[n * C : n * C + before + T], before) for n in seen]
+        windows = [continued(n, ids[n * C : n * C + before + T], before) for n in seen]
         return Sample(WARM, document.source, context, windows, "continue", text)
 
     def long_continuation(self, document: Document, random: np.random.Generator) -> Sample:
@@ -185,7 +184,7 @@ class Sampler:
         start = int(random.integers(0, document.tokens - tokens + 1))
         ids = np.asarray(self.folder.tokens(document)[start : start + tokens], dtype=np.int64)
         window = ids[chunks * C :]
-        windows = [going_on(chunks, window, len(window) // 2)]
+        windows = [continued(chunks, window, len(window) // 2)]
         return Sample(LONG, document.source, ids[: chunks * C], windows, "continue", ids)
 
     def retrieval(self, document: Document, random: np.random.Generator, times: int = 1) -> Sample:

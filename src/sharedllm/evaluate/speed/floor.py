@@ -85,7 +85,7 @@ def reading(llm: SharedLLM, tokens: int) -> Work:
     whole, rest = divmod(tokens, C)
     pairs = whole * C * (C + 1) // 2 + rest * (rest + 1) // 2
     attention = 2 * pairs * parts.heads * parts.head_dim * len(layers)
-    batches = -(-whole // min(llm.reader.at_once(C), llm.reader.side_by_side(C))) + (rest > 0)
+    batches = -(-whole // llm.reader.a_pass(C)) + (rest > 0)
     read = top * parts.dtype.itemsize + sum(weight.nbytes for weight in weights)
     return Work(tokens * matrices + attention, batches * read)
 
