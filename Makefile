@@ -57,9 +57,9 @@ $(EXTRAS)/.done: pyproject.toml constraints.txt
 texts: setup
 	$(BIN)/sharedllm data texts data-heldout -o data/heldout
 
-# About an hour and a half on two cores: what the context is worth by kind of text; with more and more of it; with a large
-# window against all positions of the model; whether facts are found and questions answered. What is known already of
-# the same adapter is not computed again.
+# About two hours on two cores: what the context is worth by kind of text; where the window holds text already; with more and
+# more of it; with a large window against all positions of the model; whether facts are found and questions answered. What is
+# known already of the same adapter is not computed again.
 HELDOUT = $(foreach t,$(1),--text data/heldout/$(t).txt)
 LONG_TEXTS := python-library anarchist-faq
 EXPLAINING := python-library debian-manuals
@@ -71,21 +71,27 @@ measure: texts
 	  --lengths 8192 --samples 30 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared,retrieval --ceiling \
 	  --lengths 8192,32768 --samples 24 --needles-per-text 12 -o $(ADAPTER_RESULTS)
-	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
-	  --window truncate=8192,shared=7168 --lengths 16384,32768,65536,131072 --samples 12 -o $(ADAPTER_RESULTS)
-	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate \
-	  --window 7168 --lengths 131072 --samples 12 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval real --methods truncate,shared,retrieval --samples 44 --ceiling -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval questions $(call HELDOUT,$(EXPLAINING)) --methods shared,retrieval --ceiling \
 	  --lengths 32768 --samples 24 --needles-per-text 12 -o $(ADAPTER_RESULTS)
-	$(BIN)/sharedllm eval real --methods truncate,shared,retrieval --samples 44 --ceiling -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
+	  --window truncate=8192,shared=7168 --lengths 16384,32768 --samples 12 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate \
+	  --window 7168 --lengths 32768 --samples 12 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared,full \
+	  --window 1024 --targets 256 --lengths 8192 --samples 16 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared,retrieval --ceiling \
-	  --lengths 131072 --samples 12 --needles-per-text 12 -o $(ADAPTER_RESULTS)
+	  --lengths 131072 --samples 12 --needles-per-text 6 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
+	  --lengths 8192,16384,32768,65536,131072 --samples 4 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
+	  --window truncate=8192,shared=7168 --lengths 65536,131072 --samples 12 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate \
+	  --window 7168 --lengths 131072 --samples 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate,shared \
 	  --window truncate=8192,shared=4096 --lengths 16384 --samples 12 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(TEXTS)) --methods truncate \
 	  --window 4096 --lengths 16384 --samples 12 -o $(ADAPTER_RESULTS)
-	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(LONG_TEXTS)) --methods truncate,shared \
-	  --lengths 8192,16384,32768,65536,131072 --samples 4 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm plot $(ADAPTER_RESULTS) -o docs/figures/adapter.png
 	$(BIN)/python tools/fill_readme.py
 	$(BIN)/python tools/scale.py

@@ -201,7 +201,7 @@ def test_token_ids_outside_the_vocabulary_are_refused(llm, ids):
     assert context.tokens == 70
 
 
-def test_an_interrupted_reading_can_go_on(llm, monkeypatch):
+def test_an_interrupted_encoding_can_go_on(llm, monkeypatch):
     real, seen = llm.lower.encode, []
 
     def fail_third(*args):
@@ -212,14 +212,42 @@ def test_an_interrupted_reading_can_go_on(llm, monkeypatch):
 
     monkeypatch.setattr(llm.lower, "encode", fail_third)
     context = llm.reader.new_context()
+    context.ids = tokens(87).int()
     with pytest.raises(MemoryError):
-        context.append(tokens(87))
+        llm.reader.encode(context)
     assert_same_chunks_after_use(llm, context, llm.read(tokens(87)))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("length", [0, 60, 87])
+def test_a_text_whose_reading_was_stopped_is_not_there_twice_when_it_is_read_again(llm, monkeypatch, length, error):
+    context, more = llm.reader.new_context(), tokens(100, 2)
+    context.append(tokens(length))
+
+    def stopped(*_):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(llm.lower, "encode", stopped)
+        with pytest.raises(error):
+            context.append(more, keep=[(0, 8)])
+    assert torch.equal(context.ids, tokens(length).int()) and context.keep == []
+    context.append(more)
+    assert_same_chunks_after_use(llm, context, llm.read(torch.cat([tokens(length), more])))
 
 
 def assert_same_chunks_after_use(llm, context, whole):
     assert torch.equal(llm(WINDOW, context=context).logits, llm(WINDOW, context=whole).logits)
     assert_same_chunks(context, whole)
+
+
+@pytest.mark.parametrize("keep", [None, "tags"])
+def test_text_that_no_tokenizer_can_take_is_refused(llm, keep):
+    context = llm.read("a" * 70)
+    with pytest.raises(UsageError, match="no text that can be encoded, from character 3 on") as error:
+        context.append("caf\udce9", keep=keep)
+    assert_one_sentence(error)
+    assert context.tokens == 70
 
 
 # Another model, other settings ----------------------------------------------------------------

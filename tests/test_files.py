@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sharedllm.files import STALE_SECONDS, replaced_folder
+from sharedllm.files import STALE_SECONDS, replaced_file, replaced_folder
 
 
 def write(folder: Path, text: str) -> None:
@@ -18,6 +18,16 @@ def write(folder: Path, text: str) -> None:
 
 def names(place: Path) -> set[str]:
     return {entry.name for entry in place.iterdir()}
+
+
+def test_a_file_has_its_name_once_it_is_on_the_disk(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(os.fstat(handle).st_ino), fsync(handle))[1])
+    monkeypatch.setattr(Path, "replace", lambda file, name: (done.append("named"), replace(file, name))[1])
+    with replaced_file(tmp_path / "kept") as unfinished:
+        unfinished.write_text("one")
+    assert done == [(tmp_path / "kept").stat().st_ino, "named", tmp_path.stat().st_ino]
+    assert names(tmp_path) == {"kept"}
 
 
 def test_a_folder_takes_the_place_of_the_one_before(tmp_path):

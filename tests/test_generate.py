@@ -12,7 +12,9 @@ from transformers.generation.streamers import BaseStreamer
 
 import sharedllm.recall as recall_file
 from sharedllm import SharedLLM, UsageError
+from sharedllm.session import Session
 from tests.conftest import CONFIG, tiny_model, tokens
+from tests.contexts import assert_one_sentence
 from tests.test_batch import padded
 
 GREEDY = {"do_sample": False, "pad_token_id": 258}
@@ -261,6 +263,34 @@ def test_ask_samples_where_it_is_told_to(llm, context):
     hot = {"do_sample": True, "temperature": 9.0, "top_k": 0}
     for told in ({"generation_config": GenerationConfig(**hot)}, hot):
         assert len({llm.ask(context, "who?", 6, **told) for _ in range(4)}) > 1
+
+
+def test_ask_is_greedy_on_a_model_that_samples_unless_the_call_says_otherwise(llm, context):
+    greedy = llm.ask(context, "who?", 6, repetition_penalty=1.1)
+    llm.model.generation_config.update(do_sample=True, temperature=9.0, top_k=0)
+    torch.manual_seed(0)
+    config = GenerationConfig(repetition_penalty=1.1)
+    assert {llm.ask(context, "who?", 6, generation_config=config) for _ in range(4)} == {greedy}
+    config.do_sample = True
+    assert len({llm.ask(context, "who?", 6, generation_config=config) for _ in range(4)}) > 1
+
+
+def test_an_answer_is_as_long_as_its_configuration_says(llm, context):
+    settings = {"generation_config": GenerationConfig(max_new_tokens=5), "suppress_tokens": [257]}
+    assert llm.answer(context, "who?", **settings).generated_tokens == 5
+    assert llm.answer(context, "who?", 3, **settings).generated_tokens == 3
+    with pytest.raises(UsageError, match="the answer may take 128"):
+        llm.answer(context, "who?")
+
+
+@pytest.mark.parametrize("told", [{"attention_mask": tokens(3)[None]}, {"num_return_sequences": 2}, None], ids=str)
+def test_what_a_question_has_no_use_for_is_refused(llm, context, told):
+    told = told or {"generation_config": GenerationConfig(num_return_sequences=2, do_sample=True)}
+    for use in (lambda: llm.ask(context, "who?", 4, **told), lambda: Session(llm).ask("who?", 4, **told)):
+        with pytest.raises(UsageError, match=r"^(attention_mask|num_return_sequences) is .* generate") as error:
+            use()
+        assert_one_sentence(error)
+    assert llm.ask(context, "who?", 4, num_return_sequences=1) == llm.ask(context, "who?", 4)
 
 
 @pytest.mark.parametrize("question", ["", "  \n\t"])

@@ -225,23 +225,24 @@ def test_a_disk_too_small_is_said_before_anything_is_read(llm, library, monkeypa
     assert not calls and files(library.folder) == before
 
 
-def test_a_disk_that_fills_up_keeps_what_was_whole(llm, library, monkeypatch):
+@pytest.mark.parametrize(("kind", "number", "again"), [("segment", 3, 0), ("part", 8, 2)])
+def test_a_disk_that_fills_up_keeps_what_was_whole(llm, library, monkeypatch, kind, number, again):
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(sharedllm.saved, "SEGMENT_BYTES", 3 * llm.reader.layout(16).nbytes)
     text = torch.cat([tokens(16 * 6, 9), tokens(16 * 3, 10)])
     real, limits = sharedllm.store.save_file, resource.getrlimit(resource.RLIMIT_FSIZE)
     written = []
 
-    def third_fails(tensors, path):
-        written.append(path)
-        if len(written) == 3:  # the system refuses the write, half way through the file
+    def fails(tensors, path):
+        written.append(path.name.startswith(kind))
+        if sum(written) == number and written[-1]:  # the system refuses the write, half way through the file
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
         try:
             real(tensors, path)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(sharedllm.store, "save_file", third_fails)
+    monkeypatch.setattr(sharedllm.store, "save_file", fails)
     with pytest.raises(WorkError, match="it is as it last was") as error:
         library.add("d", text)
     assert_one_sentence(error)
@@ -249,7 +250,8 @@ def test_a_disk_that_fills_up_keeps_what_was_whole(llm, library, monkeypatch):
     assert not [f for f in files(library.folder) if "unfinished" in f]
     calls = counted(monkeypatch, llm.lower, "encode")
     library.add("d", text)
-    assert len(calls) == 3, "only the segment that failed is read again"
+    assert len(calls) == again, "only what could not be written is read again"
+    assert not list(library.folder.glob("part-*")), "a segment that is whole needs no parts"
     assert_same_chunks(library.context(["d"]), encoded(llm, text))
 
 

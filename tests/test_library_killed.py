@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import sharedllm.saved
 from sharedllm import Context, Library, UsageError
@@ -29,13 +30,27 @@ from tests.test_library_killed import TEXT
 llm = SharedLLM.from_pretrained(tiny_model(), adapter="none", config=CONFIG, tokenizer=byte_tokenizer())
 sharedllm.saved.SEGMENT_BYTES = 3 * llm.reader.layout(16).nbytes
 real = llm.lower.encode
-llm.lower.encode = lambda *args: (time.sleep(0.05), real(*args))[1]
+
+def slow(*args):
+    print("reading", flush=True)
+    time.sleep(0.05)
+    return real(*args)
+
+llm.lower.encode = slow
 Library(sys.argv[1], llm).add("text", TEXT)
 """
 
 
 def segments_listed(folder: Path) -> int:
     return len(json.loads((folder / "context.json").read_text())["segments"])
+
+
+def chunks_on_disk(folder: Path) -> int:
+    """Of `TEXT`, in segments that are listed or in parts of the next."""
+    listed = json.loads((folder / "context.json").read_text())["segments"]
+    files = [*(folder / name for name in listed), *folder.glob("part-*.safetensors")]
+    there = {tuple(row) for file in files for row in load_file(file)["ids"].tolist()}
+    return len(there & {tuple(row.tolist()) for row in TEXT.int().split(16)})
 
 
 def test_a_killed_reading_goes_on_and_ends_byte_for_byte_the_same(make, tmp_path, monkeypatch):
@@ -46,7 +61,9 @@ def test_a_killed_reading_goes_on_and_ends_byte_for_byte_the_same(make, tmp_path
         library.add("old", OLD)
     before = segments_listed(killed.folder)
     whole.add("text", TEXT)
-    writer = subprocess.Popen([sys.executable, "-c", SLOW_WRITER, str(killed.folder)])
+    writer = subprocess.Popen(
+        [sys.executable, "-c", SLOW_WRITER, str(killed.folder)], stdout=subprocess.PIPE, text=True
+    )
     try:
         while segments_listed(killed.folder) < before + 3:
             assert writer.poll() is None
@@ -56,11 +73,14 @@ def test_a_killed_reading_goes_on_and_ends_byte_for_byte_the_same(make, tmp_path
         assert killed.context().tokens == len(OLD), "the state before, while the next one is being written"
     finally:
         writer.kill()
-        writer.wait()
+        begun = writer.communicate()[0].count("reading")
     assert killed.documents == {"old": len(OLD)}
-    calls, done = counted(monkeypatch, llm.lower, "encode"), segments_listed(killed.folder) - before
-    killed.add("text", TEXT)
-    assert 3 <= done < 14 and len(calls) == 41 - 3 * done, "what is on the disk is not read again"
+    calls, there = counted(monkeypatch, llm.lower, "encode"), chunks_on_disk(killed.folder)
+    assert 9 <= there < 41 and there >= begun - 1, "no more than the chunk that was being read is lost"
+    told: list[tuple[int, int]] = []
+    killed.add("text", TEXT, lambda *read: told.append(read))
+    assert len(calls) == 41 - there, "what is on the disk is not read again"
+    assert told[-1][0] == told[-1][1]
     assert files(killed.folder) == files(whole.folder)
     assert_same_chunks(killed.context(["text"]), encoded(llm, TEXT))
 

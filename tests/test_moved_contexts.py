@@ -11,6 +11,7 @@ from sharedllm import Context, SharedLLM
 from sharedllm.errors import WorkError
 from tests.conftest import CONFIG, byte_tokenizer, tiny_model, tokens
 from tests.test_compact import TEXT, WHOLE, assert_same_memory
+from tests.test_generate import counted
 
 WINDOW = tokens(6, 3)[None]
 
@@ -38,6 +39,27 @@ def test_chunks_that_are_read_again_have_the_layers_of_the_adapter_that_asks(mak
     fresh = lean.recall(lean.read(TEXT, compact=True), WINDOW)
     assert len(moved.keys) < len(before.keys)
     assert_same_memory(moved, fresh)
+
+
+@pytest.mark.parametrize("length", [60, 70])
+@pytest.mark.parametrize("changes", [{"injected_layers": 2}, {"skipped_layers": 1}, {"fine_chunks": 0}], ids=str)
+def test_an_adapter_that_needs_less_leaves_the_context_of_another_alone(make, monkeypatch, changes, length):
+    settings = dataclasses.replace(CONFIG, fine_chunks=1)
+    rich, lean = make(settings), make(dataclasses.replace(settings, **changes))
+    text, more = tokens(length, 1), tokens(40, 2)
+    context = rich.read(text)
+    before = rich.recall(rich.read(text), WINDOW)
+    for _ in range(2):
+        assert_same_memory(lean.recall(context, WINDOW), lean.recall(lean.read(text), WINDOW))
+        assert lean.ask(context, "who?", 4) == lean.ask(lean.read(text), "who?", 4)
+        assert_same_memory(rich.recall(context, WINDOW), before)
+    encoded = counted(monkeypatch, lean.lower, "encode")
+    lean.recall(context, WINDOW)
+    assert encoded == [], "it was read already"
+    context.append(more)
+    whole = torch.cat([text, more])
+    assert_same_memory(rich.recall(context, WINDOW), rich.recall(rich.read(whole), WINDOW))
+    assert_same_memory(lean.recall(context, WINDOW), lean.recall(lean.read(whole), WINDOW))
 
 
 @pytest.mark.parametrize("changes", [{"injected_layers": 2}, {"skipped_layers": 1}])

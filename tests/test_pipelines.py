@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import transformers
+from transformers import GenerationConfig
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import sharedllm
@@ -32,6 +33,13 @@ def test_a_question_is_answered_as_ask_does_with_what_was_read(asked):
     assert [p["text"] for p in found["passages"]] == [p.text for p in asked.llm.explain(context, "Where?", 2, 4)]
     assert asked({"question": "Where?", "context": TEXT}, max_new_tokens=4, passages=0)["passages"] == []
     assert asked(question="Where?", context=TEXT, max_new_tokens=2, read_chunks=1)["slots"] < found["slots"]
+
+
+def test_an_answer_is_as_long_as_a_configuration_says(asked):
+    wanted = {"question": "Where?", "context": TEXT}
+    found = asked(wanted, generation_config=GenerationConfig(max_new_tokens=4), passages=2)
+    expected = asked(wanted, max_new_tokens=4, passages=2)
+    assert (found["answer"], found["passages"]) == (expected["answer"], expected["passages"])
 
 
 def test_lists_give_lists_and_one_text_serves_all_questions(asked):
@@ -104,6 +112,14 @@ def test_what_a_loaded_model_cannot_take_any_more_is_refused(make, argument):
 def test_mistakes(asked, arguments, says):
     with pytest.raises(UsageError, match=says) as error:
         asked(**arguments)
+    assert_one_sentence(error)
+
+
+@pytest.mark.parametrize("inputs", ["Where?", ["Where?", "Who?"], 3, [None]], ids=str)
+def test_a_question_that_is_not_named_is_refused_before_anything_is_read(asked, monkeypatch, inputs):
+    monkeypatch.setattr(asked.llm, "read", lambda *_: pytest.fail("read"))
+    with pytest.raises(UsageError, match="questions are given by name") as error:
+        asked(inputs, context=TEXT)
     assert_one_sentence(error)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from sharedllm import UsageError
-from sharedllm.prompts import Prompt
-from tests.conftest import byte_tokenizer
+from sharedllm.prompts import Prompt, not_padding
+from tests.conftest import byte_tokenizer, tiny_model
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
@@ -114,3 +115,18 @@ def test_without_a_chat_template_a_prompt_begins_as_the_tokenizer_begins_a_text(
     asks = [t for t, asking in zip(prompt.alone(), prompt.question_mask()[0].tolist(), strict=True) if asking]
     assert plain.decode(asks) == "Why?" and prompt.following()[0][0] != start
     assert start not in Prompt(chat, "Why?").alone()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "text"),
+    [
+        ({}, [0, 1, 1]),
+        ({"generation_config": GenerationConfig(max_new_tokens=3)}, [0, 1, 1]),
+        ({"generation_config": GenerationConfig(pad_token_id=7)}, [1, 0, 1]),
+        ({"generation_config": GenerationConfig(pad_token_id=7), "pad_token_id": 258}, [0, 1, 1]),
+        ({"generation_config": GenerationConfig(eos_token_id=[258])}, [1, 1, 1]),
+        ({"eos_token_id": 258}, [1, 1, 1]),
+    ],
+)
+def test_padding_is_what_generate_takes_for_it(kwargs, text):
+    assert not_padding(tiny_model(), torch.tensor([[258, 7, 9]]), kwargs).tolist() == [text]

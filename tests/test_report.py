@@ -210,8 +210,16 @@ def test_kvpress_stands_beside_ours_at_equal_bytes(report):
     theirs.append(row("kvpress-snapkv", "nll", 2.75, **{**more, "allowed_bytes": 6_800_000}))
     theirs.append(row("kvpress-snapkv", "found", 0.25, budget="attended_bytes", bytes_kept=1, allowed_bytes=320_000))
     page = report.page("full", ROWS, MACHINE, "We win.", [*ours, *theirs])
-    assert "| kvpress-snapkv | kept for any question | 7.7 | 25 % [10, 90] | 2.750 [0.100, 0.900] |" in page
-    assert "| kvpress-snapkv | attended to by one question | 0.0 | 25 % [10, 90] | not measured |" in page
+    assert (
+        "| kvpress-snapkv | kept for any question | 7.7 | 25 % [10, 90] | 2.750 [0.100, 0.900] | not measured |" in page
+    )
+    assert (
+        "| kvpress-snapkv | attended to by one question | 0.0 | 25 % [10, 90] | not measured | not measured |" in page
+    )
     kept = "7.7 kept for any question, 0.3 attended to by one question"
-    assert f"| shared |  | {kept} | 50 % [10, 90] | 2.500 [0.100, 0.900] |" in page
+    assert f"| shared |  | {kept} | 50 % [10, 90] | 2.500 [0.100, 0.900] |  |" in page
+    same = {"sources": ["a", "b"], "starts": [0, 9], "targets": 4}
+    scored = [{**ours[1], **same, "values": [2.0, 3.0]}, {**theirs[1], **same, "values": [2.5, 3.0]}]
+    page = report.page("full", ROWS, MACHINE, "We win.", scored)
+    assert "| +0.250 [+0.000, +0.500] |" in page, "on the same passages"
     assert "kvpress" not in report.page("full", ROWS, MACHINE, "We win.", ours)

@@ -199,6 +199,42 @@ def test_what_cannot_go_past_the_window_is_one_sentence(llm):
     assert llm.generate(one.repeat(2, 1), max_new_tokens=4, num_beams=2, pad_token_id=258).shape == (2, 64)
 
 
+def test_arguments_that_ask_for_nothing_go_past_the_window(llm):
+    one, plain = tokens(60, 1)[None], dict(max_new_tokens=30, do_sample=False, pad_token_id=258, suppress_tokens=[257])
+    idle = dict(num_beams=1, num_return_sequences=1, return_dict_in_generate=False, output_scores=False)
+    assert torch.equal(llm.generate(one, **plain, **idle), llm.generate(one, **plain))
+
+
+@pytest.mark.parametrize(
+    ("said", "sampled"), [({"repetition_penalty": 1.1}, True), ({"do_sample": False}, False), ({}, True)], ids=str
+)
+def test_past_the_window_generate_samples_where_it_samples_within_it(llm, monkeypatch, said, sampled):
+    llm.model.generation_config.do_sample, told = True, []
+
+    def noted(ids, **kwargs):
+        told.append(kwargs["do_sample"])
+        return torch.cat([ids, torch.tensor([[65, 257]])], dim=1)
+
+    monkeypatch.setattr(llm.model, "generate", noted)
+    llm.generate(tokens(60, 1)[None], max_new_tokens=30, generation_config=GenerationConfig(**said))
+    assert told == [sampled]
+
+
+def test_past_the_window_the_tokens_that_ask_are_those_of_the_mask(llm, monkeypatch):
+    prompt, asked, recall = tokens(60, 1), [], llm.recall
+    asking = torch.zeros(1, 60, dtype=torch.bool)
+    asking[0, [3, 40, 55]] = True
+
+    def noted(*args, question_mask=None):
+        asked.append(question_mask.nonzero()[:, 1].tolist())
+        return recall(*args, question_mask=question_mask)
+
+    monkeypatch.setattr(llm, "recall", noted)
+    settings = dict(max_new_tokens=9, do_sample=False, pad_token_id=258, suppress_tokens=[257, 258])
+    llm.generate(prompt[None], context=llm.read(tokens(16 * 6, 2)), question_mask=asking, **settings)
+    assert asked == [[3, 40, 55], [8, 23]], "32 tokens were folded between"
+
+
 def test_a_text_that_fits_is_read_in_the_window(llm):
     text = llm.read("The sky.")
     session = Session(llm, text)

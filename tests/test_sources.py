@@ -146,6 +146,16 @@ def test_sources_keep_their_order_and_a_folder_is_sorted(tmp_path: Path) -> None
     assert documents[1:] == [Document(str(tmp_path / "docs" / name), f"content of {name}") for name in names]
 
 
+def test_a_link_to_a_folder_is_not_followed_and_is_told(tmp_path: Path) -> None:
+    save(tmp_path, "docs/a.txt", "text")
+    save(tmp_path, "other/b.txt", "text")
+    for name in ("link", ".hidden"):
+        (tmp_path / "docs" / name).symlink_to(tmp_path / "other", target_is_directory=True)
+    passed: list[str] = []
+    assert len(read_sources([tmp_path / "docs"], passed=passed.append)) == 1
+    assert passed == [str(tmp_path / "docs" / "link")]
+
+
 def test_a_hidden_file_is_read_when_named(tmp_path: Path) -> None:
     assert read_sources([save(tmp_path, ".env", "secret")])[0].text == "secret"
 

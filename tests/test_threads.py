@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from tests.conftest import CONFIG, tokens
-from tests.contexts import assert_same_chunks
+from tests.contexts import assert_same_chunks, encoded
 
 IDS = tokens(9)[None]
 
@@ -73,3 +75,70 @@ def test_what_another_thread_answers_is_not_taken_for_what_is_read(make):
         llm.model(IDS)
     reading.join(30)
     assert_same_chunks(found[0], expected)
+
+
+def slowly(llm, monkeypatch) -> threading.Event:
+    """Let reading take so long that another thread comes between; set as soon as it begins."""
+    begun, encode = threading.Event(), llm.lower.encode
+
+    def slow(*args):
+        begun.set()
+        time.sleep(0.1)
+        return encode(*args)
+
+    monkeypatch.setattr(llm.lower, "encode", slow)
+    return begun
+
+
+def side_by_side(work: Callable[[], object], count: int = 3) -> list[object]:
+    """What as many threads give that begin at once."""
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(work())) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == count, "a thread failed"
+    return found
+
+
+@pytest.mark.parametrize("way", ["generate", "ask"])
+def test_threads_that_use_a_context_first_encode_it_once(llm, monkeypatch, way):
+    text = tokens(60, 5)
+
+    def use(context):
+        if way == "ask":
+            return llm.ask(context, "who?", 4)
+        return llm.generate(IDS, context=context, max_new_tokens=4, do_sample=False, pad_token_id=258).tolist()
+
+    whole = encoded(llm, text)
+    expected, context = use(whole), llm.read(text)
+    slowly(llm, monkeypatch)
+    assert side_by_side(lambda: use(context)) == [expected] * 3
+    assert_same_chunks(context, whole)
+
+
+def test_a_question_waits_until_what_is_appended_is_read(llm, monkeypatch):
+    text, more = tokens(70, 5), tokens(40, 6)
+    context, whole = llm.read(text), llm.read(torch.cat([text, more]))
+    expected = llm.answer(whole, "who?", 4)
+    begun = slowly(llm, monkeypatch)
+    reading = threading.Thread(target=lambda: context.append(more))
+    reading.start()
+    assert begun.wait(30)
+    answer = llm.answer(context, "who?", 4)
+    reading.join(60)
+    assert (answer.text, answer.slots) == (expected.text, expected.slots)
+    assert_same_chunks(context, whole)
+
+
+def test_a_long_text_that_is_read_keeps_no_answer_waiting_to_its_end(llm, monkeypatch):
+    known, done = llm.read(tokens(70, 5)), []
+    begun = slowly(llm, monkeypatch)
+    reading = threading.Thread(target=lambda: done.append(llm.read(tokens(16 * 20, 6))))
+    reading.start()
+    assert begun.wait(30)
+    with llm.injection.reading(llm.recall(known, IDS)):
+        assert not done, "it had to wait until all was read"
+    reading.join(60)
+    assert done[0].chunks == 20

@@ -52,6 +52,16 @@ def test_a_guess_is_the_entry_in_bfloat16_too(name, monkeypatch):
     assert (found.interleaved, found.softcap, found.post_norm) == (entry.interleaved, entry.softcap, entry.post_norm)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_an_attention_that_loses_the_cap_of_its_logits_is_refused(known, monkeypatch):
+    model = family_model("gemma2", attn_logit_softcapping=1e4)  # so high that a few tokens do not show it
+    model.config._attn_implementation = "sdpa"  # as transformers 5.17 has it
+    if not known:
+        monkeypatch.delitem(FAMILIES, "gemma2")
+    with pytest.raises(UsageError, match="load it with attn_implementation='eager'"):
+        checked_parts(model, 2)
+
+
 @pytest.mark.parametrize("name", ["cohere2", "stablelm"])
 def test_what_no_guess_fits_is_refused_in_bfloat16_too(name, monkeypatch):
     model = family_model(name).bfloat16()

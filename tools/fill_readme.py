@@ -13,7 +13,7 @@ from typing import Any
 from fill_goals import ROWS as SPEED
 from fill_goals import short_table
 from ray_table import ray_block, search_block
-from report_table import NOT_MEASURED, THEIR_RANGE
+from report_table import NOT_MEASURED, THEIR_RANGE, searched_before
 from serving_table import load_block
 
 from sharedllm.evaluate.results import read_rows
@@ -86,14 +86,14 @@ def last_adapter() -> list[dict[str, Any]]:
 def adapter_block() -> str:
     """Tables of the shipped adapter: by kind of text, by length, with a large window, retrieval."""
     found = last_adapter()
-    blocks = [by_text(found), by_length(found), best_use(found), needles(found), questions(found), written(found)]
+    blocks = [by_text(found), in_warm_windows(found), by_length(found), best_use(found), needles(found), questions(found), written(found)]
     return "\n\n".join(block for block in blocks if block) or "Not measured yet."
 
 
 def by_text(found: list[dict[str, Any]]) -> str:
     """Gains at the length that `full` was measured at, on the passages it was measured on."""
     nll = [r for r in found if r["metric"] == "nll"]
-    for whole in (r for r in reversed(nll) if r["method"] == "full"):
+    for whole in (r for r in reversed(nll) if r["method"] == "full" and r["window"] <= r["targets"] + 1):
         same = {r["method"]: r for r in nll if passages(r) == passages(whole) and r["window"] == whole["window"]}
         if {"truncate", "shared"} <= same.keys():
             break
@@ -114,6 +114,20 @@ def by_text(found: list[dict[str, Any]]) -> str:
         share = 100 * sum(gains) / sum(gaps[name])
         lines.append(f"| {name} | {len(gains)} | {interval(gains)} | {share:.0f} % |")
     return "\n".join([*lines, *few([len(gains) for gains in by_name.values()])])
+
+
+def in_warm_windows(found: list[dict[str, Any]]) -> str:
+    """The same where the window holds text before what is scored."""
+    nll = [r for r in found if r["metric"] == "nll" and r["window"] > r["targets"] + 1]
+    for whole in (r for r in reversed(nll) if r["method"] == "full"):
+        same = {r["method"]: r for r in nll if passages(r) == passages(whole) and r["window"] == whole["window"]}
+        if {"truncate", "shared"} <= same.keys():
+            gains, gaps = (gains_by_text(same[name], same["truncate"])["all"] for name in ("shared", "full"))
+            return (
+                f"Where a window of {whole['window']:,} holds at least {whole['window'] - whole['targets']:,} tokens of text before each scored one (its last "
+                f"{whole['targets']:,} are scored), the gain is {interval(gains)}, {100 * sum(gains) / sum(gaps):.0f} % of that of all tokens, over {len(gains)} passages."
+            )
+    return ""
 
 
 def by_length(found: list[dict[str, Any]]) -> str:
@@ -147,11 +161,12 @@ def by_length(found: list[dict[str, Any]]) -> str:
 def best_use(found: list[dict[str, Any]]) -> str:
     """A large window and the rest compressed, against all positions of the model, and against that window alone."""
     of_shared = [r for r in found if r["metric"] == "nll_gain_over_truncate" and r["method"] == "shared"]
-    gains = {(r["window"], r["length"]): r for r in of_shared if r["window"] > r["targets"] + 1}
+    nll = [r for r in found if r["metric"] == "nll"]
+    whole = max((r["window"] for r in nll if r["method"] == "truncate"), default=0)
+    large = [r for r in of_shared if r["window"] > r["targets"] + 1 and r["length"] > whole]
+    gains = {(r["window"], r["length"]): r for r in large}
     if not gains:
         return ""
-    nll = [r for r in found if r["metric"] == "nll"]
-    whole = max(r["window"] for r in nll if r["method"] == "truncate")
     lines = [
         f"**What a user gains.** A large window and the rest compressed, against the model's own {whole:,} positions, all used, and against that "
         "window without the rest.",
@@ -165,7 +180,9 @@ def best_use(found: list[dict[str, Any]]) -> str:
         ours = next((x["values"] for x in same if x["method"] == "shared" and x["length"] == r["length"]), None)
         over = NOT_MEASURED if None in (alone, ours) else interval([a - b for a, b in zip(alone, ours, strict=True)])
         lines.append(f"| {r['length']:,} | {r['window']:,} | {r['samples']} | {interval(r['values'])} | {over} |")
-    return "\n".join([*lines, *few([r["samples"] for r in gains.values()])])
+    before = [f"{n:,}" for (_, n), r in sorted(gains.items()) if searched_before({**r, "method": "shared"})]
+    said = ["", f"At {', '.join(dict.fromkeys(before))} tokens measured by an older search."] if before else []
+    return "\n".join([*lines, *few([r["samples"] for r in gains.values()]), *said])
 
 
 def needles(found: list[dict[str, Any]]) -> str:
@@ -187,9 +204,9 @@ def needles(found: list[dict[str, Any]]) -> str:
         "| --- " * (len(methods) + 2) + "|",
     ]
     for n in lengths:
-        row = next(r for (_, length), r in asked.items() if length == n)
+        row = next(r for (m, length), r in asked.items() if length == n and (m != "passage" or len(asked) == 1))
         shares = [share(asked[m, n]) if (m, n) in asked else NOT_MEASURED for m in methods]
-        lines.append(f"| {n:,} | {row['samples']} | " + " | ".join(shares) + " |")
+        lines.append(f"| {n:,} | {asked_of(row)} | " + " | ".join(shares) + " |")
     return "\n".join(lines)
 
 
@@ -203,10 +220,21 @@ def questions(found: list[dict[str, Any]]) -> str:
     ]
     for n in sorted({n for method, n in asked if method == "shared"}):
         ours, found_alone, right = (asked.get((method, n)) for method in ("shared", "retrieval", "passage"))
-        others = [f"{row['value']:.2f}" if row else NOT_MEASURED for row in (found_alone, right)]
+        others = [f1(row) if row else NOT_MEASURED for row in (found_alone, right)]
         share_of = f"{100 * ours['value'] / right['value']:.0f} %" if right else NOT_MEASURED
-        lines.append(f"| {n:,} | {ours['samples']} | {ours['value']:.2f} | {' | '.join(others)} | {share_of} |")
+        lines.append(f"| {n:,} | {asked_of(ours)} | {f1(ours)} | {' | '.join(others)} | {share_of} |")
     return "\n".join(lines) if asked else ""
+
+
+def asked_of(row: dict[str, Any]) -> str:
+    """How many questions on how many texts: those on one text have it in common what is easy to take for what."""
+    texts = len(row["sources"]) if row["method"] != "passage" else None
+    return f"{row['samples']}" if texts is None else f"{row['samples']} on {texts} text{'s' if texts > 1 else ''}"
+
+
+def f1(row: dict[str, Any]) -> str:
+    low, high = bounds(row["scores"], most=1.0)
+    return f"{row['value']:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def written(found: list[dict[str, Any]]) -> str:
@@ -244,14 +272,16 @@ def headline() -> str:
         r for r in rows("bench.jsonl") if r["metric"] == "first_token_speed_over_full" and r["method"] == "shared"
     ]
     at = [r for r in sooner if r["length"] == 32 * 1024 and r["value"]]
-    if not {"shared", "retrieval", "passage"} <= set(asked) or not at:
+    at_8k = [r for r in sooner if r["length"] == 8 * 1024 and r["value"]]
+    if not {"shared", "retrieval", "passage"} <= set(asked) or not (at and at_8k):
         return "Not measured yet."
     ours, found, right = (f"{100 * asked[m]['value']:.0f} %" for m in ("shared", "retrieval", "passage"))
     return (
         f"Measured with the default model of 135 million weights on two cores: of {asked['shared']['samples']} questions written by hand about "
         f"{asked['shared']['length']:,} tokens **{ours}** are answered; {found} where the same passages are retrieved as text and nothing is compressed, "
-        f"{right} where the plain model is shown the right 1,024 tokens. The first token of an answer about 32,768 tokens comes **{at[-1]['value']:.1f} times sooner** "
-        "than with full attention, and a further question starts in a second. [What falls short](#what-works-and-what-does-not-yet)."
+        f"{right} where the plain model is shown the right 1,024 tokens. The first token of an answer comes **{at[-1]['value']:.1f} times sooner** than with full "
+        f"attention about 32,768 tokens, of which this model makes no sense with it, and **{at_8k[-1]['value']:.1f} times** about 8,192, its own positions; a further question starts in a "
+        "second. [What falls short](#what-works-and-what-does-not-yet)."
     )
 
 

@@ -78,6 +78,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
             read_before_prompt,
             "`streaming` was measured as it read the text before the prompt; today it reads it inside, where the prompt puts it.",
         ),
+        (read_each_time, "`full` was measured as it read the text for each question; today it reads it once."),
         (
             searched_before,
             "`shared` was measured as it searched by all tokens before the scored ones and weighed by nearness; today it "
@@ -90,6 +91,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
 def read_before_prompt(row: Row) -> bool:
     """Whether a row has answers of `streaming` from when it read a text before the prompt."""
     return row["method"] == "streaming" and "scores" in row and not row.get("read_in_prompt")
+
+
+def read_each_time(row: Row) -> bool:
+    """Whether a row has times or bytes of `full` from when it read a text for each question."""
+    return row["method"] == "full" and row.get("task") == "bench" and not row.get("read_once")
 
 
 def searched_before(row: Row) -> bool:

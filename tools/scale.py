@@ -256,7 +256,7 @@ def _bench_checks(rate: Rates) -> Iterator[Check]:
         config = settings_of(row) if method == "shared" else SharedConfig.fitting(shape.layers)
         found = cost(method, shape, n, config, row["window"], ASKED)
         if row["metric"] == "working_peak_bytes":
-            if method != "full":  # which keeps the ids alone and reads again for every question
+            if method != "full" or row["kept_bytes"] > row["attended_bytes"]:  # it kept the ids alone once
                 yield "bench: kept", method, n, found.kept, row["kept_bytes"], "bytes"
             attended = memory_bytes(shape, n, config) if method == "shared" else found.attended
             yield "bench: attended", method, n, attended, row["attended_bytes"], "bytes"
@@ -264,7 +264,8 @@ def _bench_checks(rate: Rates) -> Iterator[Check]:
         n, method = row["length"], row["method"]
         config = settings_of(row) if method == "shared" else SharedConfig.fitting(models()[0].layers)
         expected = seconds(cost(method, models()[0], n, config, row["window"], ASKED), rate)
-        measured = row["first_token_seconds" if method == "full" else "read_seconds"]
+        # `full` read for every question once, and so in the time to its first token
+        measured = max(row["read_seconds"], row["first_token_seconds"]) if method == "full" else row["read_seconds"]
         yield "bench: read", method, n, expected["read"], measured, "s"
         yield "bench: a new token", method, n, expected["token"], row["per_token_seconds"], "s"
 

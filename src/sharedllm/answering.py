@@ -20,18 +20,26 @@ from sharedllm.resolution import Resolution
 if TYPE_CHECKING:
     from sharedllm.model import SharedLLM
 
+NEW_TOKENS = 128
+"""Of an answer at most, where nothing says how many."""
+RESERVED = ("attention_mask", "input_ids", "inputs", "inputs_embeds")
+"""Of the arguments of `generate`, what is made of the question."""
+
 
 def answer(
     llm: SharedLLM,
     context: Context,
     question: str,
-    max_new_tokens: int,
+    most: int | None,
     resolution: Resolution,
     kwargs: dict[str, Any],
 ) -> Answer:
     """See `SharedLLM.answer`."""
+    refuse_reserved(kwargs)
     prompt = Prompt(llm.tokenizer, question)
+    max_new_tokens = asked_for(most, kwargs)
     check(llm, prompt, max_new_tokens, resolution)
+    context = llm.reader.bind(context)
     ids, compressed = window(llm, context, prompt, max_new_tokens)
     if compressed:
         llm.reader.encode(context)  # what of it was only tokenised so far: reading is no search
@@ -51,6 +59,25 @@ def answer(
         generate_seconds=time.perf_counter() - searched,
         generated_tokens=len(new),
     )
+
+
+def asked_for(most: int | None, kwargs: dict[str, Any], default: int = NEW_TOKENS) -> int:
+    """How many tokens an answer may have: `most`, or what the configuration among `kwargs` says, or else the default."""
+    said = (most, getattr(kwargs.get("generation_config"), "max_new_tokens", None))
+    return next((int(number) for number in said if number is not None), default)
+
+
+def refuse_reserved(kwargs: dict[str, Any]) -> None:
+    """Raise `UsageError` for arguments of `generate` that a question has no use for."""
+    for name in RESERVED:
+        if kwargs.get(name) is not None:
+            raise UsageError(f"{name} is made of the question; leave it out, or call generate with token ids.")
+    rows = kwargs.get("num_return_sequences") or getattr(kwargs.get("generation_config"), "num_return_sequences", None)
+    if (rows or 1) > 1:
+        raise UsageError(
+            f"num_return_sequences is {rows}, and a question has one answer; ask several times with do_sample=True, "
+            "or call generate."
+        )
 
 
 def check(llm: SharedLLM, prompt: Prompt, max_new_tokens: int, resolution: Resolution) -> None:
@@ -79,7 +106,8 @@ def question_tokens(llm: SharedLLM, prompt: Prompt, max_new_tokens: int) -> int:
 @torch.no_grad()
 def written(llm: SharedLLM, ids: Tensor, memory: Memory | None, max_new_tokens: int, kwargs: dict[str, Any]) -> Tensor:
     """Token ids written behind `ids` [1, T], greedily unless `kwargs` (of Hugging Face's `generate`) say otherwise, [new]."""
-    greedy = {} if kwargs.get("generation_config") is not None else {"do_sample": False}
+    said = getattr(kwargs.get("generation_config"), "do_sample", None)
+    greedy = {"do_sample": False} if said is None else {}  # else the model's own settings would say
     with llm.injection.reading(memory):
         out = llm.model.generate(
             ids,
@@ -102,12 +130,19 @@ def explain(
     """See `SharedLLM.explain`."""
     prompt = Prompt(llm.tokenizer, question)
     question_tokens(llm, prompt, max_new_tokens)
+    context = llm.reader.bind(context)
     ids, compressed = window(llm, context, prompt, max_new_tokens)
     if not compressed:
         return [Passage(1, 0, context.tokens, context.tokens, None, llm.tokenizer.decode(context.ids))]
-    config = settings_of(llm, context, resolution)
-    query, words = asks(llm, context, ids, prompt.question_mask())
-    return finest(llm, context, chunks_read(context, config, query, words), passages)
+    with llm.lower.apart():  # another thread may read on
+        config = settings_of(llm, context, resolution)
+        query, words = asks(llm, context, ids, prompt.question_mask())
+        return finest(llm, context, chunks_read(context, config, query, words), passages)
+
+
+def fits(llm: SharedLLM, context: Context, prompt: Prompt, max_new_tokens: int) -> bool:
+    """Whether the model reads the text itself: text, question and answer fit its window."""
+    return prompt.tokens_with(context.tokens) + max_new_tokens <= llm.window
 
 
 def window(llm: SharedLLM, context: Context, prompt: Prompt, max_new_tokens: int) -> tuple[Tensor, bool]:
@@ -115,7 +150,7 @@ def window(llm: SharedLLM, context: Context, prompt: Prompt, max_new_tokens: int
 
     Also whether the latter, so that the text is compressed.
     """
-    llm.reader.bind(context)
-    if prompt.tokens_with(context.tokens) + max_new_tokens <= llm.window:
-        return torch.tensor([prompt.with_text(context.ids)], device=llm.device), False
+    with llm.lower.apart():  # another thread may read on
+        if fits(llm, context, prompt, max_new_tokens):
+            return torch.tensor([prompt.with_text(context.ids)], device=llm.device), False
     return torch.tensor([prompt.alone()], device=llm.device), True

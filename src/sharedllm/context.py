@@ -95,7 +95,7 @@ class Context:
         return SharedConfig.from_dict({n: v for n, v in self.shape.items() if n not in ("compared_layer", "compact")})
 
     def append(self, more: str | Sequence[int] | Tensor, progress: Progress | None = None, keep: Keep = None) -> None:
-        """Read on; the complete chunks before are not read again.
+        """Read on; the complete chunks before are not read again. Where that fails or is stopped, the context stays as it was.
 
         Args:
             progress, keep: as for `SharedLLM.read`; ranges are counted from where `more` begins.

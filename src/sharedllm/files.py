@@ -51,11 +51,11 @@ def _to_disk(path: Path) -> None:
 
 @contextmanager
 def replaced_file(file: Path) -> Iterator[Path]:
-    """A name to write under, no other process's, whose file takes the place of `file` when the block ends well."""
+    """A name to write under, no other process's, whose file takes the place of `file`, on the disk, when the block ends well."""
     unfinished = file.with_name(f"{file.name}.{uuid4().hex}{UNFINISHED}")
     try:
         yield unfinished
-        unfinished.replace(file)
+        take_name(unfinished, file)
     finally:
         unfinished.unlink(missing_ok=True)
 

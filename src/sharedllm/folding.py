@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
+from sharedllm.prompts import setting
 from sharedllm.recall import Contexts
 
 if TYPE_CHECKING:
@@ -29,6 +30,15 @@ SETTINGS = {
 """Of Hugging Face's `generate`, what means the same for a text that is written a window at a time; `repetition_penalty` alone
 does not know what has left the window."""
 
+IDLE = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "early_stopping": False,
+    **dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits"), False),
+    **dict.fromkeys(("output_attentions", "output_hidden_states"), False),
+}
+"""Of what else there is the values that ask for nothing."""
+
 DEFAULT_NEW_TOKENS = 20
 """That `generate` writes where nothing says how many."""
 
@@ -40,17 +50,11 @@ def goes_past(llm: SharedLLM, tokens: int, kwargs: dict[str, Any]) -> bool:
 
 def new_tokens(model: Any, tokens: int, kwargs: dict[str, Any]) -> int:
     """How many tokens Hugging Face's `generate` writes at most behind a prompt of `tokens`."""
-    if (most := _setting(model, "max_new_tokens", kwargs)) is not None:
-        return most
-    if (longest := _setting(model, "max_length", kwargs)) is not None:
-        return max(0, longest - tokens)
+    if (most := setting(model, "max_new_tokens", kwargs)) is not None:
+        return int(most)
+    if (longest := setting(model, "max_length", kwargs)) is not None:
+        return max(0, int(longest) - tokens)
     return DEFAULT_NEW_TOKENS
-
-
-def _setting(model: Any, name: str, kwargs: dict[str, Any]) -> int | None:
-    """A length as `generate` finds it: in the call, in the configuration of the call, in the model's own."""
-    said = (kwargs, vars(kwargs.get("generation_config") or object), vars(model.generation_config))
-    return next((int(value) for where in said if (value := where.get(name)) is not None), None)
 
 
 def generated(
@@ -78,16 +82,15 @@ def generated(
     much = f"prompt and answer have {input_ids.shape[1] + most:,} tokens and the model's window {llm.window:,}"
     if len(input_ids) > 1:
         raise UsageError(f"{much}; past it one row is written at a time: give them one by one, or ask for less.")
-    others = [name for name, value in kwargs.items() if name not in SETTINGS and value is not None]
+    idle = {name for name, value in IDLE.items() if name in kwargs and kwargs[name] == value}
+    others = [n for n, value in kwargs.items() if n not in SETTINGS and n not in idle and value is not None]
     config = kwargs.get("generation_config")
-    others += [n for n in ("num_beams", "num_return_sequences") if (getattr(config, n, None) or 1) > 1]
+    others += [n for n in ("num_beams", "num_return_sequences") if n not in idle and (getattr(config, n, 1) or 1) > 1]
     if others or search != "query":
         raise UsageError(f"{much}; past it there is no {(others or ['search'])[0]}: leave it out, or ask for less.")
     kwargs = {name: value for name, value in kwargs.items() if name not in ("max_new_tokens", "max_length")}
-    real, asking = attention_mask[0].bool(), None
-    if question_mask is not None:
-        at = question_mask.to(real.device)[0].bool()[real].nonzero().flatten()
-        asking = (int(at[0]), int(at[-1]) + 1) if len(at) else None
+    real = attention_mask[0].bool()
+    asking = None if question_mask is None else question_mask.to(real.device)[0].bool()[real]
     context = contexts if contexts is None or isinstance(contexts, Context) else contexts[0]
     new = Session(llm, context).go_on(input_ids[0][real].tolist(), most, asking, **kwargs)
     return torch.cat([input_ids, input_ids.new_tensor([new])], dim=1)

@@ -10,7 +10,7 @@ Equal chunks are kept once, whichever documents they are in.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from sharedllm.keep import Keep, Span
 from sharedllm.loading import same_model
 from sharedllm.manifest import LOCK, MANIFEST, Document, Manifest, find_document, read_manifest, unreadable
 from sharedllm.model import SharedLLM
-from sharedllm.reader import Stored, chunk_runs
+from sharedllm.reader import Reader, Stored, chunk_runs
 from sharedllm.saved import segment_chunks
 from sharedllm.store import Writer, chunk_kind, chunk_name, whole_segments, writing
 
@@ -93,7 +93,7 @@ class Library:
     ) -> list[str]:
         """Read documents and keep them; those that ask see all of them at once, when all are read.
 
-        What is read is on the disk within a segment, eight chunks at most, or as many as a GPU or several processes read at
+        What was read is on the disk before more is: chunk by chunk on a CPU, and as many as a GPU or several processes read at
         once; stopped in any way, the same call goes on from there, also after others have added or removed documents.
 
         Args:
@@ -131,7 +131,7 @@ class Library:
 
             for chunks, ids, whole in self._missing(texts, store.stored, here):
                 kept = Stored(whole=whole, compact=here.compact)
-                _put(store, chunks, ids, reader.encode_rows(ids, told, kept))
+                _put(store, chunks, ids, _read(reader, store, chunks, ids, told, kept))
             new = {
                 name: Document(len(ids), [chunk for chunk, _, _ in self._chunks(ids, spans, here)], spans)
                 for name, (ids, spans) in texts.items()
@@ -257,6 +257,25 @@ class Library:
         ]
         size = sum(len(ids) * (layout(ids.shape[1], kept).nbytes + 4 * ids.shape[1]) for ids, kept in groups)
         return Plan(sum(len(ids) for ids, _ in texts.values()), sum(ids.numel() for ids, _ in groups), size)
+
+
+def _read(
+    reader: Reader, store: Writer, chunks: Sequence[str], ids: Tensor, told: Callable[[int], None], stored: Stored
+) -> Encoded:
+    """Chunks with token ids [X, n], read; parts of them go to the disk at once, and what a killed process put there is taken."""
+    most = reader.step(ids.shape[1])
+    if len(chunks) <= most:
+        return reader.encode_rows(ids, told, stored)
+    parts = []
+    for names, rows in ((chunks[i : i + most], ids[i : i + most]) for i in range(0, len(chunks), most)):
+        part = store.part(names, rows)
+        if part is None:
+            part = reader.encode_rows(rows, told, stored)
+            store.put_part(names, rows, part)
+        else:
+            told(rows.numel())
+        parts.append(part)
+    return Encoded.cat(parts)
 
 
 def _put(store: Writer, chunks: Sequence[str], ids: Tensor, kept: Encoded) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sharedllm.architectures import Parts, is_plain, present, without_peft
-from sharedllm.errors import UsageError, WorkError
+from sharedllm.errors import SharedLLMError, UsageError, WorkError
 from sharedllm.hardware import DTYPES, choose_device, choose_dtype
 
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
@@ -49,18 +49,19 @@ def load_model(name: str | Path | None, device: str, dtype: torch.dtype, tokeniz
         tokenizer: one already loaded; None to load the model's own.
 
     Raises:
-        UsageError: there is no such model.
+        UsageError: there is no such model, or it brings code of its own.
         WorkError: its files cannot be read.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     place, arguments, label = _locate(name)
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     quiet = contextlib.redirect_stderr(io.StringIO())  # the GGUF reader draws a bar that cannot be turned off
     try:
         extra: dict[str, Any] = dict(arguments)
-        if arguments:
+        if "gguf_file" in arguments:
             from transformers import GgufConfig
 
             extra["quantization_config"] = GgufConfig(dequantize=True)
@@ -70,15 +71,26 @@ def load_model(name: str | Path | None, device: str, dtype: torch.dtype, tokeniz
     except MemoryError:
         raise
     except Exception as error:  # whatever a damaged file, or a package that a quantisation needs, ends its readers by
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        kind: type[Exception] = WorkError if os.path.exists(place) else UsageError
-        raise kind(
-            f"the model {label!r} cannot be loaded: {first[:300]} Give a Hugging Face name, a folder with a model, "
-            "or a .gguf file."
-        ) from error
+        raise _refusal("model", label, place, error) from error
     finally:
-        logging.enable_progress_bar()
+        if shown:
+            logging.enable_progress_bar()
     return capped(model).eval().to(device), tokenizer, label
+
+
+def _refusal(what: str, label: str, place: str, error: Exception) -> SharedLLMError:
+    """What is said of a model or a tokenizer that transformers cannot load."""
+    if "trust_remote_code" in str(error):
+        return UsageError(
+            f"the {what} {label!r} brings code of its own, which is not run; load it with transformers and pass the object, "
+            "or name another model."
+        )
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    kind: type[SharedLLMError] = WorkError if os.path.exists(place) else UsageError
+    return kind(
+        f"the {what} {label!r} cannot be loaded: {first[:300]} Give a Hugging Face name, a folder with a model, "
+        "or a .gguf file."
+    )
 
 
 def loses_cap(model: Any) -> bool:
@@ -113,19 +125,23 @@ def load_tokenizer(name: str | Path | None) -> Any:
     """The tokenizer of a model named as for `load_model`, without the model.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it brings code of its own.
+        WorkError: its files cannot be read.
     """
     from transformers import AutoTokenizer
 
     place, arguments, label = _locate(name)
     try:
         return AutoTokenizer.from_pretrained(place, **arguments)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"the tokenizer of {label!r} cannot be loaded: {str(error).splitlines()[0][:300]}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # as above
+        raise _refusal("tokenizer of", label, place, error) from error
 
 
-def _locate(name: str | Path | None) -> tuple[str, dict[str, str], str]:
-    """Where to load from, extra arguments, and the label to report."""
+def _locate(name: str | Path | None) -> tuple[str, dict[str, Any], str]:
+    """Where to load from, extra arguments, and the label to report. Code that a model brings is never run: transformers would
+    ask for it on standard input, where a text may be that is to be read."""
     if name is None or (str(name) == DEFAULT_NAME and not os.path.exists(name)):
         file, label = default_model_file(), DEFAULT_NAME
     else:
@@ -133,8 +149,8 @@ def _locate(name: str | Path | None) -> tuple[str, dict[str, str], str]:
     if file.suffix == ".gguf":
         if not file.is_file():
             raise UsageError(f"there is no model file {file}.")
-        return str(file.parent), {"gguf_file": file.name}, label
-    return str(name), {}, label
+        return str(file.parent), {"gguf_file": file.name, "trust_remote_code": False}, label
+    return str(name), {"trust_remote_code": False}, label
 
 
 def fingerprint(model: Any, parts: Parts) -> str:

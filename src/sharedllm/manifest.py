@@ -27,6 +27,7 @@ READ = (
 MANIFEST, LOCK = "context.json", ".lock"
 VERSION_2_SLOTS = "slots.safetensors"
 SEGMENT = re.compile(rf"segment-[0-9a-f]{{32}}\.safetensors({re.escape(UNFINISHED)})?")
+PART = re.compile(rf"part-[0-9a-f]{{32}}\.safetensors({re.escape(UNFINISHED)})?")
 STORED_UNDER = (
     "injected_layers",
     "skipped_layers",
@@ -165,7 +166,9 @@ def broken(folder: Path, error: Exception) -> WorkError:
 
 def is_ours(name: str) -> bool:
     """Whether a file of this name in a folder of contexts was written by this library."""
-    return name in (MANIFEST, MANIFEST + UNFINISHED, LOCK, VERSION_2_SLOTS) or bool(SEGMENT.fullmatch(name))
+    if name in (MANIFEST, MANIFEST + UNFINISHED, LOCK, VERSION_2_SLOTS):
+        return True
+    return any(kind.fullmatch(name) for kind in (SEGMENT, PART))
 
 
 def unreadable(folder: Path) -> bool:

@@ -40,7 +40,9 @@ SEARCHES = ("query", "continue", "later")
 
 
 class SharedLLM(Published):
-    """A Hugging Face decoder with the injection attached. Threads may share one: they read and answer in turns.
+    """A Hugging Face decoder with the injection attached.
+
+    Threads may share one and its contexts: they read and answer in turns.
 
     Attributes:
         model: the Hugging Face model underneath, frozen by convention; `detach` gives it back.
@@ -197,17 +199,18 @@ class SharedLLM(Published):
         """
         self._check_attached()
         check_choice("search", search, SEARCHES)
-        return recalled(
-            self,
-            contexts,
-            input_ids,
-            attention_mask,
-            search=search,
-            noise=noise,
-            generator=generator,
-            question_mask=question_mask,
-            resolution=resolution,
-        )
+        with self.lower.apart():  # another thread may read on
+            return recalled(
+                self,
+                contexts,
+                input_ids,
+                attention_mask,
+                search=search,
+                noise=noise,
+                generator=generator,
+                question_mask=question_mask,
+                resolution=resolution,
+            )
 
     def __call__(
         self,
@@ -276,7 +279,7 @@ class SharedLLM(Published):
         with self.injection.reading(memory):
             return self.model.generate(input_ids, attention_mask=attention_mask, **kwargs)
 
-    def ask(self, context: Context, question: str, max_new_tokens: int = 128, **kwargs: Any) -> str:
+    def ask(self, context: Context, question: str, max_new_tokens: int | None = None, **kwargs: Any) -> str:
         """Answer a question about a context; `answer` gives the times and counts as well, and says what `kwargs` may be."""
         return self.answer(context, question, max_new_tokens, **kwargs).text
 
@@ -284,7 +287,7 @@ class SharedLLM(Published):
         self,
         context: Context,
         question: str,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = None,
         *,
         slots_per_leaf: int | None = None,
         fine_chunks: int | None = None,
@@ -298,12 +301,14 @@ class SharedLLM(Published):
         model reads it.
 
         Args:
+            max_new_tokens: None: as many as a `generation_config` among `kwargs` says, else 128.
             slots_per_leaf, fine_chunks, read_chunks, quoted_tokens: as in `SharedConfig`, for this question alone; None: as the
                 adapter was trained. A chunk of which they need more than the context stores is read again.
-            kwargs: whatever the model's own `generate` takes.
+            kwargs: whatever the model's own `generate` takes for one answer.
         Raises:
             UsageError: an empty question, no tokenizer, `max_new_tokens` below 1 or more than the window
-                holds beside the question, or settings out of range.
+                holds beside the question, settings out of range, or an argument that several answers or another prompt would
+                need.
         """
         self._check_attached()
         resolution = Resolution(slots_per_leaf, fine_chunks, read_chunks, quoted_tokens)

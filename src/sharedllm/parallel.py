@@ -50,6 +50,10 @@ class ParallelReader(Reader):
         batch = torch.tensor(super().side_by_side(n), device=self.processes.device)
         return int(self.processes.gather(batch).min())
 
+    def step(self, n: int) -> int:
+        """All that is read together: parts of it would leave some processes without a chunk."""
+        return self.at_once(n)
+
     def _together(self, n: int) -> int:
         """One each: of their memory the processes would have to agree before every text."""
         return self.processes.count

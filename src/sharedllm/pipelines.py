@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, Pipeline
 
+from sharedllm.answering import asked_for
 from sharedllm.config import check_choice
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
@@ -78,13 +79,18 @@ class LongContextQuestionAnswering(Pipeline):
         Returns:
             A dictionary, or a list of them: answer, seconds (all in all), tokens (of the text), slots, compressed, passages.
         Raises:
-            UsageError: a question or a text is missing, or is no string.
+            UsageError: a question or a text is missing, or is no string; or what is given instead of them is something else.
         """
         if inputs is None:
             inputs = _pairs(question, context)
         if isinstance(inputs, Mapping):
             return super().__call__(dict(inputs), *args, **kwargs)
-        return [Pipeline.__call__(self, dict(one), *args, **kwargs) for one in inputs]
+        rows = list(inputs) if isinstance(inputs, Iterable) and not isinstance(inputs, str) else [inputs]
+        if not all(isinstance(one, Mapping) for one in rows):
+            raise UsageError(
+                "questions are given by name: question=..., context=...; or as dictionaries with these two, one or a list."
+            )
+        return [Pipeline.__call__(self, dict(one), *args, **kwargs) for one in rows]
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         return {}, kwargs, {}
@@ -104,8 +110,9 @@ class LongContextQuestionAnswering(Pipeline):
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         context, question = input_tensors["context"], input_tensors["question"]
-        settings = {"max_new_tokens": 128, "passages": 3, **forward_parameters}
+        settings = {"max_new_tokens": None, "passages": 3, **forward_parameters}
         passages = settings.pop("passages")
+        settings["max_new_tokens"] = asked_for(settings["max_new_tokens"], settings)
         answer = self.llm.answer(context, question, **settings)
         shared = {name: settings[name] for name in ("max_new_tokens", *RESOLUTION) if name in settings}
         read = self.llm.explain(context, question, passages, **shared) if passages else []

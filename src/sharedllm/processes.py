@@ -155,7 +155,7 @@ class Processes:
 
     def end(self) -> None:
         """Leave the others, when all are here: one that ends while another still exchanges something takes that down."""
-        self.accelerator.wait_for_everyone()
+        self._wait()
         self.accelerator.end_training()
 
 

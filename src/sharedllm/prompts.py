@@ -28,31 +28,42 @@ class Answer:
     generated_tokens: int
 
 
-def end_tokens(model: Any, tokenizer: Any = None) -> set[int]:
-    """The tokens that end an answer: what the model's own `generate` stops at, and the end of a text to the tokenizer, if given."""
-    ends = model.generation_config.eos_token_id
+def setting(model: Any, name: str, kwargs: dict[str, Any]) -> Any:
+    """What `generate` goes by: the first that is said of the call, the configuration of the call, the model's own."""
+    places = (kwargs, vars(kwargs.get("generation_config") or object), vars(model.generation_config))
+    return next((value for where in places if (value := where.get(name)) is not None), None)
+
+
+def end_tokens(model: Any, tokenizer: Any = None, kwargs: dict[str, Any] | None = None) -> set[int]:
+    """The tokens that end an answer: what the model's own `generate` stops at, with `kwargs` if given, and the end of a text to
+    the tokenizer, if given."""
+    ends = setting(model, "eos_token_id", kwargs or {})
     own = getattr(tokenizer, "eos_token_id", None)
-    return {end for end in (*(ends if isinstance(ends, list) else [ends]), own) if end is not None}
+    return {end for end in (*(ends if isinstance(ends, list | tuple) else [ends]), own) if end is not None}
 
 
 def not_padding(model: Any, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """Mask [B, T] of what is text, by the rule of Hugging Face's `generate`: a padding token that ends answers may be text."""
-    settings = kwargs.get("generation_config") or model.generation_config
-    pad = kwargs.get("pad_token_id", settings.pad_token_id)
-    known = isinstance(pad, int) and pad not in end_tokens(model)
+    pad = setting(model, "pad_token_id", kwargs)
+    known = isinstance(pad, int) and pad not in end_tokens(model, kwargs=kwargs)
     return (input_ids != pad).long() if known else torch.ones_like(input_ids)
+
+
+def check_encodable(what: str, text: str) -> None:
+    """Raise `UsageError` for text that no tokenizer can take: with halves of characters, which no encoding has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{what} is no text that can be encoded, from character {error.start:,} on; write it in UTF-8."
+        ) from error
 
 
 def check_question(question: str) -> None:
     """Raise `UsageError` for a question that is empty, or holds what no tokenizer can take."""
     if not question.strip():
         raise UsageError("the question is empty; say what you want to know.")
-    try:
-        question.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"the question is no text that can be encoded, from character {error.start:,} on; write it in UTF-8."
-        ) from error
+    check_encodable("the question", question)
 
 
 class Prompt:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +19,12 @@ from sharedllm.config import SharedConfig
 from sharedllm.context import LAYERS, Context, Progress, layers_of
 from sharedllm.encoded import Encoded
 from sharedllm.encoder import LowerModel, Wanted
-from sharedllm.errors import SharedLLMError, UsageError, WorkError
+from sharedllm.errors import UsageError, WorkError
 from sharedllm.hardware import chunk_batch, finished, room_bytes
 from sharedllm.keep import Keep, Span, checked, clipped, keep_spans, merged, shifted, span_mask
 from sharedllm.loading import identity, lora_state, same_model
 from sharedllm.manifest import STORED_UNDER
+from sharedllm.prompts import check_encodable
 from sharedllm.saved import MERGED_CHUNKS
 from sharedllm.tree import candidate_tokens, tree_borders
 
@@ -69,6 +72,7 @@ class Reader:
     def __init__(self, lower: LowerModel, config: SharedConfig, fingerprint: str, tokenizer: Any) -> None:
         self.lower, self.config, self.fingerprint, self.tokenizer = lower, config, fingerprint, tokenizer
         self._identity: tuple[list[Any], str] | None = None  # under which LoRAs, and what it is
+        self._views: WeakKeyDictionary[Context, Context] = WeakKeyDictionary()  # by the contexts of other adapters
 
     @property
     def identity(self) -> str:
@@ -105,23 +109,27 @@ class Reader:
     ) -> None:
         """Read `more` on; the context's complete chunks are not read again.
 
-        Nothing is encoded while all of it fits the model's window.
+        Nothing is encoded while all of it fits the model's window. Where reading fails or is stopped, the context stays as it
+        was.
         """
         self.bind(context)
         ids, spans = self.tokenised(more, keep)
-        before = context.ids, context.keep, list(context.blocks)
-        context.keep = merged([*context.keep, *shifted(spans, context.tokens)])
-        context.ids = torch.cat([context.ids, ids])
-        if context.blocks or context.tokens > self.lower.parts.window:
+        with self.lower.apart() if context.tokens else nullcontext():  # an empty one is in no other thread's hands yet
+            before = context.ids, context.keep, list(context.blocks)
             try:
-                self.encode(context, progress)
-            except SharedLLMError:  # there is no room: the context stays as it was
+                context.keep = merged([*context.keep, *shifted(spans, context.tokens)])
+                context.ids = torch.cat([context.ids, ids])
+                if context.blocks or context.tokens > self.lower.parts.window:
+                    self._encode(context, progress)
+            except BaseException:  # no room, or stopped: whoever does it again shall not have the text twice
                 context.ids, context.keep, context.blocks = before
                 context.again.clear()
                 raise
 
     def bind(self, context: Context) -> Context:
         """Check that a context was made with this model, its LoRAs and these settings; its slots stay where they are kept.
+
+        A context of another adapter that keeps more than this one needs stays as it is: what is returned is a view of it.
 
         Raises:
             UsageError: it was not; the sentence says what differs.
@@ -130,6 +138,8 @@ class Reader:
             raise UsageError("the context was made with another model; encode the text again with this one.")
         if context.reader is self:
             return context
+        if (view := self._views.get(context)) is not None and view.ids is context.ids:
+            return view
         shape = self.new_context().shape
         for name, stored in context.shape.items():
             here = shape[name]
@@ -149,12 +159,23 @@ class Reader:
             raise UsageError(
                 "the context was made for search_by tokens, this adapter searches by last; encode the text again."
             )
-        if any(context.shape[name] != shape[name] for name in ("injected_layers", "skipped_layers")):
+        fewer = any(context.shape[name] != shape[name] for name in ("injected_layers", "skipped_layers"))
+        if context.reader is not None and (fewer or shape["fine_chunks"] == 0 < context.shape["fine_chunks"]):
+            context = self._viewed(context)
+        if fewer:
             self._narrow(context)
         context.again.clear()  # chunks that another reader read once more
         context.shape = {**context.shape, "fine_chunks": self.config.fine_chunks}
         context.reader = self
         return context
+
+    def _viewed(self, context: Context) -> Context:
+        """A context with the same storage, for what is done to it to leave the one given alone; remembered, with what is
+        encoded of it, until that one goes on."""
+        view = copy.copy(context)
+        view.blocks, view.again = list(context.blocks), {}
+        self._views[context] = view
+        return view
 
     def _compares(self, shape: dict[str, int]) -> bool:
         """Whether a context of this shape has what this adapter's questions are compared with."""
@@ -170,7 +191,6 @@ class Reader:
         context.blocks = layers_of(context.blocks, context.shape, needed)
         context.shape = {**context.shape, **needed}
 
-    @torch.no_grad()
     def encode(self, context: Context, progress: Progress | None = None, every_token: bool = False) -> None:
         """Encode what a context has read and not encoded yet; a ragged last chunk is taken up again.
 
@@ -178,6 +198,13 @@ class Reader:
             every_token: keep every token's keys and values, not only the candidates (training, where
                 split points are noisy).
         """
+        if context.encoded_tokens < context.tokens:
+            with self.lower.apart():  # of two threads that use a context first, one encodes it
+                self._encode(context, progress, every_token)
+
+    @torch.no_grad()
+    def _encode(self, context: Context, progress: Progress | None, every_token: bool = False) -> None:
+        """The same, with the context in this thread's hands alone."""
         C = self.config.chunk_length
         if context.encoded_tokens == context.tokens:
             return
@@ -273,6 +300,10 @@ class Reader:
         together, and one such at least."""
         return max(most, self._together(n) // most * most)
 
+    def step(self, n: int) -> int:
+        """How many chunks of `n` tokens are read before what was read goes to the disk."""
+        return self.side_by_side(n)
+
     def a_pass(self, n: int) -> int:
         """How many chunks of `n` tokens of a long text go through the layers at a time."""
         return min(self.at_once(n), self.side_by_side(n))
@@ -325,11 +356,12 @@ class Reader:
         """Token ids of a text, [n] int32, and the spans of them that are kept from compression.
 
         Raises:
-            UsageError: `keep` does not fit the text; see `keep`.
+            UsageError: `keep` does not fit the text, see `keep`; or that is none, see `token_ids`.
         """
         if not keep:
             return self.token_ids(text), []
         if isinstance(text, str) and self.tokenizer is not None:
+            check_encodable("what is to be read", text)
             coded, spans = keep_spans(self.text_tokenizer, text, keep)
             return self.token_ids(coded), spans
         ids = self.token_ids(text)
@@ -338,12 +370,17 @@ class Reader:
         return ids, checked(keep, len(ids), "tokens")
 
     def token_ids(self, text: str | Sequence[int] | Tensor) -> Tensor:
-        """Token ids of a text, [n] int32, without special tokens, even where it spells them; ids given are checked."""
+        """Token ids of a text, [n] int32, without special tokens, even where it spells them; ids given are checked.
+
+        Raises:
+            UsageError: there is no tokenizer, the text holds what none can take, or ids are outside the vocabulary.
+        """
         if isinstance(text, str):
             if self.tokenizer is None:
                 raise UsageError(
                     "there is no tokenizer to read text with; give from_pretrained a tokenizer, or pass token ids."
                 )
+            check_encodable("what is to be read", text)
             text = self.text_tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         ids = torch.as_tensor(text, dtype=torch.int64).cpu().flatten()  # as int32 a large id would wrap
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.lower.parts.vocab_size:

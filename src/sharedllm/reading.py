@@ -35,7 +35,7 @@ def read(
 
     processes = Processes(cpu=choose_device(device).value == "cpu")
     llm = common.load(model, adapter, str(processes.device), dtype or processes.dtype)
-    processes.agree("model", f"{llm.fingerprint} in {llm.dtype} with {llm.config}")
+    processes.agree("model", f"{llm.reader.identity} in {llm.dtype} with {llm.config}")
     if not processes.main:
         follow(ParallelReader(llm.reader, processes))
         processes.end()

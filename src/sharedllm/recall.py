@@ -46,6 +46,7 @@ def recalled(
         raise UsageError(
             f"there are {len(rows)} contexts for {input_ids.shape[0]} rows; give one a row, or a single one for all."
         )
+    rows = [None if context is None else llm.reader.bind(context) for context in rows]
     settings = [llm.config if context is None else settings_of(llm, context, resolution) for context in rows]
     if all(c is None or not c.blocks for c in rows):
         return None
@@ -84,6 +85,7 @@ def asks(llm: SharedLLM, context: Context, ids: Tensor, question_mask: Tensor | 
 def nearest(llm: SharedLLM, context: Context, ids: Tensor, asking: Tensor | None) -> list[Span]:
     """The finest spans of a context, the nearest first to what `asking` [1, T] of a window `ids` [1, T] asks (None: its last
     tokens), where no memory is needed; see `Memory.nearest`."""
+    context = llm.reader.bind(context)
     config = settings_of(llm, context)
     if not context.blocks:
         return []
@@ -97,7 +99,5 @@ def settings_of(llm: SharedLLM, context: Context, resolution: Resolution = AS_TR
     Raises:
         UsageError: it was made with another model or other settings, or a value is out of range.
     """
-    llm.reader.bind(context)
-    if context.encoded_tokens < context.tokens:
-        llm.reader.encode(context)
+    llm.reader.encode(llm.reader.bind(context))
     return resolution.settings(llm.config)

@@ -33,12 +33,12 @@ def checked_parts(model: Any, layers: int) -> Parts:
     """
     model = without_peft(model)
     parts = Parts(model)
+    if loses_cap(model):  # which a few tokens need not show
+        raise UsageError(
+            "this model caps the logits of its attention, and torch's fused attention does not; load it with "
+            "attn_implementation='eager'."
+        )
     if parts.known:
-        if loses_cap(model):
-            raise UsageError(
-                "this model caps the logits of its attention, and torch's fused attention does not; load it with "
-                "attn_implementation='eager'."
-            )
         return parts
     wrong = ""
     for family in guesses(model):

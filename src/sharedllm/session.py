@@ -16,14 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sharedllm.answering import written
+from sharedllm.answering import asked_for, refuse_reserved, written
 from sharedllm.branch import Memory
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
 from sharedllm.keep import Span, clipped, shifted
 from sharedllm.model import SharedLLM
-from sharedllm.prompts import Answer, Prompt, end_tokens
+from sharedllm.prompts import Answer, Prompt, end_tokens, setting
 from sharedllm.quote import inserted
 
 
@@ -67,15 +68,19 @@ class Session:
         self.ids: list[int] = []
         self.said = llm.reader.new_context()
         self._keep: list[Span] = []  # of a text in the window what stays whole when it is folded
-        self._asked = range(0)  # where in the window the last question stands
+        self._asked: list[int] = []  # the places in the window of what asks in the last question
 
-    def ask(self, question: str, max_new_tokens: int = 256, **kwargs: Any) -> Answer:
+    def ask(self, question: str, max_new_tokens: int | None = None, **kwargs: Any) -> Answer:
         """Answer one turn, greedily unless `kwargs` (of Hugging Face's `generate`) say otherwise.
 
+        Args:
+            max_new_tokens: None: as many as a `generation_config` among `kwargs` says, else 256.
         Raises:
-            UsageError: an empty question or one that is too long, no tokenizer, or `max_new_tokens` below 1.
+            UsageError: an empty question or one that is too long, no tokenizer, `max_new_tokens` below 1, or an argument that
+                several answers or another prompt would need.
         """
-        if max_new_tokens < 1:
+        refuse_reserved(kwargs)
+        if (max_new_tokens := asked_for(max_new_tokens, kwargs, 256)) < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
         prompt = Prompt(self.llm.tokenizer, question)
         self._take_in(prompt)
@@ -93,13 +98,16 @@ class Session:
             generated_tokens=len(done.ids),
         )
 
-    def go_on(self, ids: Sequence[int], max_new_tokens: int, asking: Span | None = None, **kwargs: Any) -> list[int]:
+    def go_on(
+        self, ids: Sequence[int], max_new_tokens: int, asking: Span | Tensor | None = None, **kwargs: Any
+    ) -> list[int]:
         """Put token ids behind the window as they are, and the tokens that the model writes behind them; returns these. As in
         `SharedLLM.generate` nothing is quoted.
 
         Args:
             ids: at least one; more than the window holds are folded before anything is written.
-            asking: where in `ids` a question stands, which is searched by until it is folded; None: the newest tokens are.
+            asking: where in `ids` a question stands, as (start, end) or a mask [n], which is searched by until it is folded; None:
+                the newest tokens are.
             kwargs: of Hugging Face's `generate`, which samples or not as the model's own settings say.
         Raises:
             UsageError: no ids, or `max_new_tokens` below 1.
@@ -110,11 +118,11 @@ class Session:
             raise UsageError("there are no tokens to go on from; give at least one.")
         if self.context is not None:
             self.llm.reader.encode(self.llm.reader.bind(self.context))
-        start, end = (0, 0) if asking is None else asking
-        self._asked = range(len(self.ids) + start, len(self.ids) + end)
+        places = asking.nonzero().flatten().tolist() if isinstance(asking, Tensor) else range(*(asking or (0, 0)))
+        self._asked = [len(self.ids) + at for at in places]
         self.ids += ids
-        settings = kwargs.get("generation_config") or self.llm.model.generation_config
-        return self._write(max_new_tokens, {"do_sample": settings.do_sample, **kwargs}, quoting=False).ids
+        sampled = bool(setting(self.llm.model, "do_sample", kwargs))
+        return self._write(max_new_tokens, {**kwargs, "do_sample": sampled}, quoting=False).ids
 
     def _write(self, max_new_tokens: int, kwargs: dict[str, Any], quoting: bool = True) -> Written:
         """Write behind the window, folding it where it is full; with what is nearest to a question quoted before it."""
@@ -146,9 +154,9 @@ class Session:
                 self._keep = shifted(context.keep, len(prompt.around_text()[0]))
                 self.ids, self.context = prompt.with_text(context.ids), None
                 return
-            self.llm.reader.encode(self.context)
+            self.llm.reader.encode(context)
         at = asking[0].nonzero().flatten() + len(self.ids)
-        self._asked = range(int(at[0]), int(at[-1]) + 1)
+        self._asked = at.tolist()
         self.ids += turn
 
     def _fold(self) -> None:
@@ -167,7 +175,7 @@ class Session:
             raise
         self._keep = clipped(self._keep, leaving, len(self.ids))
         del self.ids[:leaving]
-        self._asked = range(max(0, self._asked.start - leaving), max(0, self._asked.stop - leaving))
+        self._asked = [at - leaving for at in self._asked if at >= leaving]
 
     def _search(self, room: int, quoting: bool) -> tuple[Memory | None, list[int]]:
         """What the window attends to: slots for the last question; for the newest tokens once it has left. And the window
@@ -176,7 +184,7 @@ class Session:
         if not contexts:
             return None, self.ids
         asking = torch.zeros(1, len(self.ids), dtype=torch.bool)
-        asking[0, self._asked.start : self._asked.stop] = True
+        asking[0, self._asked] = True
         ids = torch.tensor([self.ids], device=self.llm.device)
         whole = contexts[0] if len(contexts) == 1 else Context.compose(contexts)
         memory = self.llm.recall(whole, ids, question_mask=asking if asking.any() else None)
@@ -194,9 +202,4 @@ class Session:
 
     def _ends(self, kwargs: dict[str, Any]) -> set[int]:
         """Tokens that end a text."""
-        given = kwargs.get("eos_token_id")
-        if given is None:
-            given = getattr(kwargs.get("generation_config"), "eos_token_id", None)
-        if given is None:
-            return end_tokens(self.llm.model)
-        return set(given) if isinstance(given, list | tuple) else {given}
+        return end_tokens(self.llm.model, kwargs=kwargs)

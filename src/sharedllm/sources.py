@@ -78,19 +78,19 @@ def read_sources(
 
     In a folder, hidden files and folders are skipped, and so are saved contexts, collections, and binary and empty files;
     any other file that cannot be read is an error, so that nothing is lost in silence; `passed` hears the path of each binary
-    or empty file. `max_bytes` bounds each source in bytes; all texts together are bounded by `MAX_CHARACTERS`. Returns at least one `Document`. Raises `UsageError` as `read_source` does, and for
+    or empty file, and of each link to a folder, which is not followed. `max_bytes` bounds each source in bytes; all texts
+    together are bounded by `MAX_CHARACTERS`. Returns at least one `Document`. Raises `UsageError` as `read_source` does, and for
     no source at all, "-" given twice, or a folder with no readable file.
     """
     if not sources:
         raise UsageError("Nothing to read: name at least one file or folder, or '-' for standard input.")
-    if [str(source) for source in sources].count(STDIN) > 1:
-        raise UsageError("'-' (standard input) can be given only once: it can be read only once.")
+    check_stdin(sources)
     documents: list[Document] = []
     room = MAX_CHARACTERS
     for source in sources:
         in_folder = str(source) != STDIN and os.path.isdir(source)
         before = len(documents)
-        for path in folder_files(source) if in_folder else [source]:
+        for path in folder_files(source, passed) if in_folder else [source]:
             try:
                 document = read_source(path, stdin=stdin, max_bytes=max_bytes)
             except _Skippable:
@@ -107,6 +107,12 @@ def read_sources(
     return documents
 
 
+def check_stdin(sources: Sequence[str | Path]) -> None:
+    """Raise `UsageError` where standard input is among the sources more than once."""
+    if [str(source) for source in sources].count(STDIN) > 1:
+        raise UsageError("'-' (standard input) can be given only once: it can be read only once.")
+
+
 def is_kept(folder: str | Path) -> bool:
     """Whether a folder is a saved context or a collection: what was read of texts, and not texts."""
     records, about = (os.path.join(folder, name) for name in (RECORDS, MANIFEST))
@@ -121,9 +127,11 @@ def is_kept(folder: str | Path) -> bool:
     return False
 
 
-def folder_files(folder: str | Path) -> list[str]:
+def folder_files(folder: str | Path, passed: Callable[[str], None] = lambda path: None) -> list[str]:
     """The files below a folder, sorted, without hidden ones and without what this library keeps there.
 
+    Args:
+        passed: hears the path of each link to a folder, which is not followed.
     Raises:
         UsageError: it cannot be read, or is itself a saved context or a collection.
     """
@@ -136,6 +144,8 @@ def folder_files(folder: str | Path) -> list[str]:
     files: list[str] = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".") and not is_kept(os.path.join(parent, name))]
+        for path in filter(os.path.islink, (os.path.join(parent, name) for name in folders)):
+            passed(path)
         files += [os.path.join(parent, name) for name in names if not name.startswith(".")]
     return sorted(filter(os.path.isfile, files), key=Path)  # isfile: no sockets, pipes or dangling links
 

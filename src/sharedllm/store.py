@@ -2,11 +2,13 @@
 
     context.json                the manifest: model, settings, documents, and which chunks each segment holds
     segment-<hash>.safetensors  chunks of one length: their token ids, and what is kept of them
+    part-<hash>.safetensors     the same of a segment's first chunks, while the others are being read
     .lock                       held by the one process that writes
 
 A chunk is named by a hash of all that its slots follow from (token ids, model, settings), so equal chunks are kept
 once and what is stored is never read again. The manifest is replaced in one step: whoever reads sees one whole
-state, and a writer that is killed loses what it was reading. Segments are mapped into memory, not loaded.
+state, and a writer that is killed loses the chunks that were in the model's layers, one on a CPU. Segments are mapped into
+memory, not loaded.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from sharedllm.keep import Span
 from sharedllm.manifest import (
     LOCK,
     MANIFEST,
+    PART,
     READ,
     VERSION_2_SLOTS,
     Manifest,
@@ -130,13 +133,27 @@ def _open_segment(file: Path, listed: Segment) -> tuple[Tensor, Encoded | None]:
     """Token ids [X, n] of a segment's chunks, and what is kept of them: views of the file, which load when used."""
     if file.stat().st_size != listed.bytes:
         raise ValueError(f"{file.name} has {file.stat().st_size} bytes, not {listed.bytes}")
-    with safe_open(file, framework="pt") as stored:
-        ids = stored.get_tensor("ids")
-        tensors = {n: stored.get_tensor(n) for n in stored.keys() if n in Encoded.__dataclass_fields__}
-        kept = Encoded.of(tensors) if tensors else None
+    ids, kept = _read(file)
     if len(ids) != len(listed.chunks) or (kept is not None and kept.lengths.shape != ids.shape[:1]):
         raise ValueError(f"{file.name} does not hold {len(listed.chunks)} chunks")
     return ids, kept
+
+
+def _read(file: Path) -> tuple[Tensor, Encoded | None]:
+    """Token ids [X, n] of the chunks in a file, and what is kept of them."""
+    with safe_open(file, framework="pt") as stored:
+        tensors = {n: stored.get_tensor(n) for n in stored.keys() if n in Encoded.__dataclass_fields__}
+        return stored.get_tensor("ids"), Encoded.of(tensors) if tensors else None
+
+
+def _write(file: Path, ids: Tensor, kept: Encoded | None) -> int:
+    """Write chunks with token ids [X, n] to a file; returns its size in bytes."""
+    tensors = {"ids": ids, **({} if kept is None else vars(kept))}
+    unfinished = file.with_name(file.name + UNFINISHED)
+    # What is searched may be a view of what is stored: the file needs both.
+    apart = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items() if n in SEARCHED}
+    save_file({**{n: t.contiguous() for n, t in tensors.items()}, **apart}, unfinished)
+    return take_name(unfinished, file)
 
 
 def whole_segments(folder: Path, manifest: Manifest) -> dict[str, Segment]:
@@ -156,6 +173,7 @@ class Writer:
         self.folder = folder
         self.manifest: Manifest | None = None
         self.stored: set[str] = set()
+        self._parts: dict[Path, Sequence[str]] = {}  # of the segments to come, with the chunks in them
         self._unfinished: set[str] = (
             set()
         )  # segments that no document uses: a command that was killed goes on from them
@@ -168,17 +186,32 @@ class Writer:
     def put(self, chunks: Sequence[str], ids: Tensor, kept: Encoded | None) -> None:
         """Write one segment: chunks named so, with token ids [X, n]. It counts from the next `commit` on."""
         assert self.manifest is not None
-        # Models may share the names of their chunks, not files: what is committed must outlive saving another's over it.
-        made_of = " ".join(filter(None, [*chunks, self.manifest.model.partition("+")[2]]))
-        name = f"segment-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.safetensors"
-        tensors = {"ids": ids, **({} if kept is None else vars(kept))}
-        unfinished = self.folder / (name + UNFINISHED)
-        # What is searched may be a view of what is stored: the file needs both.
-        apart = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items() if n in SEARCHED}
-        save_file({**{n: t.contiguous() for n, t in tensors.items()}, **apart}, unfinished)
-        size = take_name(unfinished, self.folder / name)
-        self.manifest.segments[name] = Segment(size, list(chunks))
+        file = self._file("segment", chunks)
+        self.manifest.segments[file.name] = Segment(_write(file, ids, kept), list(chunks))
         self.stored.update(chunks)
+
+    def put_part(self, chunks: Sequence[str], ids: Tensor, kept: Encoded) -> None:
+        """Write chunks that will be in the next segment, so that whoever goes on after this process was killed finds them."""
+        file = self._file("part", chunks)
+        _write(file, ids, kept)
+        self._parts[file] = chunks
+
+    def part(self, chunks: Sequence[str], ids: Tensor) -> Encoded | None:
+        """What a process that was killed had put as this part; None where there is none, or not whole."""
+        file = self._file("part", chunks)
+        try:
+            found, kept = _read(file)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            return None
+        self._parts[file] = chunks
+        return kept if torch.equal(found, ids) else None
+
+    def _file(self, kind: str, chunks: Sequence[str]) -> Path:
+        """The file that has some chunks. Models may share the names of their chunks, not files: what is committed must outlive
+        saving another's over it."""
+        assert self.manifest is not None
+        made_of = " ".join(filter(None, [*chunks, self.manifest.model.partition("+")[2]]))
+        return self.folder / f"{kind}-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.safetensors"
 
     def commit(self) -> None:
         """Make the state of `manifest` the one that readers see."""
@@ -186,6 +219,9 @@ class Writer:
         unfinished = self.folder / (MANIFEST + UNFINISHED)
         unfinished.write_text(self.manifest.to_json(), encoding="utf-8")
         take_name(unfinished, self.folder / MANIFEST)
+        for file in [file for file, chunks in self._parts.items() if self.stored.issuperset(chunks)]:
+            file.unlink(missing_ok=True)
+            del self._parts[file]
 
     def finish(self, only: bool = False) -> None:
         """Commit without the segments that no document uses any more.
@@ -198,6 +234,8 @@ class Writer:
         segments = self.manifest.segments.items()
         self.manifest.segments = {n: s for n, s in segments if n in left or not used.isdisjoint(s.chunks)}
         self.commit()
+        for file in self.folder.glob("part-*") if only else ():
+            file.unlink(missing_ok=True)
 
     def _used(self) -> set[str]:
         """Chunks that documents are made of."""
@@ -210,7 +248,8 @@ class Writer:
             return
         keep = {MANIFEST, LOCK, *(read_manifest(self.folder).segments if _current(self.folder) else [VERSION_2_SLOTS])}
         for file in self.folder.iterdir():
-            if file.name not in keep and is_ours(file.name):
+            part = PART.fullmatch(file.name) and not file.name.endswith(UNFINISHED)
+            if file.name not in keep and is_ours(file.name) and not part:
                 file.unlink(missing_ok=True)
 
 
@@ -244,7 +283,8 @@ def writing(folder: Path) -> Iterator[Writer]:
         raise WorkError(f"writing {folder} failed ({error}); it is as it last was, whole.") from error
     finally:
         if not (folder / MANIFEST).exists():
-            (folder / LOCK).unlink(missing_ok=True)
+            for file in (*folder.glob("part-*.safetensors"), folder / LOCK):
+                file.unlink(missing_ok=True)
             with suppress(OSError):
                 folder.rmdir()
         lock.release()

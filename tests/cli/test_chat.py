@@ -30,3 +30,17 @@ def test_a_question_that_is_too_long_ends_no_conversation_at_a_terminal(run, mon
     monkeypatch.setattr("sys.stdin", io.StringIO(LINES))
     code, out, err = run(*chat)
     assert code == 2 and out == "" and "ask a shorter one" in err
+
+
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stdin", [None, closed()], ids=["none", "closed"])
+def test_without_standard_input_there_is_no_conversation(run, monkeypatch, stdin):  # noqa: F811
+    monkeypatch.setattr("sharedllm.cli.common.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("sys.stdin", stdin)
+    code, out, err = run("chat", *MODEL)
+    assert code == 2 and "standard input is closed" in err and err.count("\n") == 1 and out == ""

@@ -94,6 +94,14 @@ def test_notes_beside_a_kept_context_are_read_in_the_time_that_is_told(run, monk
     assert figures["encode_seconds"] >= 0.5 > figures["search_seconds"]
 
 
+def test_a_text_that_fits_without_its_question_is_read_in_the_time_that_is_told(run, home, monkeypatch):
+    (home / "between.txt").write_text("b" * 60)
+    encode = LowerModel.encode
+    monkeypatch.setattr(LowerModel, "encode", lambda *args: (time.sleep(0.5), encode(*args))[1])
+    _, out, err = run("ask", "between.txt", "-q", "What colour?", *MODEL, "--max-new-tokens", "2", "--json")
+    assert json.loads(out)["encode_seconds"] >= 0.5 and "reading: 60 of 60 tokens" in err
+
+
 def test_ask_explains_and_reads_as_finely_as_told(run):
     ask = ("ask", "long.txt", "-q", "What colour is item 7?", *MODEL, "--max-new-tokens", "2")
     code, out, _ = run(*ask, "--explain")
@@ -124,6 +132,17 @@ def test_kept_spans_are_read_from_tags(run, home):
     assert code == 2 and "</keep>" in err
 
 
+def test_tags_do_not_pair_across_files(run, home, tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT + "<keep>")
+    (tmp_path / "b.txt").write_text("</keep>" + TEXT)
+    for command in (
+        ("ask", str(tmp_path), "-q", "What?", "--max-new-tokens", "2"),
+        ("encode", str(tmp_path), "-o", "paired"),
+    ):
+        code, out, err = run(*command, "--keep-tags", *MODEL)
+        assert code == 2 and f"{tmp_path}/a.txt: the last <keep> has no </keep>" in err and out == ""
+
+
 def test_eval_writes_rows(run, home):
     (home / "rows.jsonl").unlink(missing_ok=True)
     code, out, _ = run(
@@ -135,7 +154,39 @@ def test_eval_writes_rows(run, home):
     assert all(row.keys() >= ROW_FIELDS for row in rows)
     nll = {(r["method"], r["length"]): r["value"] for r in rows if r["metric"] == "nll"}
     assert nll.keys() == {(m, n) for m in ("shared", "truncate", "full") for n in (64, 128)}
-    assert nll["truncate", 64] != nll["full", 64] != nll["shared", 64]
+    assert len({nll[method, 64] for method in ("shared", "truncate", "full")}) == 3
+
+
+SCORED = ("eval", "perplexity", "--lengths", "64", "--samples", "2", "--methods", "truncate,full", *MODEL)
+
+
+def test_the_window_that_is_told_is_that_of_the_rows(run, home, tmp_path):
+    for options, windows in (
+        (("--targets", "16", "--window", "16"), "truncate 17, full 17"),
+        (("--targets", "16", "--window", "truncate=32"), "truncate 32, full 64"),
+        ((), "truncate 64, full 64"),
+    ):
+        rows = tmp_path / "rows.jsonl"
+        code, out, err = run(*SCORED, "--text", "long.txt", "-o", str(rows), *options, "--fresh")
+        assert code == 0 and out.splitlines()[0].endswith(f"windows: {windows}"), err
+        told = [json.loads(line) for line in rows.read_text().splitlines()][-3:]
+        assert windows == ", ".join(f"{row['method']} {row['window']}" for row in told if row["metric"] == "nll")
+
+
+@pytest.mark.parametrize("window", ["15", "full=15"])
+def test_a_window_without_room_for_what_is_scored_is_refused(run, monkeypatch, window):
+    monkeypatch.setattr("sharedllm.cli.common.load", lambda *_, **__: pytest.fail("loaded"))
+    code, out, err = run(*SCORED, "--text", "long.txt", "-o", "r.jsonl", "--targets", "16", "--window", window)
+    assert code == 2 and "--window is 15 for " in err and "give --targets 15 or less" in err and out == ""
+
+
+def test_results_are_no_text_that_is_measured_on(run, home, tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT)
+    rows = tmp_path / "rows.jsonl"
+    for _ in range(2):
+        code, _, err = run(*SCORED, "--text", str(tmp_path), "-o", str(rows), "--targets", "8", "--fresh")
+        assert code == 0, err
+    assert {name for line in rows.read_text().splitlines() for name in json.loads(line)["sources"]} == {"a.txt"}
 
 
 def test_doctor(run):

@@ -72,7 +72,11 @@ def test_files_of_a_folder_that_are_no_texts_are_named(run, tmp_path):  # noqa: 
     for i in range(7):
         (tmp_path / f"{i}.docx").write_bytes(b"PK\0\1")
     code, _, err = run("ask", str(tmp_path), "-q", "What?", *MODEL, "--max-new-tokens", "2")
-    assert code == 0 and f"passed over, binary or empty: {tmp_path}/0.docx, " in err and "4.docx and 2 more" in err
+    assert (
+        code == 0
+        and f"passed over, binary, empty or a linked folder: {tmp_path}/0.docx, " in err
+        and "4.docx and 2 more" in err
+    )
 
 
 def test_a_text_that_goes_is_named(run, texts, home):  # noqa: F811
@@ -157,3 +161,21 @@ def test_the_default_model_goes_by_its_own_name():
     from sharedllm.loading import DEFAULT_NAME, _locate
 
     assert _locate(DEFAULT_NAME) == _locate(None)
+
+
+@pytest.mark.parametrize("command", [("eval", "perplexity"), ("bench",)], ids=" ".join)
+@pytest.mark.parametrize("named", ["a.txt", "."])
+def test_rows_are_added_to_no_text(run, tmp_path, monkeypatch, command, named):  # noqa: F811
+    monkeypatch.setattr("sharedllm.cli.common.load", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "a.txt").write_text(OTHER)
+    code, out, err = run(*command, "--text", str(tmp_path / named), "-o", str(tmp_path / "a.txt"), "--fresh", *MODEL)
+    assert code == 2 and "a.txt, which is read with --text; name another file" in err and out == ""
+    assert (tmp_path / "a.txt").read_text() == OTHER
+
+
+def test_standard_input_named_twice_is_refused_before_anything_is_loaded(run, home, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("sharedllm.cli.common.load", lambda *_: pytest.fail("loaded"))
+    (home / "between").mkdir(exist_ok=True)
+    (home / "between" / "context.json").write_text('{"format": "sharedllm-context"}')
+    code, out, err = run("ask", "-", "between", "-", "-q", "What?", *MODEL)
+    assert code == 2 and "can be given only once" in err and out == ""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
+
 import fsspec
 import pytest
 from huggingface_hub import HfFileSystem
@@ -10,8 +14,10 @@ from huggingface_hub.errors import BucketNotFoundError, RepositoryNotFoundError
 from sharedllm import UsageError, WorkError
 from sharedllm.collection import place
 from sharedllm.collection.place import Place
+from sharedllm.files import STALE_SECONDS
 
-STORE, OLD, NEW = "/fetched/stores/a", "segment-old.safetensors", "segment-new.safetensors"
+STORE = "/fetched/stores/a"
+OLD, NEW = (f"segment-{letter * 32}.safetensors" for letter in "ab")
 
 
 @pytest.fixture
@@ -23,10 +29,14 @@ def memory(tmp_path, monkeypatch):
     system.rm("/", recursive=True)
 
 
+def manifest(*segments: str, **about: str) -> bytes:
+    return json.dumps({**about, "segments": {name: {} for name in segments}}).encode()
+
+
 def write(memory, segment: str) -> None:
     """Write a store of one segment, and remove that of before, as an upload does."""
     memory.pipe_file(f"{STORE}/{segment}", segment.encode())
-    memory.pipe_file(f"{STORE}/context.json", f'{{"segments": "{segment}"}}'.encode())
+    memory.pipe_file(f"{STORE}/context.json", manifest(segment))
     for path in memory.ls(STORE, detail=False):
         if not path.endswith((segment, "context.json")):
             memory.rm_file(path)
@@ -55,15 +65,55 @@ def test_a_store_that_was_written_since_it_was_listed_comes_whole(memory, monkey
     monkeypatch.setattr(type(memory), "invalidate_cache", lambda self, path=None: told.clear())
     for segment in (OLD, NEW):
         memory.pipe_file(f"{STORE}/{segment}", b"it")
-        memory.pipe_file(f"{STORE}/context.json", segment.encode())
+        memory.pipe_file(f"{STORE}/context.json", manifest(segment))
         assert (Place("memory://fetched").fetch("stores/a") / segment).exists()
 
 
 def test_a_store_of_another_model_is_not_taken_from_the_cache(memory):
     for model in ("f00d+1", "f00d+2", "f00d+1"):  # whose segments have the same names
         memory.pipe_file(f"{STORE}/{OLD}", model.encode())
-        memory.pipe_file(f"{STORE}/context.json", f'{{"model": "{model}"}}'.encode())
+        memory.pipe_file(f"{STORE}/context.json", manifest(OLD, model=model))
         assert (Place("memory://fetched").fetch("stores/a") / OLD).read_text() == model
+
+
+def test_a_fetched_store_holds_what_its_manifest_names_and_nothing_of_before(memory):
+    write(memory, OLD)
+    memory.pipe_file(f"{STORE}/part-{'c' * 32}.safetensors", b"it")
+    folder = Place("memory://fetched").fetch("stores/a")
+    assert {file.name for file in folder.iterdir()} == {"context.json", OLD}
+    left = [folder / f"{OLD}.{i}.unfinished" for i in range(2)]
+    for file in left:
+        file.write_bytes(b"it")
+    os.utime(left[0], (time.time() - 2 * STALE_SECONDS,) * 2)
+    write(memory, NEW)
+    assert Place("memory://fetched").fetch("stores/a") == folder
+    assert {file.name for file in folder.iterdir()} == {"context.json", NEW, left[1].name}, "one may be on its way"
+
+
+def test_of_a_store_segments_and_manifest_are_uploaded_alone(memory):
+    with Place("memory://fetched").store("stores/a") as folder:
+        folder.mkdir()
+        left = (f"part-{'c' * 32}.safetensors", f"{NEW}.unfinished", ".lock")
+        for name in (OLD, *left):
+            (folder / name).write_bytes(b"it")
+        (folder / "context.json").write_bytes(manifest(OLD))
+    assert set(memory.ls(STORE, detail=False)) == {f"{STORE}/context.json", f"{STORE}/{OLD}"}
+
+
+def test_of_several_files_those_that_are_not_there_are_left_out_and_another_error_is_told(memory, monkeypatch):
+    kept, real = Place("memory://several"), type(memory).cat_file
+    for name in ("a", "b"):
+        kept.write(name, name.encode())
+    assert kept.read_all(["a", "none", "b"]) == {"a": b"a", "b": b"b"} and kept.read_all([]) == {}
+
+    def refused(self, path, *arguments, **options):
+        if path.endswith("/b"):
+            raise PermissionError("no key was given")
+        return real(self, path, *arguments, **options)
+
+    monkeypatch.setattr(type(memory), "cat_file", refused)
+    with pytest.raises(WorkError, match="cannot read memory://several: no key was given"):
+        kept.read_all(["a", "b"])
 
 
 def test_a_store_that_is_not_there_is_told(memory):

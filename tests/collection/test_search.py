@@ -244,7 +244,7 @@ def test_two_processes_fetch_one_remote_store_at_once(tmp_path, monkeypatch):
     import fsspec
 
     memory = fsspec.filesystem("memory")
-    memory.pipe_file("/twice/stores/a/context.json", b"{}")
+    memory.pipe_file("/twice/stores/a/context.json", b'{"segments": {"segment-x.safetensors": {}}}')
     memory.pipe_file("/twice/stores/a/segment-x.safetensors", b"z" * 1000)
     monkeypatch.setattr(place, "CACHE", tmp_path)
     real, both, unfinished = type(memory).get_file, Barrier(2, timeout=20), []

@@ -67,6 +67,19 @@ def test_a_hidden_folder_that_a_pattern_names_is_looked_into(memory):
         assert names(f"memory://.hidden/{pattern}") == ["memory:///.hidden/a.txt"]
 
 
+def test_what_a_killed_reading_left_is_no_document(memory, tmp_path):
+    part = f"part-{'0a' * 16}.safetensors"
+    for name in ("a.txt", part, f"{part}.unfinished", f"kept/{part}", "kept/.lock"):
+        memory.pipe_file(f"/left/{name}", b"text")
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"text")
+    for pattern in ("", "/**"):
+        assert names(f"memory://left{pattern}") == ["memory:///left/a.txt"]
+        assert names(f"{tmp_path}{pattern}") == [f"{tmp_path}/a.txt"]
+    memory.pipe_file("/left/kept/context.json", b"{}")
+    assert names("memory://left") == ["memory:///left/a.txt"], "it is a store"
+
+
 def test_what_a_backend_listed_before_is_asked_for_again(memory, monkeypatch):
     told: dict = {}
     find = type(memory).find

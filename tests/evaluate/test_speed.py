@@ -58,7 +58,13 @@ def timed(llm, name: str, length: int, now) -> Phases:
     return phases.measure(create(name, llm, 160), taken(llm, length), Prompt(llm.tokenizer, "Who?"), NEW, now)
 
 
-@pytest.mark.parametrize("name", ["truncate", "full", "yarn", "encoder-decoder"])
+def test_full_reads_a_text_once_and_then_the_question(llm, costs):
+    found = timed(llm, "full", 200, costs)
+    assert (found.tokenise, found.read, found.bare_read) == (1, 4000, None)
+    assert found.first_token == found.per_token == found.per_token_alone == 4000
+
+
+@pytest.mark.parametrize("name", ["truncate", "yarn", "encoder-decoder"])
 def test_all_of_a_plain_pass_is_the_first_token(llm, costs, name):
     found = timed(llm, name, 200, costs)
     assert (found.tokenise, found.read, found.bare_read) == (1, 0, None)

@@ -11,6 +11,7 @@ from sharedllm import UsageError
 from sharedllm.memory import find, nearest_of
 from sharedllm.methods import METHODS, create
 from sharedllm.methods.base import plain_nll
+from sharedllm.methods.estimate import cache_bytes
 from sharedllm.prompts import Prompt
 from sharedllm.quote import quotes
 from sharedllm.recall import asks
@@ -38,6 +39,28 @@ def test_full_is_shown_all_of_it(llm):
     assert method.shown(method.prepare(past), prompt, 5) == prompt.with_text(past)
     new = method.ask(method.prepare(past), prompt, 5)
     assert new.tolist() == plain_greedy(llm, prompt.with_text(past), 5)
+
+
+def test_full_reads_a_text_once_and_answers_the_same(llm):
+    past, method = tokens(300), create("full", llm, 16)
+    prompts = [Prompt(llm.tokenizer, question) for question in ("Where is it?", "Who sends the letter, and when?")]
+    read = method.prepare_to_ask(past, prompts[0])
+    passed: list[int] = []
+    handle = llm.model.register_forward_pre_hook(
+        lambda module, args, kwargs: passed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        answers = [method.ask(read, prompt, 5).tolist() for prompt in (*prompts, prompts[0])]
+    finally:
+        handle.remove()
+    assert answers == [plain_greedy(llm, prompt.with_text(past), 5) for prompt in (*prompts, prompts[0])]
+    assert max(passed) < 100, "the text is not read again"
+    assert method.kept_bytes(read) == past.nbytes + cache_bytes(llm, len(past))
+    other = Prompt(llm.tokenizer, "Where is it?", before="Read this:\n")
+    assert method.ask(read, other, 5).tolist() == plain_greedy(llm, other.with_text(past), 5), "read behind other words"
+    assert method.ask(method.prepare_to_ask(past[:0], prompts[0]), prompts[0], 5).tolist() == plain_greedy(
+        llm, prompts[0].alone(), 5
+    )
 
 
 @pytest.mark.parametrize("window", [30, 100, 1000])
@@ -108,5 +131,5 @@ def test_rows_say_the_rules_that_no_setting_has(llm):
         found[name] = [method.rules(True, 63), method.rules(True, 64), method.rules(False)]
     searched, read = [{}, {"searched_by": 256}, {}], [{}, {}, {"read_in_prompt": True}]
     assert {name: rules for name, rules in found.items() if any(rules)} == {
-        "shared": searched, "shared-compact": searched, "streaming": read,
+        "shared": searched, "shared-compact": searched, "streaming": read, "full": [{}, {}, {"read_once": True}],
     }  # fmt: skip

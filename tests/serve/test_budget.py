@@ -33,7 +33,8 @@ def test_what_memory_cannot_hold_is_refused_before_it_is_read(tmp_path):
             assert_refused(http.post(CONTEXTS, files=long), 413, "--memory-gb")
             assert_refused(http.post(f"{CONTEXTS}/{key}", files={"file": ("b.txt", LONG.encode())}), 413, "split it")
             asks = {"messages": [{"role": "user", "content": f"{LONG * 3}\n\nWhy?"}], "max_tokens": 1}
-            assert_refused(http.post(CHAT, json=asks), 413, "split it")
+            for stream in (False, True):
+                assert_refused(http.post(CHAT, json={**asks, "stream": stream}), 413, "split it")
             after = http.get(f"{CONTEXTS}/{key}").json()
             assert (after["documents"], after["tokens"], after["status"]) == (before["documents"], len(LONG), "ready")
         assert len(list((tmp_path / "contexts").iterdir())) == 1 and not running.service.shelf.kept.prompts
@@ -125,6 +126,60 @@ def test_only_what_left_memory_is_counted_as_gone(tmp_path, monkeypatch):
     ]
     Budget(tiny_llm(), Settings(tmp_path, memory_bytes=200)).fit(entries, {})
     assert [entry.loaded for entry in entries] == [True, False, True], "the first is not on the disk yet"
+
+
+def test_what_is_read_on_stays_in_memory_since_its_reading_holds_it(tmp_path, monkeypatch):
+    from sharedllm.serve.budget import Budget, held_bytes
+    from sharedllm.serve.entry import Entry
+    from sharedllm.serve.settings import Settings
+
+    context = SimpleNamespace(nbytes=100)
+    monkeypatch.setattr("sharedllm.serve.budget.Context.load", lambda *_: context)
+    entry = Entry("a", tmp_path, context=context, partial=context, loaded=True, saved=True)
+    budget = Budget(tiny_llm(), Settings(tmp_path, memory_bytes=0))
+    budget.fit([entry], {})
+    assert entry.loaded and held_bytes([entry]) == 100
+    entry.partial = None
+    budget.fit([entry], {})
+    assert not entry.loaded
+
+
+def test_a_prompt_that_is_known_is_asked_though_memory_could_not_hold_it(tmp_path):
+    from sharedllm.serve.entry import Entry
+    from sharedllm.serve.failures import ApiError
+    from sharedllm.serve.long_prompts import key_of
+    from sharedllm.serve.service import Service
+    from sharedllm.serve.settings import Settings
+
+    service = Service(tiny_llm(), Settings(tmp_path, memory_bytes=0))
+    prompts, ids = service.shelf.prompts, service.llm.reader.token_ids(LONG)
+    with pytest.raises(ApiError, match="split it"):
+        prompts.check(ids)
+    prompts.kept.prompts[key_of(ids)] = Entry(key_of(ids), tmp_path)
+    prompts.check(ids)
+
+
+def test_short_texts_that_are_encoded_take_no_more_disk_than_there_is(tmp_path):
+    from sharedllm.serve.budget import Budget
+    from sharedllm.serve.service import Service
+    from sharedllm.serve.settings import Settings
+
+    llm = tiny_llm()
+    most = 2 * Budget(llm, Settings(tmp_path)).bytes_of(100, encoded=True) - 1
+    service = Service(llm, Settings(tmp_path, context_disk_bytes=most))
+    service.shelf.open()
+    entries = [service.shelf.add(f"{i}.txt", llm.reader.token_ids(LONG[i : i + 100])) for i in range(2)]
+    while service.engine._work:
+        service.engine._advance()
+    for entry in entries * 2:
+        work = service.shelf.encoded(entry, entry.context)
+        with pytest.raises(StopIteration) as end:
+            while True:
+                next(work)
+        assert end.value.value.chunks == -(-100 // 16)
+        service.shelf.kept.later(lambda: None).result()
+    assert [entry.context.chunks > 0 for entry in entries] == [True, False]
+    assert sum(entry.disk_bytes for entry in entries) <= most
 
 
 def test_files_that_go_while_they_are_counted_take_nothing(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sharedllm.prompts import Prompt
+from tests.conftest import byte_tokenizer
 from tests.contexts import assert_same_chunks, encoded
 from tests.serve.conftest import LONG, read, started, tiny_llm, upload
 from tests.serve.test_budget import bytes_of
@@ -83,6 +84,43 @@ def test_all_readings_are_followed_over_one_connection(http, served, monkeypatch
     for key in (*keys, *late):
         assert told[key][-1]["status"] == "ready" and len(told[key]) > 1
     assert told[gone][-1] == {"id": gone, "object": "context.deleted", "deleted": True}
+
+
+def test_a_context_that_cannot_be_looked_at_for_a_moment_is_not_called_deleted(http, served, monkeypatch):
+    from sharedllm.serve.failures import ApiError
+
+    key, get, looks = upload(http), served.service.shelf.get, []
+
+    def failing(name):
+        looks.append(name)
+        if len(looks) in (2, 3):
+            raise ApiError(503, "the folder of a context cannot be read now; try again in a moment.")
+        return get(name)
+
+    monkeypatch.setattr(served.service.shelf, "get", failing)
+    told = [line for line in http.get(f"/v1/contexts/{key}/events").text.splitlines() if line.startswith("data:")]
+    assert [json.loads(line[5:])["status"] for line in told] == ["ready"] and len(looks) == 4
+
+
+def test_passages_hold_no_parts_of_characters():
+    from sharedllm.serve.routes_contexts import _passage
+
+    tokenizer, said = byte_tokenizer(), "äö €uro 😀😀 end"
+    raw, ids = said.encode(), torch.tensor(tokenizer(said)["input_ids"])
+    assert len(ids) == len(raw)
+    for start in range(len(raw)):
+        for end in range(start + 1, len(raw) + 1):
+            assert _passage(tokenizer, ids, start, end) == raw[start:end].decode(errors="ignore")
+
+
+def test_a_passage_keeps_replacement_characters_that_are_its_own():
+    from sharedllm.serve.routes_contexts import _passage
+
+    tokenizer, said = byte_tokenizer(), "\ufffdä\ufffd\ufffd b\ufffd"
+    ids = torch.tensor(tokenizer(said)["input_ids"])
+    assert _passage(tokenizer, ids, 0, len(ids)) == said
+    assert _passage(tokenizer, ids, 3, 11) == "ä\ufffd\ufffd" and _passage(tokenizer, ids, 5, 12) == "\ufffd\ufffd "
+    assert _passage(tokenizer, ids, 4, 12) == "\ufffd\ufffd "
 
 
 def test_the_map_says_what_a_question_reads(http, served):
@@ -175,8 +213,8 @@ def test_short_contexts_asked_together_are_encoded_once_a_chunk_a_step(http, ser
     keys = [upload(http, LONG[i : i + 100]) for i in range(3)]
     reader, rows, chunks = served.llm.reader, served.llm.reader.encode_rows, []
 
-    def whole(*_arguments, **_options):
-        raise AssertionError("all of it is encoded in one step")
+    def whole(context, *_arguments, **_options):
+        assert context.encoded_tokens == context.tokens, "all of it is encoded in one step"
 
     monkeypatch.setattr(reader, "encode_rows", lambda ids, *a, **k: (chunks.append(len(ids)), rows(ids, *a, **k))[1])
     monkeypatch.setattr(reader, "encode", whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -121,6 +122,33 @@ def test_of_many_uploads_few_are_in_memory_and_the_rest_waits_or_is_refused(tmp_
         running.stop()
 
 
+def test_uploads_that_wait_for_the_disk_are_few_and_answers_go_on(tmp_path, monkeypatch):
+    running = started(tmp_path)
+    shelf, disk, adding, answers = running.service.shelf, threading.Event(), [], []
+    add = shelf.add
+    monkeypatch.setattr(shelf, "add", lambda *arguments: (adding.append(1), add(*arguments))[1])
+    shelf.kept.later(disk.wait)
+    send = lambda: answers.append(httpx.post(f"{running.url}{CONTEXTS}", files={"file": ("a.txt", LONG.encode())}, timeout=60))  # noqa: E731  # fmt: skip
+    threads = [threading.Thread(target=send) for _ in range(6)]
+    try:
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 30
+        while len(adding) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        assert len(adding) == 2, "the others have no thread of those that prepare answers"
+        answer = httpx.post(f"{running.url}{CHAT}", json={"messages": SAID, "max_tokens": 1}, timeout=60)
+        assert answer.status_code == 200 and not answers
+        disk.set()
+        for thread in threads:
+            thread.join(60)
+        assert [answer.status_code for answer in answers] == [202] * 6
+    finally:
+        disk.set()
+        running.stop()
+
+
 def test_what_the_full_queue_refuses_is_not_split_first(http, served, monkeypatch):
     from sharedllm.serve.failures import ApiError
 
@@ -169,10 +197,14 @@ def test_the_log_of_an_error_says_what_and_where_and_never_its_words(caplog):
 
 
 @pytest.mark.parametrize(
-    ("field", "item", "most"),
-    [("messages", {"role": "user", "content": "a"}, 2000), ("context", "ctx", 64), ("stop", "a", 4)],
+    ("field", "item", "most", "row"),
+    [
+        ("messages", {"role": "user", "content": "a"}, 2000, "messages of a request;"),
+        ("context", "ctx", 64, "contexts of a request "),
+        ("stop", "a", 4, "`stop` "),
+    ],
 )
-def test_lists_of_a_request_are_as_long_as_the_documents_say(field, item, most):
+def test_lists_of_a_request_are_as_long_as_the_documents_say(field, item, most, row):
     from pathlib import Path
 
     from pydantic import ValidationError
@@ -183,7 +215,8 @@ def test_lists_of_a_request_are_as_long_as_the_documents_say(field, item, most):
     with pytest.raises(ValidationError, match=field):
         ChatRequest(**{"messages": SAID, field: [item] * (most + 1)})
     limits = (Path(__file__).parents[2] / "docs/SERVE.md").read_text().split("## Limits")[1]
-    assert f"| {most:,}" in limits
+    (told,) = (line.split("|")[2] for line in limits.splitlines() if line.startswith(f"| {row}"))
+    assert re.findall(r"\d[\d,]*\b", told)[0] == f"{most:,}"
 
 
 def test_a_message_may_be_as_long_as_a_request():

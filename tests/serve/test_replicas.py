@@ -173,14 +173,14 @@ def test_where_serve_listens_elsewhere_already_the_command_says_so_and_it_stays(
 
 
 @contextmanager
-def replicated_server(home, folder, replicas, **options):  # noqa: F811
+def replicated_server(home, folder, replicas, limits=None, **options):  # noqa: F811
     """A client of replicas of the tiny model under Ray Serve."""
     httpx = pytest.importorskip("httpx", reason="httpx is not installed")
     serve = pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'sharedllm[ray]'")
     from sharedllm.serve.replicas import NAME, replicated
     from sharedllm.serve.settings import Settings
 
-    port, settings = free_port(), Settings(folder=folder, window=48, grace=5.0)
+    port, settings = free_port(), Settings(folder=folder, window=48, grace=5.0, **(limits or {}))
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     options = {"ray_actor_options": {"num_cpus": 0.5}, **options}
     serve.run(replicated(home.loading, settings, replicas, threads=1, **options), name=NAME)
@@ -243,7 +243,7 @@ def test_a_replica_is_killed_under_load_and_no_request_is_lost(cluster, home, tm
             found = [client.get(f"/v1/contexts/{key}", headers=in_session(session)) for _ in range(3)]
             (of[session],) = {answer.headers["x-process"] for answer in found}
         assert set(of.values()) == set(map(str, running())), "sessions are shared out, each to one replica"
-        answers, failures = [], []
+        answers, failures, failed = [], [], set()
 
         def ask(session: int) -> None:
             for _ in range(6):
@@ -258,6 +258,7 @@ def test_a_replica_is_killed_under_load_and_no_request_is_lost(cluster, home, tm
                             answers.append(answer.json()["choices"])
                             break
                         failures.append(answer.text)
+                    failed.add(of[session])
                     time.sleep(0.2)
 
         threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
@@ -278,8 +279,31 @@ def test_a_replica_is_killed_under_load_and_no_request_is_lost(cluster, home, tm
         for thread in threads:
             thread.join(300)
         assert len(answers) == 24, failures
+        assert failed <= {of[9]}, "who asks the other replica hears nothing of it"
         assert all(answer == expected for answer in answers)
         assert client.get(f"/v1/contexts/{key}").json()["status"] == "ready"
+
+
+def test_what_is_too_much_for_a_replica_is_refused_and_it_says_that_it_lives(cluster, home, tmp_path, monkeypatch):  # noqa: F811
+    from sharedllm.serve import replicas
+
+    monkeypatch.setattr(replicas, "Replica", slow_and_named(replicas.Replica))
+    with replicated_server(home, tmp_path / "store", 1, {"rows": 1, "queue": 1}) as client:
+        told: list[int] = []
+
+        def ask() -> None:
+            told.append(client.post("/v1/chat/completions", json={**QUESTION, "max_tokens": 24}).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 60
+        while 429 not in told and any(thread.is_alive() for thread in threads) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert client.get("/health").status_code == 200
+        for thread in threads:
+            thread.join(120)
+        assert set(told) == {200, 429}
 
 
 def test_there_are_more_replicas_where_there_are_more_requests(cluster, home, tmp_path):  # noqa: F811

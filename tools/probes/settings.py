@@ -3,15 +3,19 @@
 The last 1,024 of 8,192 tokens, a window of as many, the same passages and the same reading for every setting; share of
 the gap between the window alone and the model that reads everything itself. Nothing is trained, so settings far
 from those the adapter was trained with are at a disadvantage. Run after `make texts`:
-`python tools/probes/settings.py 2 > docs/results/probe-settings.jsonl` (passages of each text; 25 minutes on two cores).
+`python tools/probes/settings.py 2 > docs/results/probe-settings.jsonl` (passages of each text; 25 minutes on two cores);
+`python tools/probes/settings.py 4 stored_bits > docs/results/probe-bits.jsonl`: one setting alone, beside the adapter's own
+(10 minutes). A row has the values of all passages, and how many nats it is worse than the adapter's settings, paired.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from layers import silent
@@ -21,6 +25,7 @@ from sharedllm import SharedLLM
 from sharedllm.config import SharedConfig
 from sharedllm.encoded import Encoded
 from sharedllm.evaluate.perplexity import Passage, cut_passages
+from sharedllm.evaluate.statistics import bootstrap
 from sharedllm.memory import Slots, build_memory, find, select_slots
 from sharedllm.methods.base import plain_nll, target_nll
 from sharedllm.reader import Stored
@@ -83,15 +88,17 @@ def slots_of(block: Encoded, config: SharedConfig, kept: str | None) -> Slots:
 
 
 @torch.no_grad()
-def scores(llm: SharedLLM, passage: Passage) -> dict[str, float]:
+def scores(llm: SharedLLM, passage: Passage, settings: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Mean nats of the targets under every setting, of the window alone and of the model that reads everything."""
     past, window = passage.ids[:-TARGETS], passage.ids[-TARGETS:]
-    read = {n: llm.reader.encode_rows(past.view(-1, n), stored=Stored(every_token=True)) for n in (1024, 512)}
+    chunks = {setting.get("chunk_length", llm.config.chunk_length) for setting in ({}, *settings)}
+    llm.reader.config = replace(llm.config, stored_bits=16)  # packed below, by each setting
+    read = {n: llm.reader.encode_rows(past.view(-1, n), stored=Stored(every_token=True)) for n in chunks}
     found = {"window alone": mean_of(plain_nll(llm, passage.ids[-TARGETS - 1 :], TARGETS)),
              "everything": mean_of(plain_nll(llm, passage.ids, TARGETS))}  # fmt: skip
     like, ids = llm.model.get_input_embeddings().weight, passage.ids[-TARGETS - 1 :][None]
     M = llm.config.injected_layers
-    for setting in ({}, *SETTINGS):
+    for setting in ({}, *settings):
         config = replace(llm.config, **{k: v for k, v in setting.items() if k not in OF_THE_PROBE})
         block = read[config.chunk_length].packed(config.stored_bits)
         memory = build_memory([slots_of(block, config, setting.get("kept"))], llm.parts, config, like)
@@ -106,19 +113,29 @@ def mean_of(nats: Tensor) -> float:
     return float(nats.mean())
 
 
-def main(each: int) -> None:
+def main(each: int, only: str | None = None) -> None:
+    settings = [setting for setting in SETTINGS if only is None or only in setting]
     llm = SharedLLM.from_pretrained()
     texts = [(n, llm.reader.token_ids(Path(f"data/heldout/{n}.txt").read_text()).long()) for n in TEXTS]
     rows: list[dict[str, float]] = []
     for passage in cut_passages(texts, 8 * 1024, each * len(texts)):
-        rows.append(scores(llm, passage))
+        rows.append(scores(llm, passage, settings))
         print(f"{passage.source} at {passage.start}", file=sys.stderr)
     alone, everything = (sum(row[name] for row in rows) for name in ("window alone", "everything"))
     for name in rows[0]:
         nll = sum(row[name] for row in rows)
         share = (alone - nll) / (alone - everything)
-        print(json.dumps({"setting": name, "nll": nll / len(rows), "share_of_gap": share, "passages": len(rows)}))
+        worse = [row[name] - row["as shipped"] for row in rows]
+        low, high = bootstrap(worse)
+        said = {"setting": name, "nll": nll / len(rows), "share_of_gap": share, "passages": len(rows)}
+        said |= {
+            "worse": sum(worse) / len(worse),
+            "worse_low": low,
+            "worse_high": high,
+            "values": [row[name] for row in rows],
+        }
+        print(json.dumps(said))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2, sys.argv[2] if len(sys.argv) > 2 else None)

@@ -63,7 +63,7 @@ def ask(
     llm = common.load(model, adapter, device, dtype, seed)
     from dataclasses import asdict
 
-    from sharedllm.answering import check
+    from sharedllm.answering import check, fits
     from sharedllm.evaluate.row import machine
     from sharedllm.prompts import Prompt
     from sharedllm.resolution import Resolution
@@ -74,9 +74,12 @@ def ask(
         "read_chunks": read_chunks,
         "quoted_tokens": quoted_tokens,
     }
-    check(llm, Prompt(llm.tokenizer, question), max_new_tokens, Resolution(**resolution))
+    prompt = Prompt(llm.tokenizer, question)
+    check(llm, prompt, max_new_tokens, Resolution(**resolution))
     sources, hits, find_seconds = common.found(llm, sources, question, documents or DOCUMENTS)
     context, encode_seconds = common.read(llm, sources, keep_tags)
+    if not fits(llm, context, prompt, max_new_tokens):
+        encode_seconds += common.encode(llm, context)
     with common.status("answering"):
         answer = llm.answer(context, question, max_new_tokens, **resolution)
         read = llm.explain(context, question, max_new_tokens=max_new_tokens, **resolution) if explain else []
@@ -105,7 +108,9 @@ def _check_sources(sources: Sequence[str], keep_tags: bool, documents: int | Non
     """Raise `UsageError` for an option that has nothing to act on among these sources."""
     from sharedllm.collection.search import is_collection
     from sharedllm.errors import UsageError
+    from sharedllm.sources import check_stdin
 
+    check_stdin(sources)  # also where a saved context stands between, so that they are read one by one
     if documents is not None:
         common.positive("--documents", documents)
         if not any(map(is_collection, sources)):

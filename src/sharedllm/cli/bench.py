@@ -75,6 +75,7 @@ def bench(
     wanted = common.positive_numbers("--lengths", lengths)
     common.positive("--rounds", rounds)
     _check(new_tokens, budget, longest, names)
+    common.check_output(output, text or [])
     llm = common.load(model, adapter, device, dtype, seed)
     from sharedllm.evaluate.results import Results
     from sharedllm.evaluate.speed import floor
@@ -91,7 +92,7 @@ def bench(
     asked = Bench(
         llm=llm,
         methods=[create(name, llm, windows[name]) for name in names],
-        sample=_samples(llm, text or [], max(*wanted, longest or 0)),
+        sample=_samples(llm, text or [], max(*wanted, longest or 0), output),
         prompt=prompt,
         rounds=rounds,
         new_tokens=new_tokens,
@@ -160,13 +161,13 @@ def _apart(
     return peak, read_longest
 
 
-def _samples(llm: SharedLLM, texts: list[str], longest: int) -> Callable[[int], Sample]:
+def _samples(llm: SharedLLM, texts: list[str], longest: int, output: Path) -> Callable[[int], Sample]:
     """A function from a length to the beginning of the text of so many tokens; a short text is repeated."""
     from sharedllm.demo import reference_text
     from sharedllm.evaluate.speed.phases import Sample
 
     if texts:
-        text = common.text_of(texts)
+        text = common.text_of(texts, output=output)
     else:
         text = reference_text(lambda part: len(llm.reader.token_ids(part)), longest)
     ids = llm.reader.token_ids(text).long()

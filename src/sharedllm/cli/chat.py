@@ -33,6 +33,10 @@ def chat(
     common.positive("--max-new-tokens", max_new_tokens)
     if "-" in (sources or []):
         raise UsageError("'-' cannot be a source here: standard input holds the questions.")
+    if sys.stdin is None or sys.stdin.closed:
+        raise UsageError(
+            "standard input is closed, and the questions come from there; open it, or use `sharedllm ask`."
+        )
     common.refuse_collections(sources or [])
     _replace_undecodable()
     llm = common.load(model, adapter, device, dtype, seed)

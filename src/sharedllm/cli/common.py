@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sharedllm.context import Context, Progress
     from sharedllm.model import SharedLLM
     from sharedllm.sources import Document
@@ -109,7 +111,7 @@ def read(llm: SharedLLM, sources: Sequence[str], keep_tags: bool = False) -> tup
         if saved:
             contexts += [opened[folder] for folder in group]
             continue
-        text = text_of(group)
+        text = text_of(group, keep_tags)
         started = time.perf_counter()
         with reading_bar() as progress:
             contexts.append(llm.read(text, progress=progress, keep="tags" if keep_tags else None))
@@ -117,6 +119,17 @@ def read(llm: SharedLLM, sources: Sequence[str], keep_tags: bool = False) -> tup
     started = time.perf_counter()
     whole = contexts[0] if len(contexts) == 1 else Context.compose(contexts)  # reads short texts beside others
     return whole, seconds + time.perf_counter() - started
+
+
+def encode(llm: SharedLLM, context: Context) -> float:
+    """Encode what a context has read and not encoded yet; the seconds that took."""
+    import time
+
+    started = time.perf_counter()
+    if context.encoded_tokens < context.tokens:
+        with reading_bar() as progress:
+            llm.reader.encode(llm.reader.bind(context), progress)
+    return time.perf_counter() - started
 
 
 def found(
@@ -169,26 +182,75 @@ def refuse_collections(sources: Sequence[str]) -> None:
         raise UsageError(f"{kept[0]} is a collection, which `sharedllm ask` alone answers from; ask it there.")
 
 
-def text_of(sources: Sequence[str]) -> str:
-    """The text of some sources, a blank line between files."""
+def text_of(sources: Sequence[str], keep_tags: bool = False, output: Path | None = None) -> str:
+    """The text of some sources, a blank line between files.
+
+    Args:
+        keep_tags: whether each file is checked for tags without their other half.
+        output: as for `documents_of`.
+    """
     from sharedllm.errors import UsageError
 
     refuse_collections(sources)
     if saved := [source for source in sources if is_saved(source)]:
         raise UsageError(f"{saved[0]} is a saved context, and a text is expected here; name the files it was made of.")
-    return "\n\n".join(document.text for document in documents_of(sources))
+    documents = documents_of(sources, output)
+    if keep_tags:
+        check_tags(documents)
+    return "\n\n".join(document.text for document in documents)
 
 
-def documents_of(sources: Sequence[str]) -> list[Document]:
-    """The files of some sources as texts, saying on stderr which files of folders have none."""
+def check_tags(documents: Sequence[Document]) -> None:
+    """Raise `UsageError`, with its name, for a file in which a tag has no other half: joined, those of two files may seem to."""
+    from sharedllm.errors import UsageError
+    from sharedllm.keep import untagged
+
+    for document in documents:
+        try:
+            untagged(document.text)
+        except UsageError as error:
+            raise UsageError(f"{document.name}: {error}") from error
+
+
+def documents_of(sources: Sequence[str], output: Path | None = None) -> list[Document]:
+    """The files of some sources as texts, saying on stderr which files of folders have none.
+
+    Args:
+        output: the results file, which is no text where it lies in one of the folders; see `check_output`.
+    """
     from sharedllm.sources import read_sources
 
     passed: list[str] = []
     documents = read_sources(list(sources), passed=passed.append)
     if passed:
         more = f" and {len(passed) - NAMED} more" if len(passed) > NAMED else ""
-        say(f"passed over, binary or empty: {', '.join(passed[:NAMED])}{more}")
-    return documents
+        say(f"passed over, binary, empty or a linked folder: {', '.join(passed[:NAMED])}{more}")
+    if output is None:
+        return documents
+    return [document for document in documents if os.path.realpath(document.name) != os.path.realpath(output)]
+
+
+def check_output(output: Path, texts: Sequence[str]) -> None:
+    """Raise `UsageError` for a results file that is one of the texts, to which rows would be added."""
+    from sharedllm.errors import UsageError
+
+    written = os.path.realpath(output)
+    for text in texts:
+        read = os.path.realpath(text)
+        inside = written.startswith(os.path.join(read, "")) and not _has_rows(output)
+        if written == read or inside:
+            raise UsageError(f"-o is {output}, which is read with --text; name another file.")
+
+
+def _has_rows(file: Path) -> bool:
+    """Whether a file has results rows and nothing else, or is not there."""
+    from sharedllm.errors import WorkError
+    from sharedllm.evaluate.results import read_rows
+
+    try:
+        return all("task" in row for row in read_rows(file))
+    except WorkError:
+        return False
 
 
 @contextmanager

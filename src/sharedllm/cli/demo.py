@@ -42,6 +42,7 @@ def demo(
     reading = time.perf_counter()
     with common.reading_bar() as progress:
         context = llm.read(text, progress)
+        llm.reader.encode(context, progress)  # what fits the window is only tokenised so far
     encode_seconds = time.perf_counter() - reading
     full = cache_bytes(llm, context.tokens)
     figures: dict[str, Any] = {

@@ -90,7 +90,7 @@ def encode(
     from sharedllm.library import Library
 
     library = Library(folder, common.load(model, adapter, device, dtype, seed), compact or None)
-    texts = named_texts(library, sources or [], append)
+    texts = named_texts(library, sources or [], append, keep_tags)
     keep: dict[str, Keep] | None = dict.fromkeys(texts, "tags") if keep_tags else None
     if dry_run:
         _predict(library, texts, keep, as_json)
@@ -117,11 +117,12 @@ def _update(
     _tell({**kept(library), "encode_seconds": seconds, **machine(library.llm)}, line, as_json)
 
 
-def named_texts(library: Library, sources: Sequence[str], append: bool) -> dict[str, str]:
+def named_texts(library: Library, sources: Sequence[str], append: bool, keep_tags: bool = False) -> dict[str, str]:
     """The text of each source by the name of its document: as it was given, or as the folder has the same path already.
 
     Raises:
-        UsageError: a source cannot be read; or standard input would take the place of another text that came from there.
+        UsageError: a source cannot be read, or with `keep_tags` has a tag without its other half; or standard input would take
+            the place of another text that came from there.
     """
     from sharedllm.errors import UsageError
     from sharedllm.sources import STDIN
@@ -136,7 +137,7 @@ def named_texts(library: Library, sources: Sequence[str], append: bool) -> dict[
     for source in sources:
         path = os.path.normpath(source)
         if (name := known.setdefault(path, source)) not in texts:
-            texts[name] = common.text_of([source])
+            texts[name] = common.text_of([source], keep_tags)
     return texts
 
 

@@ -6,19 +6,21 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
-from sharedllm.files import UNFINISHED, replaced_file, take_name
+from sharedllm.files import STALE_SECONDS, UNFINISHED, replaced_file, take_name
 from sharedllm.manifest import LOCK, MANIFEST, SEGMENT
 
 CACHE = Path.home() / ".cache" / "sharedllm" / "stores"
 HUB = "hf://"
 HUB_KINDS = ("models", "datasets", "spaces", "kernels", "buckets")
 """What a path of the Hugging Face Hub may begin with, before `user/name`."""
+MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 def is_address(where: str) -> bool:
@@ -67,7 +69,7 @@ class Place:
         with self._told("read"):
             try:
                 return self.fs.cat_file(self._path(name)) if self.remote else Path(self._path(name)).read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
+            except MISSING:
                 return None
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
@@ -76,8 +78,12 @@ class Place:
             return {name: data for name in names if (data := self.read(name)) is not None}
         paths = {self._path(name): name for name in names}
         with self._told("read"):
-            found = self.fs.cat(list(paths), on_error="omit") if paths else {}
-        return {name: found[path] for path, name in paths.items() if path in found}
+            found = self.fs.cat(list(paths), on_error="return") if paths else {}
+            for error in found.values():
+                if isinstance(error, BaseException) and not isinstance(error, MISSING):
+                    raise error
+        there = {path: data for path, data in found.items() if not isinstance(data, MISSING)}
+        return {name: there[path] for path, name in paths.items() if path in there}
 
     def names(self, folder: str) -> set[str]:
         """The names of what lies in a folder; none where there is no such folder."""
@@ -87,7 +93,7 @@ class Place:
                     return set(os.listdir(self._path(folder)))
                 self.fs.invalidate_cache(self._path(folder))
                 return {PurePosixPath(path).name for path in self.fs.ls(self._path(folder), detail=False)}
-            except (FileNotFoundError, NotADirectoryError):
+            except MISSING:
                 return set()
 
     def address(self, name: str) -> str:
@@ -149,28 +155,31 @@ class Place:
         while manifest is not None and manifest != before:  # else a writer removed what this state needs
             before = manifest
             folder = CACHE / hashlib.sha256((self.address(name) + _model_of(manifest)).encode()).hexdigest()[:32]
-            self._download(name, folder)
+            self._download(name, folder, _segments(manifest))
             manifest = self.read(f"{name}/{MANIFEST}")
         if manifest is None:
             raise UsageError(f"{self.where} holds no {name}.")
-        with self._told("read"), replaced_file(folder / MANIFEST) as unfinished:
-            unfinished.write_bytes(manifest)
+        with self._told("read"):
+            with replaced_file(folder / MANIFEST) as unfinished:
+                unfinished.write_bytes(manifest)
+            _tidy(folder, {MANIFEST, LOCK, *_segments(manifest)})
         return folder
 
-    def _download(self, name: str, folder: Path) -> None:
+    def _download(self, name: str, folder: Path, segments: set[str]) -> None:
         """Bring those segments of a remote store that are not in a folder yet; one that is gone by then is left out."""
         with self._told("read"), suppress(FileNotFoundError):
             folder.mkdir(parents=True, exist_ok=True)
             self.fs.invalidate_cache(self._path(name))
             for info in self.fs.ls(self._path(name), detail=True):
                 file = folder / Path(info["name"]).name
-                if file.name == MANIFEST or (file.exists() and file.stat().st_size == info["size"]):
+                if file.name not in segments or (file.exists() and file.stat().st_size == info["size"]):
                     continue  # a segment of this name and this model has this content
                 with suppress(FileNotFoundError), replaced_file(file) as unfinished:
                     self.fs.get_file(info["name"], str(unfinished))
 
     def _upload(self, folder: Path, name: str) -> None:
-        files = sorted((f for f in folder.iterdir() if f.name != LOCK), key=lambda f: f.name == MANIFEST)
+        segments = [f for f in folder.iterdir() if SEGMENT.fullmatch(f.name) and not f.name.endswith(UNFINISHED)]
+        files = [*sorted(segments), folder / MANIFEST]
         with self._told("write to"):
             self._make(self._path(name))
             for file in files:
@@ -206,6 +215,23 @@ class Place:
             raise
         except Exception as error:
             raise WorkError(f"cannot {what} {self.where}: {str(error) or type(error).__name__}.") from error
+
+
+def _tidy(folder: Path, keep: set[str]) -> None:
+    """Remove the segments that a newer state of a store has no use for, and what a killed process left of a download."""
+    for file in folder.iterdir():
+        with suppress(OSError):  # another process did, or reads it where what is read cannot be removed
+            old = not file.name.endswith(UNFINISHED) or time.time() - file.stat().st_mtime > STALE_SECONDS
+            if old and file.name not in keep:
+                file.unlink()
+
+
+def _segments(manifest: bytes) -> set[str]:
+    """The files that a manifest names; none of one that is broken."""
+    try:
+        return set(json.loads(manifest)["segments"])
+    except (ValueError, KeyError, TypeError):
+        return set()
 
 
 def _model_of(manifest: bytes) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from sharedllm.collection.place import filesystem, is_address
 from sharedllm.collection.records import RECORDS, STORES
 from sharedllm.errors import UsageError
-from sharedllm.manifest import MANIFEST, SEGMENT
+from sharedllm.manifest import MANIFEST, PART, SEGMENT
 from sharedllm.sources import STDIN, folder_files, is_kept, read_file
 
 
@@ -31,7 +31,8 @@ class Source:
 def find_sources(names: Sequence[str]) -> list[Source]:
     """All documents that `names` mean, each once, in the order given; what a folder or pattern gives is sorted.
 
-    Hidden files and folders inside a folder are skipped, and so are saved contexts and collections.
+    Hidden files and folders inside a folder are skipped, and so are saved contexts and collections, and parts of such that a
+    killed process left.
 
     Raises:
         UsageError: one of the names is nothing that can be read, or means no file at all.
@@ -80,6 +81,8 @@ def _local(name: str) -> Iterator[Source]:
         raise UsageError(f"'{name}' does not exist: check the path.")
     for path in [name] if os.path.exists(name) else _matches(name):
         for file in folder_files(path) if os.path.isdir(path) else [path]:
+            if PART.fullmatch(os.path.basename(file)):
+                continue
             try:
                 about = os.stat(file)
             except FileNotFoundError:  # removed since it was listed
@@ -112,7 +115,7 @@ def _kept(files: Iterable[str]) -> set[str]:
     files, found = set(files), set()
     for file in files:
         folder, _, name = file.rpartition("/")
-        if SEGMENT.fullmatch(name) and f"{folder}/{MANIFEST}" in files:
+        if (SEGMENT.fullmatch(name) or PART.fullmatch(name)) and f"{folder}/{MANIFEST}" in files:
             found.add(folder)
             outer, _, stores = folder.rpartition("/")[0].rpartition("/")
             if stores == STORES and f"{outer}/{RECORDS}" in files:
@@ -135,7 +138,8 @@ def _remote(address: str) -> Iterator[Source]:
         raise UsageError(f"'{address}' cannot be read: {error or type(error).__name__}.") from error
     kept = _kept(listed)
     for file, about in sorted(listed.items()):
-        hidden = any(part.startswith(".") for part in file.removeprefix(fixed).split("/"))
+        parts = file.removeprefix(fixed).split("/")
+        hidden = any(part.startswith(".") for part in parts) or PART.fullmatch(parts[-1])
         if about["type"] == "file" and not hidden and kept.isdisjoint(map(str, PurePosixPath(file).parents)):
             version = hashlib.sha256(repr(sorted(about.items(), key=str)).encode()).hexdigest()[:16]
             yield Source(fs.unstrip_protocol(file), int(about["size"] or 0), version)

@@ -125,7 +125,8 @@ def _seconds(method: Method, job: Job, pace: Pace, last: bool) -> float:
     given = job.given(method)
     reads = 0 if method.reads_once and not job.new_tokens and not last else job.texts
     past = given - (min(method.window, given) if job.targets else job.beside)
-    work = method.reading(max(0, past)).times(reads) + method.answering(given).times(job.asked)
+    passes = job.texts if method.keeps_cache and job.new_tokens else job.asked
+    work = method.reading(max(0, past)).times(reads) + method.answering(given).times(passes)
     return pace.seconds(work) + pace.generated * job.new_tokens * job.asked
 
 

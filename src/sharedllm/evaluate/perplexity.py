@@ -157,7 +157,7 @@ def _refused(method: Method, lengths: Sequence[int], targets: int, seed: int, fr
     return {
         n: {
             **_asked(method, n, targets),
-            "window": _window(method, n, targets),
+            "window": window_of(method, n, targets),
             "targets": targets,
             **refused(method.llm, "perplexity", "nll", method.name, n, reason, seed),
         }
@@ -176,7 +176,7 @@ def _score(
 ) -> dict[int, dict[str, Any]]:
     """A method's rows by length; what it reads of a passage serves all `lengths`, the longest first."""
     reset_peak(method.llm.device)
-    windows = {n: _window(method, n, targets) for n in lengths}
+    windows = {n: window_of(method, n, targets) for n in lengths}
     seconds, scores = dict.fromkeys(lengths, 0.0), {n: list[float]() for n in lengths}
     for n, nll, took in method.each(partial(_nats, windows=windows, targets=targets), passages):
         scores[n].append(nll)
@@ -221,7 +221,7 @@ def _gain(
 ) -> dict[str, Any]:
     """The row of paired differences between two rows of the same length."""
     gains = [a - b for a, b in zip(truncate["values"], own["values"], strict=True)]
-    row = _row(method, length, passages, targets, _window(method, length, targets), gains, seed)
+    row = _row(method, length, passages, targets, window_of(method, length, targets), gains, seed)
     peak = max(truncate["peak_memory_bytes"], own["peak_memory_bytes"])
     return {**row, "metric": GAIN, "seconds": 0.0, "peak_memory_bytes": peak}
 
@@ -234,10 +234,11 @@ def _unit(method: Method, length: int, targets: int, read: str) -> dict[str, Any
 
 def _asked(method: Method, length: int, targets: int) -> dict[str, Any]:
     """A method's settings, and its rules at a length."""
-    return {**method.settings(), **method.rules(True, _window(method, length, targets) - targets)}
+    return {**method.settings(), **method.rules(True, window_of(method, length, targets) - targets)}
 
 
-def _window(method: Method, length: int, targets: int) -> int:
+def window_of(method: Method, length: int, targets: int) -> int:
+    """What a method sees itself of a passage: its window, and what is scored with a token before it at least."""
     return min(length, max(method.window, targets + 1))
 
 

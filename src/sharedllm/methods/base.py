@@ -36,6 +36,8 @@ class Method(ABC):
     """Whether `prepare_tails` reads what the stretches share once."""
     forgets: ClassVar[bool] = False
     """Whether the past before a window changes nothing of what the method scores there."""
+    keeps_cache: ClassVar[bool] = False
+    """Whether a text that is asked about passes the model once, however many questions follow."""
     longest: int | None = None
     """Tokens of the longest text that it is to be measured on; None: of any that memory holds."""
     spread: Callable[[Method, Work, Sequence[Any]], Iterator[Any]] | None = None

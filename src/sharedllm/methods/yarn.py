@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sharedllm.errors import UsageError
-from sharedllm.methods.full import Full
+from sharedllm.methods.full import Full, Read
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
 
@@ -31,6 +31,7 @@ class Yarn(Full):
     """
 
     name = "yarn"
+    keeps_cache = False
     rope_type: ClassVar[str] = "yarn"
 
     def __init__(self, llm: SharedLLM, window: int) -> None:
@@ -68,6 +69,10 @@ class Yarn(Full):
         finally:
             setattr(parts.base, parts.family.rotary, parts.rotary)
 
+    def prepare_to_ask(self, past: Tensor, prompt: Prompt) -> Tensor:
+        """Nothing is kept: how positions are scaled follows from question and answer too."""
+        return past
+
     def score(self, past: Tensor, window: Tensor, targets: int) -> Tensor:
         with self.scaled(len(past) + len(window)):
             return super().score(past, window, targets)
@@ -76,9 +81,12 @@ class Yarn(Full):
         with self.scaled(len(past) + len(window) + max_new_tokens):
             return super().generate(past, window, max_new_tokens, **kwargs)
 
-    def ask(self, past: Tensor, prompt: Prompt, max_new_tokens: int) -> Tensor:
+    def ask(self, past: Tensor | Read, prompt: Prompt, max_new_tokens: int) -> Tensor:
         with self.scaled(len(self.shown(past, prompt, max_new_tokens)) + max_new_tokens):
             return super().ask(past, prompt, max_new_tokens)
+
+    def rules(self, scored: bool, before: int = 0) -> dict[str, Any]:
+        return {}
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "rope_type": self.rope_type, "trained_positions": self.llm.window}

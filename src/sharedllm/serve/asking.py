@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from sharedllm.serve.failures import ApiError
 from sharedllm.serve.sampling import Sampling
 from sharedllm.serve.schemas import ChatRequest, CompletionRequest
 from sharedllm.serve.service import Service
+from sharedllm.serve.shelf import Shelf
 from sharedllm.serve.split import Room, Split, split_messages, split_tokens
 from sharedllm.serve.task import Ended, Event, Task
 
@@ -137,16 +138,22 @@ async def prepared(service: Service, ask: Ask) -> Prepared:
         ApiError: it cannot be answered.
     """
     service.check_model(ask.model)
-    entries = [service.shelf.get(name) for name in ask.contexts]
-    contexts = [service.shelf.ready(name) for name in ask.contexts]
+    entries, contexts = await service.looked(_named, service.shelf, ask.contexts)
     try:
         split, most = await run_in_threadpool(_split, service, ask, contexts)
     except UsageError as error:
         raise ApiError(400, str(error)) from error
+    if split.reads is not None:
+        service.shelf.prompts.check(split.reads)
     attended = sum(context.tokens for context in contexts) if split.attends else 0
     reads = 0 if split.reads is None else len(split.reads)
     usage = Usage(len(split.ids) + attended + reads, attended)
     return Prepared(entries, contexts, split, most, usage)
+
+
+def _named(shelf: Shelf, names: Sequence[str]) -> tuple[list[Entry], list[Context]]:
+    """The entries of some ids, and their contexts; raises `ApiError` as `Shelf.ready`."""
+    return [shelf.get(name) for name in names], [shelf.ready(name) for name in names]
 
 
 def _split(service: Service, ask: Ask, contexts: list[Context]) -> tuple[Split, int]:

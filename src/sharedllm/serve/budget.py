@@ -47,10 +47,10 @@ class Budget:
                 "context_too_large",
             )
 
-    def check_disk(self, tokens: int, others: Iterable[Entry]) -> None:
+    def check_disk(self, tokens: int, others: Iterable[Entry], encoded: bool = False) -> None:
         """Raise `ApiError` 507 where a text takes more disk than the other contexts leave, read to their ends."""
         taken = sum(max(e.disk_bytes, 0 if e.error else self.bytes_of(len(e.ids))) for e in others)
-        need, most = self.bytes_of(tokens), self.settings.context_disk_bytes
+        need, most = self.bytes_of(tokens, encoded), self.settings.context_disk_bytes
         if taken + need > most:
             raise ApiError(
                 507,
@@ -70,11 +70,14 @@ class Budget:
         return True
 
     def fit(self, entries: Iterable[Entry], prompts: dict[str, Entry]) -> None:
-        """Let entries leave memory, and prompts the disk, until both hold no more than they may; least used first."""
+        """Let entries leave memory, and prompts the disk, until both hold no more than they may; least used first.
+
+        What is read on stays: its slots are in the hands of what is being read, and would be counted no more.
+        """
         entries = sorted(entries, key=lambda e: e.used)
         over = held_bytes(entries) - self.settings.memory_bytes
         for entry in entries:
-            if over > 0 and entry.loaded and (context := entry.context) is not None:
+            if over > 0 and entry.loaded and entry.partial is None and (context := entry.context) is not None:
                 if entry.saved:
                     over -= self._freed(entry, context)
                 elif prompts.get(entry.id) is entry:

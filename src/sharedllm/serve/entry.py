@@ -138,6 +138,12 @@ class Entry:
         with self._lock:
             self.context, self.loaded, self.saved = context, True, False
 
+    def fail(self, error: str) -> None:
+        """Let nobody ask it, and let go of what is in memory; from what is on the disk the next server reads on."""
+        with self._lock:
+            self.error, self.partial, self.reserved = error, None, 0
+            self.context, self.loaded = None, False
+
     def leave_memory(self, context: Context, stored: Context) -> bool:
         """Put what is on the disk in the place of a context; False where that is no longer what questions see."""
         with self._lock:
@@ -169,19 +175,23 @@ class Entry:
         }
 
     def save_text(self) -> None:
-        """Write down what is to be read, before it is."""
+        """Write down what is to be read, before it is; where one of both files cannot be written the other stays as it was."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with replaced_file(self.folder / TEXT) as unfinished:
-            unfinished.write_bytes(save({"ids": self.ids.contiguous()}))
-        self.save_about()
+        with replaced_file(self.folder / ABOUT) as about, replaced_file(self.folder / TEXT) as text:
+            text.write_bytes(save({"ids": self.ids.contiguous()}))
+            about.write_bytes(self._about())
 
     def save_about(self) -> None:
+        with replaced_file(self.folder / ABOUT) as unfinished:
+            unfinished.write_bytes(self._about())
+
+    def _about(self) -> bytes:
+        """What the folder says of itself, in a new state."""
         about: dict[str, Any] = {"id": self.id, "documents": self.documents, "created": self.created}
         about |= {"seconds": self.seconds, "model": self.model}
         self.states = self.states[1], secrets.token_hex(8)
         about["state"] = self.states[1]
-        with replaced_file(self.folder / ABOUT) as unfinished:
-            unfinished.write_bytes(json.dumps(about).encode())
+        return json.dumps(about).encode()
 
     def save(self, context: Context, shared: bool = False) -> None:
         """Write down what was read; the text goes when that is all of it.
@@ -205,9 +215,14 @@ class Entry:
         if self.deleted:  # meanwhile
             self.remove()
 
+    def forget(self) -> None:
+        """Take away the file that the folder is known by, to other servers and after a restart, before the rest goes."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (self.folder / ABOUT).unlink()
+
     def remove(self) -> None:
         with suppress(OSError):
-            (self.folder / ABOUT).unlink()  # first: by it other servers know that the rest is going
+            self.forget()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property

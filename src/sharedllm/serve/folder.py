@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,8 +13,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
+from sharedllm.files import STALE_SECONDS
 from sharedllm.model import SharedLLM
-from sharedllm.serve.entry import ABOUT, ID, Entry
+from sharedllm.serve.entry import ABOUT, ID, Entry, state_of
+from sharedllm.serve.failures import ApiError
 
 log = logging.getLogger(__name__)
 LOCK = "server.lock"
@@ -68,6 +71,19 @@ def opened(place: Path, llm: SharedLLM, shared: bool) -> Entry | None:
         if PROMPT.fullmatch(place.name) and not shared and not passing:
             Entry(place.name, place).remove()
     return None
+
+
+def left_over(place: Path, shared: bool) -> bool:
+    """Whether a folder is what is left of a context that was deleted, or of an upload that nobody was told of: `about.json`,
+    which is there before that and goes first, is missing.
+
+    Args:
+        shared: whether other servers write there too: one may be about to write it then, for an hour at most.
+    """
+    with suppress(ApiError, OSError):  # it cannot be looked at now
+        if ID.fullmatch(place.name) and place.is_dir() and state_of(place) is None:
+            return not shared or time.time() - place.stat().st_mtime > STALE_SECONDS
+    return False
 
 
 def _unusable(place: Path, error: str) -> Entry:

@@ -14,6 +14,7 @@ from typing import Any
 from sharedllm.context import Context
 from sharedllm.errors import SharedLLMError
 from sharedllm.model import SharedLLM
+from sharedllm.saved import MERGED_CHUNKS
 from sharedllm.serve.budget import Budget, held_bytes
 from sharedllm.serve.entry import Entry
 from sharedllm.serve.failures import ApiError
@@ -22,6 +23,7 @@ from sharedllm.serve.reading import read_on
 from sharedllm.serve.settings import Settings
 
 log = logging.getLogger(__name__)
+WRITE_SECONDS = 30.0  # of a reading, after which what was read so far is written: a server that is killed loses little
 RETRY_SECONDS = 60.0  # after which what could not be written is written again, if anything happens at all
 
 
@@ -86,6 +88,24 @@ class Keeping:
         entry.partial = None
         entry.used = time.monotonic()
 
+    def read_and_write(self, entry: Entry) -> Generator[None, None, None]:
+        """Read an entry as `read` does, and write it down; from time to time, once that is done, what was read so far."""
+        writing: Future[Any] | None = None
+        began = time.monotonic()
+        for _ in self.read(entry):
+            if time.monotonic() - began >= WRITE_SECONDS and (writing is None or writing.done()):
+                began, part = time.monotonic(), self.part(entry, MERGED_CHUNKS)
+                writing = None if part is None else self.later(self.write_part, entry, part)
+            yield
+        self.later(self.write, entry)
+
+    def part(self, entry: Entry, together: int = 1) -> Context | None:
+        """The whole chunks that were read so far of an entry, in groups of so many; None where there are none."""
+        partial = entry.partial
+        read = 0 if partial is None else len(partial.ids) // self.llm.config.chunk_length
+        chunks = read // together * together
+        return partial.first(chunks) if partial is not None and chunks else None
+
     def write(self, entry: Entry, context: Context | None = None) -> None:
         """Write down what was read of an entry, if it is kept on the disk, and make room; by the thread that writes.
 
@@ -96,6 +116,15 @@ class Keeping:
         if context is not None and self._on_disk(entry):
             self._written(entry, context)
         self.fit()
+
+    def write_part(self, entry: Entry, part: Context) -> None:
+        """Write down what was read so far of an entry, unless questions see as much by now; by the thread that writes.
+
+        Not where servers share the folder: whoever comes last would put it in the place of what another read to its end.
+        """
+        seen = entry.context
+        if not self.settings.shared and (seen is None or seen.tokens < part.tokens):
+            self.write(entry, part)
 
     def fit(self) -> None:
         """Hold everything to the memory and the disk that it may take; by the thread that writes.
@@ -138,7 +167,7 @@ class Keeping:
         self._retry = math.inf
         for entry in self.entries():
             context = entry.context
-            if context is None or entry.saved or entry.partial is not None or not self._on_disk(entry):
+            if context is None or entry.saved or not entry.whole or not self._on_disk(entry):
                 continue  # what is being read on is written then, all of it
             if not self._written(entry, context):
                 return

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sharedllm.context import Context
 from sharedllm.serve.entry import Entry
+from sharedllm.serve.failures import ApiError
 from sharedllm.serve.folder import opened
 from sharedllm.serve.keeping import Keeping
 from sharedllm.serve.reading import begun, shared_chunks
@@ -42,6 +43,14 @@ class LongPrompts:
                 continue
             entry.id = key_of(entry.ids)
             self.kept.prompts[entry.id] = entry
+
+    def check(self, ids: Tensor) -> None:
+        """Raise `ApiError` 413 where a prompt [n] is not known and takes more memory than there is for contexts."""
+        try:
+            self.kept.budget.check_memory(len(ids), encoded=True)
+        except ApiError:
+            if key_of(ids) not in self.kept.prompts:
+                raise
 
     def context(self, ids: Tensor) -> Generator[None, None, tuple[Context, int]]:
         """A context of a prompt [n], and how many of its tokens need not be read again; in slices."""

@@ -22,6 +22,9 @@ from sharedllm.serve.settings import Settings
 
 NAME = "sharedllm"
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+ONGOING, FOLLOWERS = 4, 64
+"""So many times the requests that a replica answers and has wait are sent to it, and so many more that follow a reading: what is
+too much it refuses itself (429), and it is asked for its health meanwhile."""
 
 
 class Replica:
@@ -78,6 +81,7 @@ def replicated(
         torch.manual_seed(seed)
         return application(Service(SharedLLM.from_pretrained(**loading), settings))
 
+    waiting = settings.rows + settings.queue
     scale: dict[str, Any] = {"num_replicas": replicas}
     if isinstance(replicas, tuple):
         least, most = replicas
@@ -85,7 +89,8 @@ def replicated(
         scale = {"autoscaling_config": {**chosen, **options.pop("autoscaling_config", {})}}
     deployment = serve.deployment(
         name=NAME,
-        max_ongoing_requests=settings.rows + settings.queue,
+        max_ongoing_requests=ONGOING * waiting + FOLLOWERS,
+        max_queued_requests=waiting,
         graceful_shutdown_timeout_s=settings.grace + 10,
         request_router_config={"request_router_class": ROUTER},
         **scale,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from fastapi.concurrency import run_in_threadpool
 
 from sharedllm.model import SharedLLM
 from sharedllm.serve.engine import Engine
@@ -14,6 +18,8 @@ from sharedllm.serve.turns import Turns
 
 FILES = 2  # that are in memory, and whose text is taken out, at the same time
 TEXTS = 2  # of large requests that are split at the same time
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Service:
@@ -37,6 +43,12 @@ class Service:
         """Let running answers end within the grace time, then write down what was read."""
         self.engine.stop(self.settings.grace)
         self.shelf.close()
+
+    async def looked(self, look: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What a look at the contexts gives; where servers share their folder it reads that, so it goes on beside the answers."""
+        if self.settings.shared:
+            return await run_in_threadpool(look, *args, **kwargs)
+        return look(*args, **kwargs)
 
     def check_model(self, name: str | None) -> None:
         """Raise `ApiError` 404 for a model that is not this one; none, or `default`, means this one."""

@@ -20,7 +20,7 @@ from sharedllm.model import SharedLLM
 from sharedllm.serve.engine import Engine
 from sharedllm.serve.entry import ABOUT, ID, Entry, new_id, state_of
 from sharedllm.serve.failures import ApiError, as_api_error
-from sharedllm.serve.folder import opened
+from sharedllm.serve.folder import left_over, opened
 from sharedllm.serve.keeping import Keeping
 from sharedllm.serve.long_prompts import LongPrompts
 from sharedllm.serve.metrics import Metrics
@@ -42,9 +42,12 @@ class Shelf:
         self._adding = threading.Lock()
 
     def open(self) -> None:
-        """Take up what an earlier server kept."""
+        """Take up what an earlier server kept, and remove what it had not come to."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for place in sorted(self._folder.iterdir()):
+            if left_over(place, self.settings.shared):
+                Entry(place.name, place).remove()
+                continue
             if (entry := opened(place, self.llm, self.settings.shared)) is None:
                 continue
             if entry.status == "reading" and self.settings.shared:
@@ -186,9 +189,17 @@ class Shelf:
         return entry
 
     def delete(self, key: str) -> None:
-        """Forget a context; reading it ends."""
+        """Forget a context; reading it ends. Once this returns no server finds it again, nor does one that starts.
+
+        Raises:
+            ApiError: 404, there is none; 5xx, its folder cannot be changed.
+        """
         with self.kept.lock:
             entry = self.get(key)
+            try:
+                entry.forget()
+            except OSError as error:
+                raise as_api_error(error) from error
             entry.deleted = True
             self.contexts.pop(key, None)
             self._going.add(key)
@@ -201,7 +212,7 @@ class Shelf:
         self._going.discard(entry.id)
 
     def encoded(self, entry: Entry, context: Context) -> Generator[None, None, Context]:
-        """A context of an entry with its chunks; one that fitted the window is encoded now, once; in slices."""
+        """A context of an entry with its chunks; one that fitted the window is encoded now, once if they may be kept; in slices."""
         while entry.id in self._encoding:
             yield  # another request encodes the same
         if entry.context is not None and torch.equal(entry.context.ids, context.ids):
@@ -214,10 +225,21 @@ class Shelf:
             whole = yield from read_on(self.llm.reader.new_context(), context.ids, self.settings.slice_chunks, told)
         finally:
             self._encoding.discard(entry.id)
-        if entry.context is not None and torch.equal(entry.context.ids, whole.ids):
+        if entry.context is not None and torch.equal(entry.context.ids, whole.ids) and self._fits(entry):
             entry.finish(whole)
             self.kept.later(self.kept.write, entry)
         return whole
+
+    def _fits(self, entry: Entry) -> bool:
+        """Whether the disk has room for the chunks of a text that fitted the window; else they serve one answer."""
+        try:
+            self.kept.budget.check_disk(len(entry.ids), self._others(entry), encoded=True)
+        except ApiError:
+            return False
+        return True
+
+    def _others(self, entry: Entry) -> list[Entry]:
+        return [other for other in self.all(begin=False) if other.id != entry.id]
 
     def _keep_text(self, entry: Entry, known: bool = False) -> None:
         """Have a text on the disk before it is read, or refuse it.
@@ -226,7 +248,7 @@ class Shelf:
             known: whether the entry has a folder, which another server may have changed.
         """
         self.kept.budget.check_memory(len(entry.ids))
-        self.kept.budget.check_disk(len(entry.ids), [e for e in self.all(begin=False) if e.id != entry.id])
+        self.kept.budget.check_disk(len(entry.ids), self._others(entry))
 
         def save_text() -> None:
             if entry.deleted:
@@ -240,19 +262,24 @@ class Shelf:
         except OSError as error:
             raise as_api_error(error) from error
 
-    def _start(self, entry: Entry) -> None:
+    def _start(self, entry: Entry, again: bool = True) -> None:
+        """Have an entry read.
+
+        Args:
+            again: whether that is tried once more where memory runs out.
+        """
         try:
             self.kept.budget.check_memory(len(entry.ids))
         except ApiError as error:  # it was kept by a server that had more memory
-            entry.error, entry.partial = str(error), None
+            entry.fail(str(error))
             return
         entry.partial = begun(self.llm.reader, entry.ids, entry.partial or entry.context)
         entry.marks = []
-        done = self.engine.do(self._read(entry), lambda: self._unwanted(entry))
+        done = self.engine.do(self.kept.read_and_write(entry), lambda: self._unwanted(entry))
 
         def ended(future: Any) -> None:
             if not future.cancelled() and (error := future.exception()) is not None:
-                entry.error, entry.partial, entry.reserved = str(error), None, 0
+                self._failed(entry, error, again)
 
         done.add_done_callback(ended)
 
@@ -263,9 +290,17 @@ class Shelf:
         except ApiError:
             return False
 
-    def _read(self, entry: Entry) -> Generator[None, None, None]:
-        yield from self.kept.read(entry)
-        self.kept.later(self.kept.write, entry)
+    def _failed(self, entry: Entry, error: BaseException, again: bool) -> None:
+        """Keep the whole chunks of a reading that failed: on the disk, and in memory for the next try, if there is one."""
+        part = self.kept.part(entry)
+        if part is not None:
+            self.kept.later(self.kept.write_part, entry, part)
+        if again and isinstance(error, ApiError) and error.code == "out_of_memory":
+            entry.partial, entry.reserved = part, 0
+            with suppress(ApiError):  # the server is shutting down, and writes what was read
+                self._start(entry, again=False)
+            return
+        entry.fail(str(error))
 
 
 def _missing(name: str) -> ApiError:

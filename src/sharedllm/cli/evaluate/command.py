@@ -58,17 +58,21 @@ def evaluate(
     if cross is not None and engine != "local":
         raise UsageError("--cross is a folder of this machine; use it with --engine local.")
     names = _checked(task, methods, text or [], data)
-    _refuse_idle(task, _given(context))
+    given = _given(context)
+    _refuse_idle(task, given)
     if cross is not None and "encoder-decoder" not in names:
         raise UsageError(f"--cross is for encoder-decoder, which is not among the methods {', '.join(names)}.")
     chosen = _subtasks(task, subtasks)
+    common.check_output(output, text or [])
     samples_of = _samples_of(task, write_samples, output, text or [])
     windows, longest = common.windows(window, names), common.numbers_by_method("--at-most", at_most, names)
     wanted = common.positive_numbers("--lengths", lengths)
     counts = {"--samples": samples, "--targets": targets, "--needles-per-text": needles}
     for option, value in {**counts, "--max-new-tokens": max_new_tokens, "--stride": stride}.items():
         common.positive(option, 1 if value is None else value)
-    documents = common.documents_of(text) if text else []
+    if task == "perplexity" and "--window" in given:
+        _check_windows(window, names, min(targets, min(wanted) - 1))
+    documents = common.documents_of(text, output) if text else []
     loading: dict[str, Any] = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
     llm = common.load(**loading, seed=seed)
     from sharedllm.evaluate.results import Results
@@ -99,7 +103,7 @@ def evaluate(
     with _spread(engine, request, loading, ray_address, workers) as spread:
         for number, row in enumerate(TASKS[task].rows(spread)):
             if not as_json and number == 0:
-                print_head(llm, request.methods)
+                print_head(llm, request.windows)
             if not as_json:
                 print_row(row)
     if as_json:
@@ -189,6 +193,17 @@ def _refuse_idle(task: str, given: Sequence[str]) -> None:
             raise UsageError(f"{option} is for {able}, and does nothing for {task}; leave it out.")
     if {"--stride", "--samples"} <= set(given):
         raise UsageError("--stride takes all passages of the texts, however many; leave out --samples.")
+
+
+def _check_windows(text: str, names: Sequence[str], scored: int) -> None:
+    """Raise `UsageError` for a window that --window names and that has no room for the tokens that are scored."""
+    named = common.numbers_by_method("--window", text, names) if "=" in text else common.windows(text, names)
+    for name, size in named.items():
+        if size < scored:
+            raise UsageError(
+                f"--window is {size:,} for {name}, and the {scored:,} tokens that are scored must stand in it; "
+                f"give --targets {size} or less, or a larger window."
+            )
 
 
 def _samples_of(

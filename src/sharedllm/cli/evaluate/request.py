@@ -58,6 +58,20 @@ class Request:
         """Of an answer at most, where the benchmark allows any number."""
         return self.max_new_tokens or NEW_TOKENS
 
+    @property
+    def scored(self) -> int:
+        """How many of a passage's last tokens perplexity scores: the shortest leaves a token before them."""
+        return min(self.targets, min(self.lengths) - 1)
+
+    @property
+    def windows(self) -> dict[str, int]:
+        """What each method sees itself; with perplexity at the longest length, and what is scored at least."""
+        from sharedllm.evaluate.perplexity import window_of
+
+        told = {method.name: method.window for method in self.methods}
+        seen = {method.name: window_of(method, max(self.lengths), self.scored) for method in self.methods}
+        return seen if self.task == "perplexity" else told
+
     @cached_property
     def texts(self) -> list[tuple[str, Tensor]]:
         """Name and token ids [n] of each document."""
@@ -72,7 +86,7 @@ class Request:
         cut_passages(self.texts, min(self.lengths), 1)  # too short a length is refused
         if self.stride:
             passages = slide_passages(self.texts, longest, self.stride)
-            scored = scored_tokens(passages, min(self.targets, min(self.lengths) - 1))
+            scored = scored_tokens(passages, self.scored)
             all_of_them = sum(len(ids) for _, ids in self.texts)
             common.say(
                 f"{len(passages):,} passages of {longest:,} tokens, one every {self.stride:,}: "

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sharedllm.cli import common
 
 if TYPE_CHECKING:
-    from sharedllm.methods import Method
     from sharedllm.model import SharedLLM
 
 DEPTH_RANGES = 5  # columns of the table of depths
 
 
-def print_head(llm: SharedLLM, methods: Sequence[Method]) -> None:
-    """One line with what all rows below it were measured with."""
-    windows = ", ".join(f"{method.name} {method.window:,}" for method in methods)
+def print_head(llm: SharedLLM, windows: Mapping[str, int]) -> None:
+    """One line with what all rows below it were measured with; `windows` by method."""
+    seen = ", ".join(f"{name} {window:,}" for name, window in windows.items())
     dtype = str(llm.dtype).removeprefix("torch.")
-    common.tell(f"model {llm.name}, adapter {llm.adapter}, {dtype}, {llm.device}; windows: {windows}")
+    common.tell(f"model {llm.name}, adapter {llm.adapter}, {dtype}, {llm.device}; windows: {seen}")
 
 
 def print_row(row: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sharedllm.adapter import weights_digest
 from sharedllm.errors import WorkError
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import machine, refused, too_large
@@ -117,6 +118,7 @@ class Bench:
         return {
             "method": method.name,
             **method.settings(),
+            **method.rules(scored=False),
             "read": hashlib.sha256(sample.ids.numpy().tobytes()).hexdigest(),
             "asked": [self.prompt.alone(), self.new_tokens],
             "rounds": self.rounds,
@@ -271,6 +273,7 @@ class Bench:
         return {
             "task": TASK,
             **method.settings(),
+            **method.rules(scored=False),
             "method": method.name,
             "length": length,
             "metric": metric,
@@ -281,6 +284,7 @@ class Bench:
             "seconds": seconds,
             **more,
             **machine(self.llm),
+            "adapter_weights": weights_digest(self.llm.injection),
             "seed": self.seed,
             "threads": torch.get_num_threads(),
         }

@@ -58,11 +58,16 @@ export function forget(id) {
   if (dropped.delete(id)) note(DROPPED, [...dropped]);
 }
 
+// The conversation that this tab has without a question. It is noted only while no page is there, from one to the next in this
+// tab: a tab that is made as a copy of this one would have it too, and both would keep theirs under one name.
+let begun = null;
+addEventListener("pagehide", () => note(FRESH, begun));
+addEventListener("pageshow", () => note(FRESH, null));
+
 // A conversation without a question; with `again` the one that this tab had before it was loaded anew, if it has none still.
 export function fresh(again = false) {
   const before = again ? held("sessionStorage", FRESH) : null;
   const known = typeof before === "string" && !kept().some((one) => one.id === before);
-  const id = known ? before : String(Date.now());
-  note(FRESH, id);
-  return { id, messages: [] };
+  begun = known ? before : String(Date.now());
+  return { id: begun, messages: [] };
 }

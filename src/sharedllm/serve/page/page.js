@@ -140,7 +140,7 @@ $("ask").addEventListener("submit", (event) => {
   attempt(() => ask(question));
 });
 $("question").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
     event.preventDefault();
     $("ask").requestSubmit();
   }
