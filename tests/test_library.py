@@ -12,8 +12,8 @@ import torch
 
 import sharedllm.saved
 from sharedllm import Context, Library, SharedConfig, SharedLLM, UsageError, WorkError
+from sharedllm.chunks import AS_SET, Stored
 from sharedllm.encoded import Encoded
-from sharedllm.reader import AS_SET, Stored
 from sharedllm.store import writing
 from tests.conftest import CONFIG, tokens
 from tests.contexts import assert_one_sentence, assert_same_chunks, encoded, files, segments

@@ -86,7 +86,15 @@ def last_adapter() -> list[dict[str, Any]]:
 def adapter_block() -> str:
     """Tables of the shipped adapter: by kind of text, by length, with a large window, retrieval."""
     found = last_adapter()
-    blocks = [by_text(found), in_warm_windows(found), by_length(found), best_use(found), needles(found), questions(found), written(found)]
+    blocks = [
+        by_text(found),
+        in_warm_windows(found),
+        by_length(found),
+        best_use(found),
+        needles(found),
+        questions(found),
+        written(found),
+    ]
     return "\n\n".join(block for block in blocks if block) or "Not measured yet."
 
 
@@ -162,11 +170,16 @@ def best_use(found: list[dict[str, Any]]) -> str:
     """A large window and the rest compressed, against all positions of the model, and against that window alone."""
     of_shared = [r for r in found if r["metric"] == "nll_gain_over_truncate" and r["method"] == "shared"]
     nll = [r for r in found if r["metric"] == "nll"]
-    whole = max((r["window"] for r in nll if r["method"] == "truncate"), default=0)
-    large = [r for r in of_shared if r["window"] > r["targets"] + 1 and r["length"] > whole]
-    gains = {(r["window"], r["length"]): r for r in large}
+    plain = [r for r in nll if r["method"] == "truncate"]
+    larger = [
+        (r, w)
+        for r in of_shared
+        if (w := max((p["window"] for p in plain if same_passages(p, r)), default=0)) > r["window"]
+    ]
+    gains = {(r["window"], r["length"]): r for r, w in larger if r["window"] > r["targets"] + 1}
     if not gains:
         return ""
+    whole = max(w for _, w in larger)
     lines = [
         f"**What a user gains.** A large window and the rest compressed, against the model's own {whole:,} positions, all used, and against that "
         "window without the rest.",
@@ -287,6 +300,11 @@ def headline() -> str:
 
 def passages(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["length"], row["sources"], row["starts"]
+
+
+def same_passages(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two rows score the same tokens, with whatever is before them."""
+    return all(row[name] == other[name] for name in ("sources", "starts", "targets"))
 
 
 def few(passages: list[int]) -> list[str]:

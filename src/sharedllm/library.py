@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sharedllm.chunks import Stored, chunk_runs
 from sharedllm.context import Context, Progress
 from sharedllm.encoded import Encoded
 from sharedllm.errors import UsageError, WorkError
@@ -25,7 +26,7 @@ from sharedllm.keep import Keep, Span
 from sharedllm.loading import same_model
 from sharedllm.manifest import LOCK, MANIFEST, Document, Manifest, find_document, read_manifest, unreadable
 from sharedllm.model import SharedLLM
-from sharedllm.reader import Reader, Stored, chunk_runs
+from sharedllm.reader import Reader
 from sharedllm.saved import segment_chunks
 from sharedllm.store import Writer, chunk_kind, chunk_name, whole_segments, writing
 

@@ -11,9 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sharedllm.chunks import AS_SET, Stored
 from sharedllm.encoded import LAYERED, Encoded
 from sharedllm.processes import Processes
-from sharedllm.reader import AS_SET, Reader, Stored
+from sharedllm.reader import Reader
 
 ASKED = 2 + len(Stored._fields)  # numbers that say what the others are to read
 

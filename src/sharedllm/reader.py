@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cached_property
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sharedllm.binding import bound
+from sharedllm.chunks import AS_SET, Stored, chunk_runs
 from sharedllm.config import SharedConfig
-from sharedllm.context import LAYERS, Context, Progress, layers_of
+from sharedllm.context import Context, Progress
 from sharedllm.encoded import Encoded
 from sharedllm.encoder import LowerModel, Wanted
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.hardware import chunk_batch, finished, room_bytes
-from sharedllm.keep import Keep, Span, checked, clipped, keep_spans, merged, shifted, span_mask
+from sharedllm.keep import Keep, Span, checked, clipped, keep_spans, merged, shifted
 from sharedllm.loading import identity, lora_state, same_model
 from sharedllm.manifest import STORED_UNDER
 from sharedllm.prompts import check_encodable
@@ -30,40 +31,6 @@ from sharedllm.tree import candidate_tokens, tree_borders
 
 LENGTHS = 8  # that a ragged chunk is padded to while it is read
 REMEMBERED = 8  # chunks of a context that were read again for a question: as many as one question may take in whole
-
-
-def chunk_rows(ids: Tensor, length: int) -> Iterator[Tensor]:
-    """Token ids [n] cut into chunks: all complete ones, [X, C], then the ragged last one, [1, n % C]."""
-    full = len(ids) // length
-    if full:
-        yield ids[: full * length].view(full, length)
-    if len(ids) % length:
-        yield ids[None, full * length :]
-
-
-def chunk_runs(ids: Tensor, length: int, keep: Sequence[Span]) -> Iterator[tuple[Tensor, bool]]:
-    """The same cut once more, where chunks that hold a kept token meet chunks that do not, and whether they do."""
-    kept = [bool(part.any()) for part in span_mask(keep, len(ids)).split(length)]
-    for rows in chunk_rows(ids, length):
-        here, kept = kept[: len(rows)], kept[len(rows) :]
-        runs = [(whole, len(list(run))) for whole, run in groupby(here)]
-        for (whole, _), some in zip(runs, rows.split([size for _, size in runs]), strict=True):
-            yield some, whole
-
-
-class Stored(NamedTuple):
-    """Which tokens of a chunk are stored."""
-
-    every_token: bool = False
-    """Every one, and what represents it: for training, where split points are noisy."""
-    whole: bool = False
-    """Every one, in the bits of the settings: the chunk holds kept spans, or is taken in whole."""
-    compact: bool = False
-    """No more than the candidates, and of all what a question is compared with; see `Context.compact`."""
-
-
-AS_SET = Stored()
-"""What the settings say, in a context that is not compact."""
 
 
 class Reader:
@@ -93,10 +60,10 @@ class Reader:
     def new_context(self, compact: bool = False) -> Context:
         """An empty context of this model; see `Context.compact`."""
         compact = compact and self.config.fine_chunks > 0  # else no more than the candidates are stored anyway
-        about = {**self._about(compact), "compact": int(compact)}
+        about = {**self.about(compact), "compact": int(compact)}
         return Context(self, self.identity, {name: about[name] for name in STORED_UNDER})
 
-    def _about(self, compact: bool) -> dict[str, Any]:
+    def about(self, compact: bool) -> dict[str, Any]:
         """The settings, and which layer's values are kept apart to be compared."""
         return {**self.config.to_dict(), "compared_layer": self.config.compared_layer(compact)}
 
@@ -127,12 +94,10 @@ class Reader:
                 raise
 
     def bind(self, context: Context) -> Context:
-        """Check that a context was made with this model, its LoRAs and these settings; its slots stay where they are kept.
-
-        A context of another adapter that keeps more than this one needs stays as it is: what is returned is a view of it.
+        """A context that this reader's adapter can ask, and go on with: the same one, or a view of it; see `binding.bound`.
 
         Raises:
-            UsageError: it was not; the sentence says what differs.
+            UsageError: it was made with another model or other settings; the sentence says what differs.
         """
         if not same_model(context.fingerprint, self.identity):
             raise UsageError("the context was made with another model; encode the text again with this one.")
@@ -140,56 +105,10 @@ class Reader:
             return context
         if (view := self._views.get(context)) is not None and view.ids is context.ids:
             return view
-        shape = self.new_context().shape
-        for name, stored in context.shape.items():
-            here = shape[name]
-            richer = {
-                "injected_layers": stored > here,
-                "skipped_layers": stored < here,
-                "compared_layer": self._compares(context.shape),
-                "fine_chunks": stored > 0,
-                "compact": True,
-            }.get(name)
-            if stored != here and not richer:
-                raise UsageError(
-                    f"the context was made with {name} {stored}, this adapter needs {here}; encode the text again."
-                )
-        context.check(self.lower.parts)
-        if self.config.search_by == "last" and any(block.reps.shape[1] == 0 for block in context.blocks):
-            raise UsageError(
-                "the context was made for search_by tokens, this adapter searches by last; encode the text again."
-            )
-        fewer = any(context.shape[name] != shape[name] for name in ("injected_layers", "skipped_layers"))
-        if context.reader is not None and (fewer or shape["fine_chunks"] == 0 < context.shape["fine_chunks"]):
-            context = self._viewed(context)
-        if fewer:
-            self._narrow(context)
-        context.again.clear()  # chunks that another reader read once more
-        context.shape = {**context.shape, "fine_chunks": self.config.fine_chunks}
-        context.reader = self
-        return context
-
-    def _viewed(self, context: Context) -> Context:
-        """A context with the same storage, for what is done to it to leave the one given alone; remembered, with what is
-        encoded of it, until that one goes on."""
-        view = copy.copy(context)
-        view.blocks, view.again = list(context.blocks), {}
-        self._views[context] = view
-        return view
-
-    def _compares(self, shape: dict[str, int]) -> bool:
-        """Whether a context of this shape has what this adapter's questions are compared with."""
-        if self.config.search_by == "last":
-            return True
-        needed, apart = self.config.representing_layer, shape["compared_layer"]
-        return apart == needed or (apart < 0 and shape["skipped_layers"] <= needed)
-
-    def _narrow(self, context: Context) -> None:
-        """Leave in a context only the layers that this adapter needs."""
-        about = self._about(context.compact)
-        needed = {name: about[name] for name in LAYERS}
-        context.blocks = layers_of(context.blocks, context.shape, needed)
-        context.shape = {**context.shape, **needed}
+        found = bound(self, context)
+        if found is not context:
+            self._views[context] = found  # remembered, with what is encoded of it, until that one goes on
+        return found
 
     def encode(self, context: Context, progress: Progress | None = None, every_token: bool = False) -> None:
         """Encode what a context has read and not encoded yet; a ragged last chunk is taken up again.

@@ -126,6 +126,7 @@ def test_uploads_that_wait_for_the_disk_are_few_and_answers_go_on(tmp_path, monk
     running = started(tmp_path)
     shelf, disk, adding, answers = running.service.shelf, threading.Event(), [], []
     add = shelf.add
+    monkeypatch.setattr("sharedllm.serve.routes_contexts.text_of", lambda _name, raw, *_limits: raw.decode())
     monkeypatch.setattr(shelf, "add", lambda *arguments: (adding.append(1), add(*arguments))[1])
     shelf.kept.later(disk.wait)
     send = lambda: answers.append(httpx.post(f"{running.url}{CONTEXTS}", files={"file": ("a.txt", LONG.encode())}, timeout=60))  # noqa: E731  # fmt: skip

@@ -22,13 +22,13 @@ from layers import silent
 from torch import Tensor
 
 from sharedllm import SharedLLM
+from sharedllm.chunks import Stored
 from sharedllm.config import SharedConfig
 from sharedllm.encoded import Encoded
 from sharedllm.evaluate.perplexity import Passage, cut_passages
 from sharedllm.evaluate.statistics import bootstrap
 from sharedllm.memory import Slots, build_memory, find, select_slots
 from sharedllm.methods.base import plain_nll, target_nll
-from sharedllm.reader import Stored
 
 TEXTS = ("python-library", "python-reference", "debian-manuals", "anarchist-faq")
 TARGETS = 1024

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sharedllm.chunks import Stored
 from sharedllm.collection.place import Place
 from sharedllm.collection.records import FAILED, KEPT, SEARCHED_BY, SKETCHES, STORES, Record, store_name
 from sharedllm.collection.sketch import KIND, represented_by, save_sketch, sketch_made_of, sketch_of
@@ -16,7 +17,6 @@ from sharedllm.extract import text_of
 from sharedllm.library import Library
 from sharedllm.model import SharedLLM
 from sharedllm.ray_pool import Setup
-from sharedllm.reader import Stored
 from sharedllm.sources import DEFAULT_MAX_BYTES, document_of, is_pdf
 from sharedllm.store import chunk_kind, chunk_name
 

@@ -62,16 +62,16 @@ class Full(Method):
 
     def ask(self, past: Tensor | Read, prompt: Prompt, max_new_tokens: int) -> Tensor:
         """What was read behind the same words as `prompt` has before a text is not read again."""
-        known = isinstance(past, Read) and past.before == prompt.around_text()[0]
-        ids = torch.tensor(self.shown(past, prompt, max_new_tokens))
-        cache = {"past_key_values": past.copy()} if known and isinstance(past, Read) else {}
-        return plain_generate(self.llm, ids, max_new_tokens, pad_token_id=prompt.pad_id, **cache)
+        more: dict[str, Any] = {"pad_token_id": prompt.pad_id}
+        if isinstance(past, Read) and past.before == prompt.around_text()[0]:
+            more["past_key_values"] = past.copy()
+        return plain_generate(self.llm, torch.tensor(self.shown(past, prompt, max_new_tokens)), max_new_tokens, **more)
 
     def kept_bytes(self, past: Tensor | Read) -> int:
         if not isinstance(past, Read):
             return int(past.nbytes)
-        layers = [layer for layer in past.cache.layers if layer.is_initialized]
-        return int(past.ids.nbytes) + sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        kept = (getattr(layer, name, None) for layer in past.cache.layers for name in ("keys", "values"))
+        return int(past.ids.nbytes) + sum(int(x.nbytes) for x in kept if x is not None)
 
     def positions(self, tokens: int) -> int:
         return tokens

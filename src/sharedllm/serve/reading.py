@@ -7,9 +7,10 @@ from collections.abc import Callable, Generator
 import torch
 from torch import Tensor
 
+from sharedllm.chunks import Stored, chunk_rows
 from sharedllm.context import Context
 from sharedllm.encoded import Encoded
-from sharedllm.reader import Reader, Stored, chunk_rows
+from sharedllm.reader import Reader
 from sharedllm.saved import MERGED_CHUNKS
 
 

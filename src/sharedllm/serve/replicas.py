@@ -81,7 +81,7 @@ def replicated(
         torch.manual_seed(seed)
         return application(Service(SharedLLM.from_pretrained(**loading), settings))
 
-    waiting = settings.rows + settings.queue
+    ongoing = ONGOING * (settings.rows + settings.queue) + FOLLOWERS
     scale: dict[str, Any] = {"num_replicas": replicas}
     if isinstance(replicas, tuple):
         least, most = replicas
@@ -89,8 +89,8 @@ def replicated(
         scale = {"autoscaling_config": {**chosen, **options.pop("autoscaling_config", {})}}
     deployment = serve.deployment(
         name=NAME,
-        max_ongoing_requests=ONGOING * waiting + FOLLOWERS,
-        max_queued_requests=waiting,
+        max_ongoing_requests=ongoing,
+        max_queued_requests=ongoing,  # those on their way to a replica among them
         graceful_shutdown_timeout_s=settings.grace + 10,
         request_router_config={"request_router_class": ROUTER},
         **scale,

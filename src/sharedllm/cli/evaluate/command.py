@@ -63,8 +63,8 @@ def evaluate(
     if cross is not None and "encoder-decoder" not in names:
         raise UsageError(f"--cross is for encoder-decoder, which is not among the methods {', '.join(names)}.")
     chosen = _subtasks(task, subtasks)
-    common.check_output(output, text or [])
     samples_of = _samples_of(task, write_samples, output, text or [])
+    common.check_output(output, text or [])
     windows, longest = common.windows(window, names), common.numbers_by_method("--at-most", at_most, names)
     wanted = common.positive_numbers("--lengths", lengths)
     counts = {"--samples": samples, "--targets": targets, "--needles-per-text": needles}

@@ -1,4 +1,4 @@
-"""Processes of one launch that read a text together: what they must agree on, and how they part."""
+"""Processes of one launch that read a text together: what they must agree on, and how they part; without a launch."""
 
 from __future__ import annotations
 
