@@ -59,7 +59,7 @@ def test_texts_are_read_once_and_answers_scored_in_order(make, monkeypatch):
         given.append((len(past), prompt.question, new))
         return torch.tensor(llm.tokenizer(f" {prompt.question * new} ")["input_ids"])
 
-    monkeypatch.setattr(method, "prepare", lambda ids: (read.append(len(ids)), ids)[1])
+    monkeypatch.setattr(method, "prepare_to_ask", lambda ids, prompt: (read.append(len(ids)), ids)[1])
     monkeypatch.setattr(method, "ask", ask)
     texts = [
         Text("a", tokens(30), [question("p"), question("q", new=7)]),

@@ -168,15 +168,15 @@ def test_all_methods_are_asked_the_same_about_the_same(llm, monkeypatch):
     for method in methods:
         seen = asked.setdefault(method.name, [])
 
-        def prepare(past, seen=seen, taken=method.prepare):
+        def prepare(past, prompt, seen=seen, taken=method.prepare_to_ask):
             seen.append(past.tolist())
-            return taken(past)
+            return taken(past, prompt)
 
         def ask(past, prompt, max_new_tokens, seen=seen):
             seen.append(prompt.question)
             return torch.tensor(llm.tokenizer(f"It is {answers[prompt.question]}.")["input_ids"])
 
-        monkeypatch.setattr(method, "prepare", prepare)
+        monkeypatch.setattr(method, "prepare_to_ask", prepare)
         monkeypatch.setattr(method, "ask", ask)
     answers = {spot.needle.question: spot.needle.value for h in made for spot in h.hidden}
     rows = list(run(llm, methods, 600, made, 4, 0, lambda line: None))
