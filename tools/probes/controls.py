@@ -95,12 +95,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True, help="results file; it is written anew")
     parser.add_argument("--adapter", default="default")
+    parser.add_argument("--only", help="one benchmark: needles, questions or real")
     args = parser.parse_args()
     torch.set_num_threads(int(choose_threads().value))
     llm = SharedLLM.from_pretrained(adapter=args.adapter)
     other = llm.read(llm.reader.token_ids(Path(OTHER).read_text(encoding="utf-8"))[:OTHER_TOKENS])
     rows: list[dict[str, Any]] = []
     for benchmark, asked in texts(llm).items():
+        if args.only not in (None, benchmark):
+            continue
         places: list[Place] = []
         for text in asked:
             context = Shared(llm, 1024).prepare(text.ids)
