@@ -13,11 +13,11 @@ from typing import Any
 from fill_goals import ROWS as SPEED
 from fill_goals import short_table
 from ray_table import ray_block, search_block
-from report_table import NOT_MEASURED, THEIR_RANGE, searched_before
+from report_table import NOT_MEASURED, THEIR_RANGE, interval, same_passages, searched_before
 from serving_table import load_block
 
 from sharedllm.evaluate.results import read_rows
-from sharedllm.evaluate.statistics import bootstrap, bounds
+from sharedllm.evaluate.statistics import bounds
 from sharedllm.plot.lines import PLAIN
 from sharedllm.plot.perplexity import FEW
 
@@ -98,17 +98,24 @@ def adapter_block() -> str:
     return "\n\n".join(block for block in blocks if block) or "Not measured yet."
 
 
-def by_text(found: list[dict[str, Any]]) -> str:
-    """Gains at the length that `full` was measured at, on the passages it was measured on."""
-    nll = [r for r in found if r["metric"] == "nll"]
-    for whole in (r for r in reversed(nll) if r["method"] == "full" and r["window"] <= r["targets"] + 1):
+def beside_full(found: list[dict[str, Any]], warm: bool) -> dict[str, dict[str, Any]]:
+    """Rows of likelihood by method, of the passages and the window that `full` was measured with last, ours among them; none
+    where there are no such. `warm`: where the window holds text before what is scored."""
+    nll = [r for r in found if r["metric"] == "nll" and (r["window"] > r["targets"] + 1) == warm]
+    for whole in (r for r in reversed(nll) if r["method"] == "full"):
         same = {r["method"]: r for r in nll if passages(r) == passages(whole) and r["window"] == whole["window"]}
         if {"truncate", "shared"} <= same.keys():
-            break
-    else:
+            return same
+    return {}
+
+
+def by_text(found: list[dict[str, Any]]) -> str:
+    """Gains at the length that `full` was measured at, on the passages it was measured on."""
+    same = beside_full(found, warm=False)
+    if not same:
         return ""
     alone, ours = same["truncate"], same["shared"]
-    gaps = gains_by_text(whole, alone)
+    gaps = gains_by_text(same["full"], alone)
     lines = [
         f"**What the compressed context is worth.** Nats a token of the last {ours['targets']:,} of {ours['length']:,} tokens, in texts from sources never "
         "trained on, with a window of as many: paired gain over the window alone with 95 % bootstrap interval, and its share of what the same "
@@ -126,16 +133,15 @@ def by_text(found: list[dict[str, Any]]) -> str:
 
 def in_warm_windows(found: list[dict[str, Any]]) -> str:
     """The same where the window holds text before what is scored."""
-    nll = [r for r in found if r["metric"] == "nll" and r["window"] > r["targets"] + 1]
-    for whole in (r for r in reversed(nll) if r["method"] == "full"):
-        same = {r["method"]: r for r in nll if passages(r) == passages(whole) and r["window"] == whole["window"]}
-        if {"truncate", "shared"} <= same.keys():
-            gains, gaps = (gains_by_text(same[name], same["truncate"])["all"] for name in ("shared", "full"))
-            return (
-                f"Where a window of {whole['window']:,} holds at least {whole['window'] - whole['targets']:,} tokens of text before each scored one (its last "
-                f"{whole['targets']:,} are scored), the gain is {interval(gains)}, {100 * sum(gains) / sum(gaps):.0f} % of that of all tokens, over {len(gains)} passages."
-            )
-    return ""
+    same = beside_full(found, warm=True)
+    if not same:
+        return ""
+    gains, gaps = (gains_by_text(same[name], same["truncate"])["all"] for name in ("shared", "full"))
+    window, targets = same["full"]["window"], same["full"]["targets"]
+    return (
+        f"Where a window of {window:,} holds at least {window - targets:,} tokens of text before each scored one (its last {targets:,} are scored), the gain is "
+        f"{interval(gains)}, {100 * sum(gains) / sum(gaps):.0f} % of that of all tokens, over {len(gains)} passages."
+    )
 
 
 def by_length(found: list[dict[str, Any]]) -> str:
@@ -217,7 +223,7 @@ def needles(found: list[dict[str, Any]]) -> str:
         "| --- " * (len(methods) + 2) + "|",
     ]
     for n in lengths:
-        row = next(r for (m, length), r in asked.items() if length == n and (m != "passage" or len(asked) == 1))
+        row = next(asked[m, n] for m in methods if (m, n) in asked)
         shares = [share(asked[m, n]) if (m, n) in asked else NOT_MEASURED for m in methods]
         lines.append(f"| {n:,} | {asked_of(row)} | " + " | ".join(shares) + " |")
     return "\n".join(lines)
@@ -241,8 +247,8 @@ def questions(found: list[dict[str, Any]]) -> str:
 
 def asked_of(row: dict[str, Any]) -> str:
     """How many questions on how many texts: those on one text have it in common what is easy to take for what."""
-    texts = len(row["sources"]) if row["method"] != "passage" else None
-    return f"{row['samples']}" if texts is None else f"{row['samples']} on {texts} text{'s' if texts > 1 else ''}"
+    texts = len(row["sources"])
+    return f"{row['samples']} on {texts} text{'s' if texts > 1 else ''}"
 
 
 def f1(row: dict[str, Any]) -> str:
@@ -302,19 +308,9 @@ def passages(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["length"], row["sources"], row["starts"]
 
 
-def same_passages(row: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two rows score the same tokens, with whatever is before them."""
-    return all(row[name] == other[name] for name in ("sources", "starts", "targets"))
-
-
 def few(passages: list[int]) -> list[str]:
     """What stands under a table of which some rows have few passages."""
     return ["", THEIR_RANGE] if min(passages) < FEW else []
-
-
-def interval(values: list[float]) -> str:
-    low, high = bootstrap(values)
-    return f"{sum(values) / len(values):+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def filled(text: str) -> str:

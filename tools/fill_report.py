@@ -13,11 +13,11 @@ from functools import partial
 
 from fill_goals import SAME, before_words
 from report_peers import peers_table
-from report_table import Row, latest, table
+from report_table import Row, interval, latest, table
 from run_report import DOCS, PROFILES, PROFILES_AT, commands, machine_file, rows_file
 
 from sharedllm.evaluate.results import read_rows
-from sharedllm.evaluate.statistics import bootstrap, bounds, bounds_of_mean
+from sharedllm.evaluate.statistics import bounds, bounds_of_mean
 from sharedllm.plot.scores import MEAN
 
 TO_FIRST, PEAK = "seconds_to_first_token", "working_peak_bytes"
@@ -179,12 +179,6 @@ def gain_table(rows: Sequence[Row]) -> str:
     made = table(gains, lambda row: interval(row["values"]))
     passages = f" ({gains[0]['samples']} passages)" if gains else ""
     return f"Nats won over `truncate`, paired by passage{passages}; more is better:\n\n{made}" if made else ""
-
-
-def interval(values: Sequence[float], form: str = "+.3f") -> str:
-    """A mean with its interval; of a single value there is none."""
-    mean, (low, high) = sum(values) / len(values), bootstrap(values)
-    return f"{mean:{form}} [{low:{form}}, {high:{form}}]" if len(values) > 1 else f"{mean:{form}}"
 
 
 def share(row: Row) -> str:

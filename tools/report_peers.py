@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from report_table import NOT_MEASURED, Row
-
-from sharedllm.evaluate.statistics import bootstrap
+from report_table import NOT_MEASURED, Row, interval, same_passages
 
 FOUND, NLL = "found", "nll"
 BYTES = {"stored_bytes": "kept for any question", "attended_bytes": "attended to by one question"}
@@ -45,17 +43,9 @@ def peers_table(rows: Sequence[Row]) -> str:
 
 def paired(ours: Row | None, theirs: Row | None) -> str:
     """By how many nats a token `shared` is better than a method, passage by passage, with 95 % interval."""
-    same = ("sources", "starts", "targets")
-    if (
-        ours is None
-        or theirs is None
-        or any(ours.get(name) != theirs.get(name) for name in same)
-        or "values" not in ours
-    ):
+    if ours is None or theirs is None or "values" not in ours or not same_passages(ours, theirs):
         return NOT_MEASURED
-    gains = [b - a for a, b in zip(ours["values"], theirs["values"], strict=True)]
-    low, high = bootstrap(gains)
-    return f"{sum(gains) / len(gains):+.3f} [{low:+.3f}, {high:+.3f}]"
+    return interval([b - a for a, b in zip(ours["values"], theirs["values"], strict=True)])
 
 
 def allowed(rows: Sequence[Row]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sharedllm.evaluate.statistics import bootstrap
 from sharedllm.methods import METHODS
 from sharedllm.plot.perplexity import FEW
 from sharedllm.relevance import ASKING_TOKENS
@@ -103,3 +104,14 @@ def searched_before(row: Row) -> bool:
     if row["method"] != "shared" or "targets" not in row or "searched_by" in row:
         return False
     return row["length"] > row["window"] >= row["targets"] + ASKING_TOKENS
+
+
+def same_passages(row: Row, other: Row) -> bool:
+    """Whether two rows score the same tokens, with whatever is before them."""
+    return all(row.get(name) == other.get(name) for name in ("sources", "starts", "targets"))
+
+
+def interval(values: Sequence[float], form: str = "+.3f") -> str:
+    """A mean with its interval; of a single value there is none."""
+    mean, (low, high) = sum(values) / len(values), bootstrap(values)
+    return f"{mean:{form}} [{low:{form}}, {high:{form}}]" if len(values) > 1 else f"{mean:{form}}"

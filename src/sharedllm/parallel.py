@@ -15,6 +15,7 @@ from sharedllm.chunks import AS_SET, Stored
 from sharedllm.encoded import LAYERED, Encoded
 from sharedllm.processes import Processes
 from sharedllm.reader import Reader
+from sharedllm.saved import MERGED_CHUNKS
 
 ASKED = 2 + len(Stored._fields)  # numbers that say what the others are to read
 
@@ -53,7 +54,7 @@ class ParallelReader(Reader):
 
     def step(self, n: int) -> int:
         """All that is read together: parts of it would leave some processes without a chunk."""
-        return self.at_once(n)
+        return max(MERGED_CHUNKS, self._together(n))
 
     def _together(self, n: int) -> int:
         """One each: of their memory the processes would have to agree before every text."""

@@ -234,8 +234,8 @@ class Writer:
         segments = self.manifest.segments.items()
         self.manifest.segments = {n: s for n, s in segments if n in left or not used.isdisjoint(s.chunks)}
         self.commit()
-        for file in self.folder.glob("part-*") if only else ():
-            file.unlink(missing_ok=True)
+        if only:
+            _drop_parts(self.folder)
 
     def _used(self) -> set[str]:
         """Chunks that documents are made of."""
@@ -283,11 +283,17 @@ def writing(folder: Path) -> Iterator[Writer]:
         raise WorkError(f"writing {folder} failed ({error}); it is as it last was, whole.") from error
     finally:
         if not (folder / MANIFEST).exists():
-            for file in (*folder.glob("part-*.safetensors"), folder / LOCK):
-                file.unlink(missing_ok=True)
+            _drop_parts(folder)
+            (folder / LOCK).unlink(missing_ok=True)
             with suppress(OSError):
                 folder.rmdir()
         lock.release()
+
+
+def _drop_parts(folder: Path) -> None:
+    """Remove what was read for segments that are not to come."""
+    for file in folder.glob("part-*.safetensors"):
+        file.unlink(missing_ok=True)
 
 
 def _current(folder: Path) -> bool:

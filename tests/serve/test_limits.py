@@ -83,6 +83,26 @@ def test_a_file_made_to_expand_is_refused_over_http(http, served, monkeypatch):
     upload(http)
 
 
+def uploading(running, answers) -> list[threading.Thread]:
+    """Six uploads at once, whose answers go to a list."""
+
+    def send() -> None:
+        files = {"file": ("a.txt", LONG.encode())}
+        answers.append(httpx.post(f"{running.url}{CONTEXTS}", files=files, timeout=60))
+
+    threads = [threading.Thread(target=send) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def until_two(done) -> None:
+    """Wait until a list has two entries."""
+    until = time.monotonic() + 30
+    while len(done) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 def test_of_many_uploads_few_are_in_memory_and_the_rest_waits_or_is_refused(tmp_path, monkeypatch):
     from starlette.datastructures import UploadFile
 
@@ -99,14 +119,9 @@ def test_of_many_uploads_few_are_in_memory_and_the_rest_waits_or_is_refused(tmp_
     monkeypatch.setattr(UploadFile, "read", reading)
     monkeypatch.setattr("sharedllm.serve.routes_contexts.text_of", text_of)
     running = started(tmp_path, queue=2)
-    send = lambda: answers.append(httpx.post(f"{running.url}{CONTEXTS}", files={"file": ("a.txt", LONG.encode())}, timeout=60))  # noqa: E731  # fmt: skip
-    threads = [threading.Thread(target=send) for _ in range(6)]
     try:
-        for thread in threads:
-            thread.start()
-        until = time.monotonic() + 20
-        while len(answers) < 2 and time.monotonic() < until:
-            time.sleep(0.01)
+        threads = uploading(running, answers)
+        until_two(answers)
         time.sleep(0.2)
         assert len(taken) == 2, "two are in memory, two wait on the disk"
         assert len(answers) == 2
@@ -129,14 +144,9 @@ def test_uploads_that_wait_for_the_disk_are_few_and_answers_go_on(tmp_path, monk
     monkeypatch.setattr("sharedllm.serve.routes_contexts.text_of", lambda _name, raw, *_limits: raw.decode())
     monkeypatch.setattr(shelf, "add", lambda *arguments: (adding.append(1), add(*arguments))[1])
     shelf.kept.later(disk.wait)
-    send = lambda: answers.append(httpx.post(f"{running.url}{CONTEXTS}", files={"file": ("a.txt", LONG.encode())}, timeout=60))  # noqa: E731  # fmt: skip
-    threads = [threading.Thread(target=send) for _ in range(6)]
     try:
-        for thread in threads:
-            thread.start()
-        until = time.monotonic() + 30
-        while len(adding) < 2 and time.monotonic() < until:
-            time.sleep(0.01)
+        threads = uploading(running, answers)
+        until_two(adding)
         time.sleep(0.5)
         assert len(adding) == 2, "the others have no thread of those that prepare answers"
         answer = httpx.post(f"{running.url}{CHAT}", json={"messages": SAID, "max_tokens": 1}, timeout=60)

@@ -43,9 +43,9 @@ class Full(Method):
 
     @torch.no_grad()
     def prepare_to_ask(self, past: Tensor, prompt: Prompt) -> Tensor | Read:
-        before = prompt.around_text()[0]
         if len(past) == 0:
             return past
+        before = prompt.around_text()[0]
         ids = torch.cat([past.new_tensor(before), past])[None].to(self.llm.device)
         cache = DynamicCache(config=self.llm.model.config)
         self.llm.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
