@@ -62,7 +62,7 @@ texts: setup
 # known already of the same adapter is not computed again.
 HELDOUT = $(foreach t,$(1),--text data/heldout/$(t).txt)
 LONG_TEXTS := python-library anarchist-faq
-EXPLAINING := python-library debian-manuals
+EXPLAINING := python-library python-reference
 KINDS := $(TEXTS) novels
 ADAPTER_RESULTS := docs/results/adapter.jsonl
 
@@ -108,7 +108,7 @@ goals: setup
 	$(BIN)/sharedllm bench --methods shared-compact --lengths 131072 --rounds 1 -o $(GOALS)
 	$(BIN)/python tools/fill_goals.py
 
-# Every method at every length, as tables and figures: PROFILE=small takes about 20 minutes on two cores, full two hours.
+# Every method at every length, as tables and figures: PROFILE=small takes about 20 minutes on two cores, full two and a half hours.
 PROFILE ?= small
 REPORT := docs/results/report-$(PROFILE)
 
@@ -138,19 +138,24 @@ peers: texts $(PEERS)/.done
 	for samples in $(PEER_SAMPLES); do for bytes in stored attended; do \
 	  $(PEERS)/bin/python peers/kvpress_rows.py $$samples --bytes $$bytes -o $(PEER_RESULTS) || exit 1; done; done
 
-# Make a run's adapter the one that ships: make ship RUN=runs/default, then make measure demo. What its texts were made of
-# is kept beside its metrics; what was measured of the one before is put aside under the name of its run.
-DATA ?= $(shell sed -n 's/^  "data": "\(.*\)",$$/\1/p' $(RUN)/recipe.json)
+# Make a run's adapter the one that ships: make ship RUN=runs/default. What its texts were made of is kept beside its metrics,
+# whose curve is drawn; what was measured of the one before is put aside under the name of its run. Then, so that the documents
+# are of it: make measure, make demo RESULTS=docs/results/demo.jsonl, and $(BIN)/python tools/fill_readme.py.
+DATA ?= $(shell sed -n 's/^  "data": "\(.*\)",$$/\1/p' $(RUN)/recipe.json 2>/dev/null)
 
 SHIPPED := src/sharedllm/adapters/smollm2-135m-instruct
-BEFORE = $(notdir $(shell sed -n 's/^ *"output": "\(.*\)",$$/\1/p' $(SHIPPED)/adapter_config.json))
+BEFORE = $(notdir $(shell sed -n 's/^ *"output": "\(.*\)",$$/\1/p' $(SHIPPED)/adapter_config.json 2>/dev/null))
+SHIPPED_METRICS = docs/results/$(notdir $(RUN:%/=%))-metrics.jsonl
 
 ship:
+	@for file in adapter_config.json adapter_model.safetensors; do [ -f $(RUN)/adapter/$$file ] || \
+	  { echo "$(RUN)/adapter holds no $$file; name the folder of a finished run, such as make ship RUN=runs/default." >&2; exit 1; }; done
 	[ ! -f $(ADAPTER_RESULTS) ] || cmp -s $(RUN)/adapter/adapter_model.safetensors $(SHIPPED)/adapter_model.safetensors || \
 	  { cat $(ADAPTER_RESULTS) >> docs/results/$(or $(BEFORE),earlier)-adapter.jsonl && rm $(ADAPTER_RESULTS); }
 	cp $(RUN)/adapter/adapter_config.json $(RUN)/adapter/adapter_model.safetensors $(SHIPPED)/
-	[ ! -f $(RUN)/metrics.jsonl ] || cp $(RUN)/metrics.jsonl docs/results/$(notdir $(RUN))-metrics.jsonl
 	[ ! -f $(DATA)/manifest.json ] || cp $(DATA)/manifest.json docs/results/data-manifest.json
+	[ ! -f $(RUN)/metrics.jsonl ] || { cp $(RUN)/metrics.jsonl $(SHIPPED_METRICS) && \
+	  $(BIN)/sharedllm plot $(SHIPPED_METRICS) -o docs/figures/training.png; }
 
 demo: setup
 	$(BIN)/sharedllm demo -o $(RESULTS)

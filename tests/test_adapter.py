@@ -324,6 +324,23 @@ def test_the_shipped_adapter_of_exactly_this_model_is_the_default(make, tmp_path
     assert "ships for LlamaForCausalLM" in caplog.text
 
 
+def test_bits_that_are_kept_are_chosen_beside_the_adapter(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharedllm.adapter, "SHIPPED", tmp_path)
+    make(dataclasses.replace(CONFIG, stored_bits=4)).save_adapter(tmp_path / "tiny")
+    eight = load("default", stored_bits=8)
+    given = load("default", config=dataclasses.replace(CONFIG, stored_bits=8))
+    four, named = load("default"), load(tmp_path / "tiny", stored_bits=8)
+    assert {llm.adapter for llm in (eight, given, four, named)} == {"tiny"}
+    assert [llm.config.stored_bits for llm in (eight, given, named, four)] == [8, 8, 8, 4]
+    finer, coarser = eight.read(tokens(90)), four.read(tokens(90))
+    assert finer.nbytes > coarser.nbytes and torch.equal(finer.blocks[0].keys, given.read(tokens(90)).blocks[0].keys)
+    logits = eight(WINDOW, context=finer).logits
+    assert torch.equal(four(WINDOW, context=finer).logits, logits), "what is kept says in how many bits"
+    assert not torch.equal(four(WINDOW, context=coarser).logits, logits)
+    with pytest.raises(UsageError, match="stored_bits is 5"):
+        load("default", stored_bits=5)
+
+
 def test_a_model_smaller_than_the_usual_rank_is_attached_to_without_settings():
     assert SharedLLM.from_pretrained(tiny_model(), adapter="none").config.rank == 32
 

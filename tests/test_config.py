@@ -94,13 +94,21 @@ def test_a_tree_deeper_than_the_chunk_is_refused(depth):
 def test_an_unknown_name_gives_the_nearest_right_one():
     with pytest.raises(UsageError, match=r"no setting named 'tree_dept'\. Did you mean tree_depth\?"):
         SharedConfig.from_dict({"tree_dept": 3})
-    with pytest.raises(UsageError, match=r"'xyzzy'\.$"):
+    with pytest.raises(UsageError, match=r"no setting named 'leaf'\. Did you mean slots_per_leaf\?"):
+        SharedConfig.from_dict({"leaf": 3})
+    with pytest.raises(UsageError, match=r"'xyzzy'\. Did you mean \w+\?$"):  # also where none is near
         SharedConfig.from_dict({"xyzzy": 3})
 
 
 def test_nearest_says_nothing_when_nothing_is_near():
     assert nearest("chnk_length", ["chunk_length", "init"]) == " Did you mean chunk_length?"
     assert nearest("qqq", ["chunk_length", "init"]) == ""
+
+
+def test_nearest_knows_initials_and_nested_names():
+    names = ["clip_norm", "learning_rate", "config.rank", "warm"]
+    found = [nearest(word, names, 0.0) for word in ("lr", "rank", "learn", "config.rnk")]
+    assert found == [f" Did you mean {names[i]}?" for i in (1, 2, 1, 2)]
 
 
 def test_settings_need_no_torch():

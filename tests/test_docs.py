@@ -88,7 +88,7 @@ def test_python_runs(page, tiny):
     "wrong",
     [
         "SharedLLM.from_pretrained('a', adaptor='b')",
-        "SharedLLM.from_pretrained('a', 'b', None, None, None, None, 'c')",
+        "SharedLLM.from_pretrained('a', 'b', None, None, None, None, 8, 'c')",
         "AutoModelForCausalLM.from_pretrained('a', devicemap='auto')",
         "AutoTokenizer.from_pretrained('a', 'b')",
     ],

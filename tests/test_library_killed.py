@@ -99,6 +99,51 @@ def test_a_folder_that_was_never_read_to_its_end_says_so(make, tmp_path, monkeyp
         Context.load(tmp_path / "c", llm)
 
 
+def test_what_was_read_of_a_first_segment_is_kept_in_a_new_folder(make, tmp_path, monkeypatch):
+    llm = make()  # a segment holds eight chunks: none is whole when the reading is stopped
+
+    def stopped(done, total):
+        if done == 16 * 5:
+            raise KeyboardInterrupt
+
+    library = Library(tmp_path / "c", llm)
+    with pytest.raises(KeyboardInterrupt):
+        library.add("text", TEXT, stopped)
+    assert len(list(library.folder.glob("part-*"))) == 4 and not segments(library.folder)
+    with pytest.raises(UsageError, match="run `sharedllm encode` again to go on"):
+        Context.load(library.folder, llm)
+    calls = counted(monkeypatch, llm.lower, "encode")
+    library.add("text", TEXT)
+    assert len(calls) == 41 - 4, "the four chunks that were read before are not read again"
+    assert_same_chunks(library.context(), encoded(llm, TEXT))
+    assert not list(library.folder.glob("part-*"))
+    with pytest.raises(KeyboardInterrupt):
+        Library(tmp_path / "none", llm).add("text", TEXT, lambda *_: stopped(80, 0))
+    assert not (tmp_path / "none").exists(), "not one chunk was read"
+
+
+def test_parts_of_chunks_that_were_read_in_other_portions_do_not_stay(make, tmp_path, monkeypatch):
+    llm = make()
+    library = Library(tmp_path / "c", llm)
+    library.add("old", OLD)
+
+    def stopped(done, total):
+        if done == 16 * 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        library.add("text", TEXT, stopped)
+    parts = sorted(library.folder.glob("part-*"))
+    assert len(parts) == 4
+    parts[0].write_bytes(parts[0].read_bytes()[:99])
+    library.add("more", TEXT[16 * 30 :])
+    assert sorted(library.folder.glob("part-*")) == parts[1:], "what is whole may be gone on from"
+    monkeypatch.setattr(llm.reader, "step", lambda _: 64)  # a GPU reads so many at once
+    library.add("text", TEXT)
+    assert not list(library.folder.glob("part-*"))
+    assert_same_chunks(library.context(["text"]), encoded(llm, TEXT))
+
+
 def test_what_a_stopped_call_read_outlives_other_calls_until_the_folder_is_made_anew(make, tmp_path, monkeypatch):
     llm = make()
     monkeypatch.setattr(sharedllm.saved, "SEGMENT_BYTES", 1)

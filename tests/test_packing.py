@@ -50,6 +50,21 @@ def test_a_step_is_as_wide_as_its_own_group_or_token_needs():
     assert step.flatten().tolist() == pytest.approx([1.0, 0.1])
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("pack", [pack_keys, pack_values])
+def test_numbers_in_bfloat16_come_back_within_half_a_step(pack, bits):
+    there = (numbers(2, 70, 8) + torch.linspace(-40, 40, 8)).bfloat16()
+    codes, low, step = pack(there, bits)
+    group = torch.arange(70) if pack is pack_values else group_of(torch.arange(70), 70)
+    low, step = low[..., group, :], step[..., group, :]
+    off = (unpack(codes, low, step, 8).float() - there.float()).abs()
+    lost = there.float().abs().clamp(min=float(step.max())) * 2**-8  # what the result itself is rounded by, at most
+    assert (off <= step.float() * 0.505 + lost).all()
+    exact = codes if bits == 8 else torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)
+    exact = (exact.double() * step.double() + low.double()).bfloat16()
+    assert torch.equal(unpack(codes, low, step, 8), exact), "rounded once, at the end"
+
+
 def test_what_has_one_value_comes_back_exactly():
     same = torch.full((1, 5, 4), 0.3)
     assert torch.equal(unpack(*pack_values(same, 4), 4), same)

@@ -65,6 +65,19 @@ def test_other_texts_have_a_board_of_their_own():
     assert "measured before, on other texts" in scores.title(second)[1]
 
 
+def test_rows_of_one_source_are_told_apart_by_what_was_read_there():
+    """At one length; a row from before rows said it counts as of what was read last."""
+    before = score("f1", "retrieval", 4096, 0.1, task="questions", sources=["a"])
+    older = [score("f1", m, 4096, 0.2, task="questions", sources=["a"], texts="one") for m in ("shared", "full")]
+    newer = [score("f1", "shared", n, 0.4, task="questions", sources=["a"], texts=f"two {n}") for n in (4096, 8192)]
+    first, second = scores.boards(rows(before, *older, *newer))
+    at = [{line.method: {n: p.value for n, p in by.items()} for line, by in b.panels["f1"].items()} for b in (first, second)]  # fmt: skip
+    assert at == [
+        {"shared": {4096: 0.4, 8192: 0.4}, "retrieval": {4096: 0.1}}, {"shared": {4096: 0.2}, "full": {4096: 0.2}},
+    ]  # fmt: skip
+    assert not (first.replaced or second.replaced)
+
+
 def test_means_over_other_tasks_share_no_line():
     two, more = {"vt": 40.0, "cwe": 60.0}, {name: 10.0 for name in ("vt", "cwe", "fwe", "qa_1")}
     means = [score("ruler_mean", "shared", n, 50.0, subtasks=two) for n in (4096, 8192)]

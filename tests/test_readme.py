@@ -60,7 +60,7 @@ def test_one_adapter_is_shown_and_no_length_twice(fill, monkeypatch):
         monkeypatch.setattr(fill, "rows", lambda name, found=[*old, window, *new]: found)
         block = fill.adapter_block()
         assert "0.125" not in block and "12 %" not in block
-        assert "| all | 4 |" not in block and "| all | 2 | +0.500 [+0.500, +0.500] | 50 % |" in block
+        assert "| all | 4 |" not in block and "| all | 2 | +0.500 [+0.500, +0.500] | 50 % [50, 50] |" in block
         lengths = [line.split(" | ")[0] for line in block.splitlines() if line.startswith(("| 8,192", "| 16,384"))]
         assert lengths == ["| 8,192", "| 16,384", "| 16,384"], "a small window and a large one"
         assert "| 16,384 | 7,168 | 2 | +0.500 [+0.500, +0.500] | not measured |" in block, (
@@ -71,6 +71,21 @@ def test_one_adapter_is_shown_and_no_length_twice(fill, monkeypatch):
     monkeypatch.setattr(fill, "rows", lambda name: [*old, row("shared", 8192, 1.0, adapter_weights="two")])
     assert {r["method"] for r in fill.last_adapter()} == {"truncate", "full", "shared"}
     assert [r["value"] for r in fill.last_adapter() if r["method"] == "shared"] == [1.0]
+
+
+def test_a_gain_of_best_use_is_one_over_a_larger_window(fill):
+    found = measured(0.5, [1, 2])
+    (gain,) = (r for r in found if r["metric"] == "nll_gain_over_truncate")
+    said = {w: fill.best_use([*found, {**gain, "truncate_window": w}]) for w in (7168, 8192)}
+    assert all("| 16,384 | 7,168 | 2 | +0.500" in text for text in said.values())
+    smaller = [{**r, "truncate_window": 7168} if r is gain else r for r in found]
+    assert fill.best_use(smaller) == "", "beside a row of the larger window that it is not of"
+
+
+def test_a_share_of_the_gap_has_an_interval_of_gains_and_gaps_together(fill):
+    assert fill.share_of_gap([0.1, 0.3, 0.2], [0.2, 0.4, 0.4]) == "60 % [50, 75]"
+    assert fill.share_of_gap([0.1], [0.2]) == "50 %", "of one passage there is none"
+    assert fill.share_of_gap([0.1, 0.1], [0.3, -0.1]) == "100 %", "nor where the gap may be none"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -94,10 +109,11 @@ def test_what_was_measured_of_the_adapter_before_is_put_aside(tmp_path):
         (results / "adapter.jsonl").write_text('{"of": "new"}\n')
 
 
-def test_every_length_is_measured_in_a_small_window():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
-    asked = [line for line in makefile.splitlines() if "eval perplexity" in line and "$(ADAPTER_RESULTS)" in line]
-    small = [line for line in asked if "--window" not in line]
-    assert any(all(str(n * 1024) in line for n in (8, 16, 32, 64, 128)) for line in small)
-    large = [line for line in asked if "--window" in line and "--targets" not in line]
-    assert all("--samples 12" in line for line in large), "their gains are small"
+def test_every_length_is_measured_with_both_windows(fill):
+    """Of the adapter that ships: a small window at every length, and a large one beyond the model's own on enough passages."""
+    found = [row for row in fill.last_adapter() if row["method"] == "shared" and row["metric"].startswith("nll_gain")]
+    small = {row["length"] for row in found if row["window"] == row["targets"] + 1}
+    assert small >= {n * 1024 for n in (8, 16, 32, 64, 128)}
+    large = [row for row in found if row["window"] > row["targets"] + 1 and row["length"] > 8192]
+    assert {row["length"] for row in large} >= {n * 1024 for n in (16, 32, 64, 128)}
+    assert all(row["samples"] >= 12 for row in large), "their gains are small"

@@ -8,10 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import sharedllm.memory
+import sharedllm.relevance
+from sharedllm import Context
 from sharedllm.memory import find
 from sharedllm.relevance import compare, near_parts, node_scores, priors, token_reps
 from sharedllm.tree import tree_borders
 from tests.conftest import CONFIG, tokens
+from tests.test_generate import counted
 
 FINE = dataclasses.replace(CONFIG, fine_chunks=1)
 
@@ -56,6 +60,44 @@ def test_scores_of_all_nodes_are_sums_of_best_cosines(make):
             for node, (start, end) in enumerate(zip(borders, borders[1:], strict=False)):
                 cosines = F.cosine_similarity(rep[start:end, None] - mean, question[None] - mean, dim=2)
                 assert scores[i, node].item() == pytest.approx(cosines.amax(0).sum().item(), abs=1e-5)
+
+
+def test_a_question_after_the_first_needs_no_mean_of_all_again(make, tmp_path, monkeypatch):
+    llm = make(dataclasses.replace(FINE, stored_bits=4))
+    text, question = tokens(16 * 20 + 5, 1), torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    context, calls = encoded(llm, text), counted(monkeypatch, sharedllm.relevance, "compared_values")
+
+    def cosines(context, config=llm.config):
+        calls.clear()
+        return torch.cat([near.cosines.flatten() for near in compare(context.blocks, config, question)])
+
+    first, blocks = cosines(context), len(context.blocks)
+    assert blocks == 4 and len(calls) == 2 * blocks
+    assert torch.equal(cosines(context), first) and len(calls) == blocks
+    whole = Context.compose([context, encoded(llm, tokens(16, 2))])
+    assert torch.equal(cosines(whole), cosines(Context.compose([encoded(llm, text), encoded(llm, tokens(16, 2))])))
+    assert cosines(whole) is not None and len(calls) == blocks + 1, "composing lost what was counted"
+    coarse = dataclasses.replace(llm.config, fine_chunks=0)
+    assert torch.equal(cosines(context, coarse), cosines(encoded(llm, text), coarse))
+    context.save(tmp_path / "c")
+    loaded = Context.load(tmp_path / "c", llm)
+    for _ in range(2):
+        assert torch.equal(cosines(loaded), first)
+    context.append(tokens(40, 3))
+    anew = encoded(llm, torch.cat([text, tokens(40, 3)]))  # in other blocks, which are summed one by one
+    torch.testing.assert_close(cosines(context), cosines(anew), rtol=0, atol=1e-5)
+
+
+def test_blocks_of_which_nothing_is_read_are_not_gathered(make, monkeypatch):
+    llm = make(dataclasses.replace(FINE, read_chunks=2))
+    context, window = encoded(llm, tokens(16 * 40, 1)), tokens(7, 2)[None]
+    keys = llm.recall(context, window).keys
+    calls = counted(monkeypatch, sharedllm.memory, "gather_slots")
+    assert all(map(torch.equal, llm.recall(context, window).keys, keys))
+    assert 0 < len(calls) <= 2 < len(context.blocks)
+    calls.clear()
+    context.keep = [(1, 3)]
+    assert llm.recall(context, window).mask.shape[1] > keys[0].shape[2] and len(calls) <= 3
 
 
 def test_the_chunk_that_holds_the_question_is_read_at_every_token(make):
@@ -109,8 +151,6 @@ def test_packed_contexts_answer_nearly_as_plain_ones(make, bits):
 
 
 def test_a_packed_context_is_saved_loaded_and_extended(make, tmp_path):
-    from sharedllm import Context
-
     llm = make(dataclasses.replace(FINE, stored_bits=4))
     whole = llm.read(tokens(100, 5))
     part = llm.read(tokens(100, 5)[:70])

@@ -104,7 +104,8 @@ def test_operations_of_a_new_token_are_those_that_torch_counts(llm):
     assert slots == slots_of(5 * 128, CONFIG)
     quoted, cache = CONFIG.quoted_tokens, DynamicCache()
     with llm.injection.reading(memory), torch.no_grad():
-        llm.model(ids(quoted)[None].long(), past_key_values=cache)  # projections and their changes become one
+        llm.model(ids(quoted)[None].long(), past_key_values=cache)
+        llm.model(ids(1)[None].long(), use_cache=False)  # projections and their changes become one
         weights, attention = counted(lambda: llm.model(ids(1)[None].long(), past_key_values=cache))
     found = cost("shared", tiny, 5 * 128, CONFIG, 32, 1)
     seen = tiny.layers * tiny.attention(1 + quoted)
@@ -154,7 +155,7 @@ def test_a_large_projection_and_its_change_of_low_rank_are_two(monkeypatch, llm)
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("tokens", [5 * 128, TOKENS])
 def test_kept_and_attended_bytes_are_those_of_the_library(bits, tokens):
-    from scale_counts import memory_bytes, stored_bytes
+    from scale_counts import memory_bytes, stored_bytes, wider_bytes
 
     config = replace(CONFIG, stored_bits=bits)
     llm = SharedLLM.from_pretrained(tiny_model(), adapter="none", config=config, tokenizer=byte_tokenizer())
@@ -163,7 +164,8 @@ def test_kept_and_attended_bytes_are_those_of_the_library(bits, tokens):
     assert method.kept_bytes(past) == stored_bytes(shape(llm), tokens, config)
     if tokens % 128 == 0:
         between = len(prompt.with_text(ids(1))) - 1 - len(prompt.alone())  # the quotes and the question
-        counted = memory_bytes(shape(llm), tokens, config) + cache_bytes(llm, between)
+        slots = memory_bytes(shape(llm), tokens, config) + wider_bytes(shape(llm), tokens, config)
+        counted = slots + cache_bytes(llm, between)
         assert method.attended_bytes(past, prompt, 4) == counted
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from typing import Any
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
-from sharedllm import Context, SharedConfig, SharedLLM, UsageError
+from sharedllm import Context, SharedConfig, SharedLLM, UsageError, WorkError
 from sharedllm.prompts import Prompt
 from sharedllm.session import Session
 from tests.cli.test_cli import MODEL, home, run  # noqa: F401
@@ -18,6 +19,18 @@ from tests.conftest import CONFIG, byte_tokenizer, tiny_model, tokens
 from tests.contexts import assert_one_sentence, assert_same_chunks, encoded
 
 ENDLESS = {"suppress_tokens": [257]}  # the tiny model would end its answer anywhere
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    dict(
+        null_growth=True,
+        moving_query=True,
+        search_prior=5.0,
+        search_words=0.1,
+        stored_bits=4,
+        fine_chunks=1,
+        read_chunks=3,
+    ),
+]
 
 
 @pytest.fixture
@@ -29,9 +42,11 @@ def transcript(session) -> list[int]:
     return [*session.said.ids.tolist(), *session.ids]
 
 
-def test_an_answer_is_what_a_fresh_model_gives_for_the_same_split(llm, make):
-    text = tokens(16 * 6 + 3, 1)
-    session, fresh = Session(llm, llm.read(text)), make()
+@pytest.mark.parametrize("changes", SETTINGS, ids=["plain", "all"])
+def test_an_answer_is_what_a_fresh_model_gives_for_the_same_split(make, changes):
+    config, text = dataclasses.replace(CONFIG, **changes), tokens(16 * 6 + 3, 1)
+    llm, fresh = make(config), make(config)
+    session = Session(llm, llm.read(text))
     folded = 0
     for turn, question in enumerate(["a?", "bc?", "d?", "ef?", "g?"]):
         prompt = Prompt(llm.tokenizer, question)
@@ -66,8 +81,10 @@ def test_what_is_nearest_to_a_question_is_quoted_for_its_answer_alone(make):
     assert any(ids[at : at + 4] == text[i : i + 4].tolist() for i in range(len(text)))
 
 
-def test_an_answer_may_be_longer_than_the_window(llm, make):
-    session, fresh = Session(llm), make()
+@pytest.mark.parametrize("changes", SETTINGS, ids=["plain", "all"])
+def test_an_answer_may_be_longer_than_the_window(make, changes):
+    llm, fresh = (make(dataclasses.replace(CONFIG, **changes)) for _ in range(2))
+    session = Session(llm)
     answer = session.ask("a?", 150, **ENDLESS)
     assert answer.generated_tokens == 150
     said = transcript(session)
@@ -77,16 +94,19 @@ def test_an_answer_may_be_longer_than_the_window(llm, make):
     for start, end in ((64, 96), (96, 128), (128, 160), (160, len(said))):
         context = encoded(fresh, torch.tensor(said[: start - 32]))
         window = torch.tensor([said[start - 32 : start]])
-        out = fresh.generate(
-            window, context=context, max_new_tokens=end - start, do_sample=False, pad_token_id=258, **ENDLESS
-        )
+        settings = dict(max_new_tokens=end - start, do_sample=False, pad_token_id=258, **ENDLESS)
+        settings["attention_mask"] = torch.ones_like(window)  # a padding token that was written is text
+        out = fresh.generate(window, context=context, search="continue", **settings)  # the question has left
         assert out[0].tolist() == said[start - 32 : end]
 
 
-def test_generate_goes_past_the_window_by_folding(llm, make):
-    fresh, prompt, about = make(), tokens(50, 1), tokens(16 * 4 + 3, 2)
+@pytest.mark.parametrize("search", ["query", "continue"])
+@pytest.mark.parametrize("changes", SETTINGS, ids=["plain", "all"])
+def test_generate_goes_past_the_window_by_folding(make, changes, search):
+    config = dataclasses.replace(CONFIG, **changes)
+    llm, fresh, prompt, about = make(config), make(config), tokens(50, 1), tokens(16 * 4 + 3, 2)
     settings = dict(do_sample=False, pad_token_id=258, suppress_tokens=[257, 258])
-    out = llm.generate(prompt[None], context=llm.read(about), max_new_tokens=90, **settings)
+    out = llm.generate(prompt[None], context=llm.read(about), search=search, max_new_tokens=90, **settings)
     whole = out[0].tolist()
     assert len(whole) == 140 and whole[:50] == prompt.tolist()
     # Folded at 64, 96 and 128 tokens, each time down to 32, behind the text that was given.
@@ -94,7 +114,8 @@ def test_generate_goes_past_the_window_by_folding(llm, make):
         folded = 0 if start == 50 else start - 32
         parts = [encoded(fresh, about)] + ([encoded(fresh, torch.tensor(whole[:folded]))] if folded else [])
         window = torch.tensor([whole[folded:start]])
-        part = fresh.generate(window, context=Context.compose(parts), max_new_tokens=end - start, **settings)
+        by = search if start == 50 else "continue"  # what was written goes on, and asks nothing
+        part = fresh.generate(window, Context.compose(parts), search=by, max_new_tokens=end - start, **settings)
         assert part[0].tolist() == whole[folded:end]
 
 
@@ -128,6 +149,35 @@ def test_generate_past_the_window_quotes_no_more_than_within_it(make):
     assert shown == [prompt.tolist(), out[0, 32:64].tolist()]
 
 
+def test_a_question_folded_before_anything_is_written_is_not_searched_for_by_other_tokens(llm, monkeypatch):
+    asking, by, recall = torch.arange(100)[None] < 9, [], llm.recall
+    monkeypatch.setattr(llm, "recall", lambda *a, search, **k: by.append(search) or recall(*a, search=search, **k))
+    settings = dict(max_new_tokens=3, do_sample=False, pad_token_id=258, suppress_tokens=[257, 258])
+    llm.generate(tokens(100, 1)[None], question_mask=asking, **settings)
+    llm.generate(tokens(100, 1)[None], question_mask=~asking, **settings)
+    assert by == ["continue", "query"]
+
+
+@pytest.mark.parametrize("most", [9, 40])
+def test_every_question_has_its_quotes_also_before_the_window_is_folded(make, most):
+    llm = make(dataclasses.replace(CONFIG, quoted_tokens=4))
+    session, quoted, folded = Session(llm, llm.read(tokens(16 * 18, 1))), [], set()
+    generate = session._generate
+
+    def noted(shown, memory, most, kwargs):
+        assert len(shown) + most <= session.window
+        if session._asked:
+            quoted.append(len(shown) - len(session.ids))
+        return generate(shown, memory, most, kwargs)
+
+    session._generate = noted
+    for number in range(8):
+        session.ask("a?", most, **ENDLESS)
+        folded.add(session.said.tokens)
+        assert len(quoted) > number
+    assert len(folded) > 2 and set(quoted) == {4 + len("\n\n")}
+
+
 def test_generate_past_the_window_ends_where_the_model_ends(llm, monkeypatch):
     monkeypatch.setattr(llm.model, "generate", lambda ids, **_: torch.cat([ids, torch.tensor([[65, 66, 257]])], dim=1))
     assert llm.generate(tokens(70, 1)[None], max_new_tokens=30)[0, 70:].tolist() == [65, 66, 257]
@@ -142,6 +192,20 @@ def test_a_length_past_the_window_is_found_where_generate_finds_it(llm):
     with pytest.raises(UsageError, match="max_length leaves none for an answer") as error:
         llm.generate(one, max_length=70, **settings)
     assert_one_sentence(error)
+
+
+def test_a_conversation_without_memory_says_so_and_goes_on_later(llm, monkeypatch):
+    session = Session(llm)
+    for question in ("a?", "bc?"):
+        session.ask(question, 14, **ENDLESS)
+    before = transcript(session)
+    with monkeypatch.context() as full:
+        full.setattr("sharedllm.reader.room_bytes", lambda *_: 0)
+        with pytest.raises(WorkError, match="memory for more of this conversation") as error:
+            session.ask("d?", 40, **ENDLESS)
+    assert_one_sentence(error)
+    assert session.said.tokens == 0 and transcript(session)[: len(before)] == before
+    assert session.ask("e?", 3, **ENDLESS).generated_tokens == 3 and session.said.tokens > 0
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
@@ -225,9 +289,9 @@ def test_past_the_window_the_tokens_that_ask_are_those_of_the_mask(llm, monkeypa
     asking = torch.zeros(1, 60, dtype=torch.bool)
     asking[0, [3, 40, 55]] = True
 
-    def noted(*args, question_mask=None):
+    def noted(*args, question_mask=None, **named):
         asked.append(question_mask.nonzero()[:, 1].tolist())
-        return recall(*args, question_mask=question_mask)
+        return recall(*args, question_mask=question_mask, **named)
 
     monkeypatch.setattr(llm, "recall", noted)
     settings = dict(max_new_tokens=9, do_sample=False, pad_token_id=258, suppress_tokens=[257, 258])

@@ -6,6 +6,7 @@ Numbers have one home, the results files; a test says when the README is behind 
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from report_table import NOT_MEASURED, THEIR_RANGE, interval, same_passages, sea
 from serving_table import load_block
 
 from sharedllm.evaluate.results import read_rows
-from sharedllm.evaluate.statistics import bounds
+from sharedllm.evaluate.statistics import bootstrap_ratio, bounds
 from sharedllm.plot.lines import PLAIN
 from sharedllm.plot.perplexity import FEW
 
@@ -118,16 +119,15 @@ def by_text(found: list[dict[str, Any]]) -> str:
     gaps = gains_by_text(same["full"], alone)
     lines = [
         f"**What the compressed context is worth.** Nats a token of the last {ours['targets']:,} of {ours['length']:,} tokens, in texts from sources never "
-        "trained on, with a window of as many: paired gain over the window alone with 95 % bootstrap interval, and its share of what the same "
-        "model gains by reading all tokens itself.",
+        "trained on, with a window of as many: paired gain over the window alone, and its share of what the same model gains by reading all "
+        "tokens itself, both with 95 % bootstrap interval.",
         "",
         "| text | passages | gain | share of the gap |",
         "| --- | --- | --- | --- |",
     ]
     by_name = gains_by_text(ours, alone)
     for name, gains in by_name.items():
-        share = 100 * sum(gains) / sum(gaps[name])
-        lines.append(f"| {name} | {len(gains)} | {interval(gains)} | {share:.0f} % |")
+        lines.append(f"| {name} | {len(gains)} | {interval(gains)} | {share_of_gap(gains, gaps[name])} |")
     return "\n".join([*lines, *few([len(gains) for gains in by_name.values()])])
 
 
@@ -140,8 +140,14 @@ def in_warm_windows(found: list[dict[str, Any]]) -> str:
     window, targets = same["full"]["window"], same["full"]["targets"]
     return (
         f"Where a window of {window:,} holds at least {window - targets:,} tokens of text before each scored one (its last {targets:,} are scored), the gain is "
-        f"{interval(gains)}, {100 * sum(gains) / sum(gaps):.0f} % of that of all tokens, over {len(gains)} passages."
+        f"{interval(gains)}, {share_of_gap(gains, gaps)} of that of all tokens, over {len(gains)} passages."
     )
+
+
+def share_of_gap(gains: list[float], gaps: list[float]) -> str:
+    """What passages gain together, as a share of their gaps, with its interval where there is one."""
+    said, (low, high) = f"{100 * sum(gains) / sum(gaps):.0f} %", bootstrap_ratio(gains, gaps)
+    return f"{said} [{100 * low:.0f}, {100 * high:.0f}]" if len(gains) > 1 and high < math.inf else said
 
 
 def by_length(found: list[dict[str, Any]]) -> str:
@@ -177,11 +183,7 @@ def best_use(found: list[dict[str, Any]]) -> str:
     of_shared = [r for r in found if r["metric"] == "nll_gain_over_truncate" and r["method"] == "shared"]
     nll = [r for r in found if r["metric"] == "nll"]
     plain = [r for r in nll if r["method"] == "truncate"]
-    larger = [
-        (r, w)
-        for r in of_shared
-        if (w := max((p["window"] for p in plain if same_passages(p, r)), default=0)) > r["window"]
-    ]
+    larger = [(r, w) for r in of_shared if (w := truncate_window(r, plain)) > r["window"]]
     gains = {(r["window"], r["length"]): r for r, w in larger if r["window"] > r["targets"] + 1}
     if not gains:
         return ""
@@ -202,6 +204,12 @@ def best_use(found: list[dict[str, Any]]) -> str:
     before = [f"{n:,}" for (_, n), r in sorted(gains.items()) if searched_before({**r, "method": "shared"})]
     said = ["", f"At {', '.join(dict.fromkeys(before))} tokens measured by an older search."] if before else []
     return "\n".join([*lines, *few([r["samples"] for r in gains.values()]), *said])
+
+
+def truncate_window(gain: dict[str, Any], plain: list[dict[str, Any]]) -> int:
+    """The window that `truncate` had in a paired difference; where its row does not say it, the largest on the same passages."""
+    largest = max((row["window"] for row in plain if same_passages(row, gain)), default=0)
+    return int(gain.get("truncate_window", largest))
 
 
 def needles(found: list[dict[str, Any]]) -> str:
@@ -279,6 +287,19 @@ def written(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def no_harm() -> str:
+    """What the adapter changes where it is not wanted."""
+    found = rows("no-harm.jsonl")
+    if not found:
+        return ""
+    row = found[-1]
+    changed = max(row["largest_difference_of_logits"], row["largest_difference_after_detach"])
+    return (
+        f"**Where there is nothing to take in.** With no context, or with a text that fits the window, the model is the plain one: logits of {row['tokens']} tokens of "
+        f"{row['answers']} texts differ by {changed:g} at most, also once the adapter is taken off, and {row['answers_equal']} of {row['answers']} answers are the same ([row](docs/results/no-harm.jsonl))."
+    )
+
+
 def share(row: dict[str, Any]) -> str:
     low, high = bounds(row["scores"], most=1.0)
     return f"{100 * row['value']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
@@ -314,7 +335,11 @@ def few(passages: list[int]) -> list[str]:
 
 
 def filled(text: str) -> str:
-    blocks = {"headline": headline(), "demo": demo_block(), "adapter": adapter_block()}
+    blocks = {
+        "headline": headline(),
+        "demo": demo_block(),
+        "adapter": "\n\n".join(filter(None, (adapter_block(), no_harm()))),
+    }
     blocks |= {"goals": short_table(read_rows(SPEED)), "load": load_block(rows("serving.jsonl"))}
     blocks |= {"ray": ray_block(rows("ray-speed.jsonl")), "search": search_block(rows("library-search.jsonl"))}
     for name, block in blocks.items():

@@ -14,7 +14,7 @@ from functools import partial
 from fill_goals import SAME, before_words
 from report_peers import peers_table
 from report_table import Row, interval, latest, table
-from run_report import DOCS, PROFILES, PROFILES_AT, commands, machine_file, rows_file
+from run_report import DOCS, PROFILES, PROFILES_AT, as_typed, commands, machine_file, rows_file
 
 from sharedllm.evaluate.results import read_rows
 from sharedllm.evaluate.statistics import bounds, bounds_of_mean
@@ -22,6 +22,8 @@ from sharedllm.plot.scores import MEAN
 
 TO_FIRST, PEAK = "seconds_to_first_token", "working_peak_bytes"
 PEERS = DOCS / "results" / "peers.jsonl"
+NOT_RECORDED = "Which commands left these rows was not recorded; these are the profile's of today."
+PARTLY_RECORDED = "Some of the rows were there before it was recorded which commands left them."
 UNREAD = "*Not read yet: write three sentences into `tools/report/{}-reading.md`, where this wins and where it loses.*"
 
 
@@ -59,7 +61,8 @@ def page(name: str, rows: Sequence[Row], machine: Row, reading: str, peers: Sequ
         *section("RULER, a part of it", "0 to 100, the mean over its tasks and each task.", ruler_tables(rows)),
         *section(
             "Time",
-            "Seconds from a text to the first token of an answer, and of the answer to a further question on the same text.",
+            "Seconds from a text to the first token of an answer, and of the answer to a further question on the same text: the median of "
+            "the rounds, and in parentheses the least and the most where there are several.",
             [table(of(rows, "bench", TO_FIRST), first_and_second)],
         ),
         *section(
@@ -76,7 +79,7 @@ def page(name: str, rows: Sequence[Row], machine: Row, reading: str, peers: Sequ
         "## Reading",
         reading.strip() or UNREAD.format(name),
         "## How it was made",
-        "```\n" + "\n".join(as_typed(arguments) for arguments in commands(name, rows_file(name))) + "\n```",
+        *how_made(name, machine),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -222,15 +225,30 @@ def ruler_mean(tasks: Mapping[str, Mapping[tuple[str, int], Row]], row: Row) -> 
 
 
 def first_and_second(row: Row) -> str:
-    return f"{row['value']:.1f}, then {row['search_seconds'] + row['first_token_seconds']:.1f}"
+    """Seconds to the first token of the first question, and of a further one; of several rounds also the least and the most."""
+    rounds = row.get("rounds") or {}
+    second, first = (
+        [sum(parts) for parts in zip(*(rounds.get(f"{name}_seconds", []) for name in phases), strict=True)]
+        for phases in (("search", "first_token"), ("read", "search", "first_token"))
+    )
+    again = row["search_seconds"] + row["first_token_seconds"]
+    return f"{row['value']:.1f}{between(first)}, then {again:.1f}{between(second)}"
+
+
+def between(values: Sequence[float]) -> str:
+    """The least and the most of several values."""
+    return f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
 
 
 def megabytes(row: Row) -> str:
     return f"{row['value'] / 1e6:,.0f}, of them {row['kept_bytes'] / 1e6:,.0f}"
 
 
-def as_typed(arguments: Sequence[str]) -> str:
-    return " ".join(["sharedllm", *arguments]).replace(f"{DOCS.parent}/", "")
+def how_made(name: str, machine: Row) -> list[str]:
+    """The commands that left the rows, as far as that was recorded, otherwise those of today's profile, which says so."""
+    typed = machine.get("commands") or [as_typed(arguments) for arguments in commands(name, rows_file(name))]
+    said = [PARTLY_RECORDED] if machine.get("unrecorded") else []
+    return [*(said if machine.get("commands") else [NOT_RECORDED]), "```\n" + "\n".join(typed) + "\n```"]
 
 
 def made(name: str) -> str:

@@ -81,6 +81,10 @@ def notes(rows: Sequence[Row]) -> list[str]:
         ),
         (read_each_time, "`full` was measured as it read the text for each question; today it reads it once."),
         (
+            read_in_smaller_blocks,
+            "`streaming` was measured as it read blocks of 128 tokens; today it reads larger ones, which is faster and takes more memory.",
+        ),
+        (
             searched_before,
             "`shared` was measured as it searched by all tokens before the scored ones and weighed by nearness; today it "
             "searches by the newest of them and does not weigh.",
@@ -97,6 +101,11 @@ def read_before_prompt(row: Row) -> bool:
 def read_each_time(row: Row) -> bool:
     """Whether a row has times or bytes of `full` from when it read a text for each question."""
     return row["method"] == "full" and row.get("task") == "bench" and not row.get("read_once")
+
+
+def read_in_smaller_blocks(row: Row) -> bool:
+    """Whether a row has times or bytes of `streaming` from when it read smaller blocks."""
+    return row["method"] == "streaming" and row.get("task") == "bench" and "block" not in row
 
 
 def searched_before(row: Row) -> bool:

@@ -20,6 +20,7 @@ from scale_counts import METHODS, Cost, Shape, cost, forward, memory_bytes, pair
 from scale_library import Library, Parts, simulate
 from transformers import LlamaConfig
 
+from sharedllm.branch import WIDER
 from sharedllm.config import SharedConfig
 from sharedllm.methods.estimate import cache_bytes
 from sharedllm.methods.streaming import Streaming
@@ -211,7 +212,7 @@ def _demo_checks() -> Iterator[Check]:
     yield "demo: full key/value cache", "full", n, cache_bytes(shape, n), demo["bytes_full_cache"], "bytes"  # type: ignore[arg-type]
     for slots_found in sorted({q["slots"] for q in demo["questions"]}):
         yield "demo: slots a layer of a question", "shared", n, slots(n, config), slots_found, "slots"
-    a_slot = 2 * config.branches * shape.parts.kv_heads * shape.parts.head_dim * shape.dtype.itemsize
+    a_slot = 2 * config.branches * shape.parts.kv_heads * (shape.parts.head_dim + WIDER) * shape.dtype.itemsize
     yield "demo: attended a slot", "shared", n, a_slot, demo["bytes_one_question"] / demo["slots"], "bytes"
 
 

@@ -216,13 +216,13 @@ def slots(tokens: int, config: SharedConfig) -> int:
 
 
 def memory_bytes(shape: Shape, tokens: int, config: SharedConfig) -> int:
-    """What a question attends to as `Method.attended_bytes` counts it: 2 M K D numbers a slot, and what is quoted in all layers."""
+    """What a question attends to of the text itself: 2 M K D numbers a slot, and what is quoted in all layers."""
     slot = 2 * config.branches * shape.parts.kv_heads * shape.parts.head_dim * shape.dtype.itemsize
     return slots(tokens, config) * slot + cache_bytes(shape, min(tokens, config.quoted_tokens))  # type: ignore[arg-type]
 
 
 def wider_bytes(shape: Shape, tokens: int, config: SharedConfig) -> int:
-    """What `WIDER` dimensions add to the keys and values of slots, which the library's own count leaves out."""
+    """What `WIDER` dimensions add to the keys and values of slots; rows of `bench` from before they were counted leave it out."""
     return 2 * config.branches * shape.parts.kv_heads * WIDER * slots(tokens, config) * shape.dtype.itemsize
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -217,7 +218,7 @@ def find_adapter(
     """Folder and checked configuration of the adapter to load, or None twice for an untrained one.
 
     A named adapter that was trained for other weights is given, with a warning; one that ships and was trained with other
-    settings than `config` is not, with a warning too.
+    settings than `config` is not, with a warning too. Its weights know nothing of `stored_bits`: those are taken from `config`.
     """
     if adapter is None or adapter == "none":
         return None, None
@@ -230,6 +231,8 @@ def find_adapter(
     else:
         folder = fetched(str(adapter), (CONFIG_FILE, WEIGHTS_FILE)) if is_hub_name(adapter) else Path(adapter)
     described = read_adapter_config(folder)
+    if config is not None:
+        described["config"] = replace(described["config"], stored_bits=config.stored_bits)
     if config is not None and config != described["config"]:
         if adapter == "default":
             logger.warning(

@@ -112,7 +112,7 @@ class Branch(nn.Module):
     def __init__(self, parts: Parts, layer: int, config: SharedConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = parts.heads, parts.kv_heads, parts.head_dim
-        self.scaling, self.softcap, self._query_heads = parts.scaling(layer), parts.softcap(layer), parts.query_heads
+        self.scaling, self.softcap, self.query_heads = parts.scaling(layer), parts.softcap(layer), parts.query_heads
         self.norm = copied(parts.norm(layer))
         query_norm = parts.query_norm(layer)
         self.query_norm = copied(query_norm) if query_norm is not None else None
@@ -145,7 +145,7 @@ class Branch(nn.Module):
         H, K, D = self.heads, self.kv_heads, self.head_dim
         dtype = hidden_BTE.dtype
         bias = None if self.query_bias is None else self.query_bias.to(dtype)
-        query = self._query_heads(self.query(normed(self.norm, hidden_BTE), bias), self.query_norm)
+        query = self.query_heads(self.query(normed(self.norm, hidden_BTE), bias), self.query_norm)
         if place.tables is not None:
             query = rotate(query, *place.tables[number])
         query = torch.cat([query, *self._added(query, place)], dim=3).transpose(1, 2)  # [B, H, T, D + WIDER]

@@ -190,15 +190,22 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
         )
 
 
-def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Raise one clear sentence for the first key of `values` that is not `known`."""
+def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str, within: Iterable[str] = ()) -> None:
+    """Raise one clear sentence, with the nearest right name, for the first key of `values` that is not `known`.
+
+    Args:
+        within: names of nested settings, with their dots, that may be meant as well.
+    """
     known = list(known)
     for key in values:
         if key not in known:
-            raise UsageError(f"{where} has no setting named {key!r}.{nearest(str(key), known)}")
+            raise UsageError(f"{where} has no setting named {key!r}.{nearest(str(key), [*known, *within], 0.0)}")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean ...?`, or nothing when no known word is near."""
-    found = difflib.get_close_matches(word, list(known), n=1)
+def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str:
+    """` Did you mean ...?`: the known word that ends in this one behind a dot, the one whose initials it is (`lr`), or the one
+    most like it; nothing where none is as like it as `least`, from 0 (whatever it is) to 1 (the same)."""
+    known = list(known)
+    short = [name for name in known if name.endswith(f".{word}") or word == "".join(p[:1] for p in name.split("_"))]
+    found = short or difflib.get_close_matches(word, known, n=1, cutoff=least)
     return f" Did you mean {found[0]}?" if found else ""

@@ -124,7 +124,7 @@ class Context:
             size = len(block.lengths)
             first, last = max(start - before, 0), min(end - before, size)
             if first < last:
-                part.blocks.append(block[first:last])
+                part.blocks.append(block if last - first == size else block[first:last])
             before += size
         lengths = torch.cat([block.lengths for block in self.blocks]) if self.blocks else torch.empty(0)
         skipped = int(lengths[:start].sum())

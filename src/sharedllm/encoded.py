@@ -18,8 +18,20 @@ SEARCHED = ("search_values", "search_low", "search_step")
 LAYERED = ("keys", "values", "key_low", "key_step", "value_low", "value_step")  # whose chunk axis is the second
 
 
+class Remembered:
+    """What was counted of chunks that do not change, beside what is kept: not among `vars`, and so neither written nor copied
+    to what is made of them.
+
+    Attributes:
+        sums: of the representations that are compared, with how many they are; see `relevance`.
+    """
+
+    __slots__ = ("sums",)
+    sums: dict[tuple[int, ...], tuple[Tensor, int]]
+
+
 @dataclass
-class Encoded:
+class Encoded(Remembered):
     """What is kept of chunks that were read together."""
 
     lengths: Tensor
@@ -46,6 +58,9 @@ class Encoded:
     search_low: Tensor
     """[X, K, Z, 1]; [X, 0] where they are not packed. The same for the next."""
     search_step: Tensor
+
+    def __post_init__(self) -> None:
+        self.sums = {}
 
     @property
     def compared_tokens(self) -> Tensor:
@@ -82,6 +97,8 @@ class Encoded:
         return Encoded(**{n: t[:, chunks] if n in LAYERED else t[chunks] for n, t in vars(self).items()})
 
     def to(self, device: torch.device) -> Encoded:
+        if all(t.device == device for t in vars(self).values()):
+            return self
         return Encoded(**{n: t.to(device) for n, t in vars(self).items()})
 
     def layers(self, start: int, end: int, compared: int | None = None) -> Encoded:
@@ -90,6 +107,8 @@ class Encoded:
         Args:
             compared: a layer of its own whose values are kept apart for the search; None: what is so now stays.
         """
+        if compared is None and (start, end) == (0, len(self.keys)):
+            return self
         kept = {n: t[start:end] if n in LAYERED else t for n, t in vars(self).items()}
         if compared is not None:
             kept |= dict(

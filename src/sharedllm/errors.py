@@ -3,6 +3,11 @@
 Every message is one sentence or two: what was wrong, what was expected, what to do.
 """
 
+import sys
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What torch says, on a GPU and on a CPU."""
+
 
 class SharedLLMError(Exception):
     """Base of the errors this library raises on purpose."""
@@ -20,3 +25,13 @@ class WorkError(SharedLLMError, RuntimeError):
     """The request was fine and the work failed: a full disk, a file cut short, too little memory."""
 
     exit_code = 1
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: Python's own, or one of torch's, which is not loaded for this."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")
+    return torch is not None and (
+        isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+    )

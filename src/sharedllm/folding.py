@@ -86,11 +86,11 @@ def generated(
     others = [n for n, value in kwargs.items() if n not in SETTINGS and n not in idle and value is not None]
     config = kwargs.get("generation_config")
     others += [n for n in ("num_beams", "num_return_sequences") if n not in idle and (getattr(config, n, 1) or 1) > 1]
-    if others or search != "query":
+    if others or search not in ("query", "continue"):
         raise UsageError(f"{much}; past it there is no {(others or ['search'])[0]}: leave it out, or ask for less.")
     kwargs = {name: value for name, value in kwargs.items() if name not in ("max_new_tokens", "max_length")}
     real = attention_mask[0].bool()
     asking = None if question_mask is None else question_mask.to(real.device)[0].bool()[real]
     context = contexts if contexts is None or isinstance(contexts, Context) else contexts[0]
-    new = Session(llm, context).go_on(input_ids[0][real].tolist(), most, asking, **kwargs)
+    new = Session(llm, context).go_on(input_ids[0][real].tolist(), most, asking, search, **kwargs)
     return torch.cat([input_ids, input_ids.new_tensor([new])], dim=1)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from sharedllm.architectures import Parts
 from sharedllm.branch import Branch, Memory, Place
 from sharedllm.config import SharedConfig
+from sharedllm.one_token import OneToken
+from sharedllm.own_attention import by_products
 
 
 class _Turn:
@@ -55,6 +57,8 @@ class Injection(nn.Module):
         self._memory: Memory | None = None
         self._heard: Callable[[Tensor], None] | None = None
         self._place: Place | None = None
+        self._one_token = OneToken([branch for branch in self.branches if isinstance(branch, Branch)])
+        self._began = self._alone = False  # whether `_one_token` knows the memory; whether it takes this forward pass
         self._handles: list[Any] = [parts.rotary.register_forward_pre_hook(self._locate, with_kwargs=True)]
         self._hidden: dict[int, Tensor] = {}
         self._turn = _Turn()
@@ -69,11 +73,14 @@ class Injection(nn.Module):
         until the block ends."""
         with self._turn.lock:
             before = self._memory, self._heard, self._place
-            self._memory, self._heard = memory, heard
+            self._memory, self._heard, self._began = memory, heard, False
             try:
-                yield
+                with nullcontext() if memory is None else by_products(self._parts):
+                    yield
             finally:
                 self._memory, self._heard, self._place = before
+                self._began = False
+                self._one_token.end()
                 self._hidden.clear()
 
     def remove(self) -> None:
@@ -94,6 +101,12 @@ class Injection(nn.Module):
             positions = positions[0]
         window_BT = positions / self._config.chunk_length
         self._memory, self._place = memory, Place.of(memory, window_BT, self._config, self._parts)
+        self._alone = self._heard is None and self._one_token.fits(memory, positions.shape[-1])
+        if self._alone:
+            if not self._began:
+                self._one_token.begin(memory)
+                self._began = True
+            self._one_token.locate(self._place)
 
     def _before(self, layer: int) -> Any:
         def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -112,7 +125,11 @@ class Injection(nn.Module):
                 del self._hidden[layer]
             hidden = self._parts.joined(layer, before, attended)
             number = layer - self._config.skipped_layers
-            added = attended + self.branches[layer](hidden, self._memory, number, self._place, self._heard)
+            if self._alone:
+                branch = self._one_token(number, hidden)
+            else:
+                branch = self.branches[layer](hidden, self._memory, number, self._place, self._heard)
+            added = attended + branch
             return (added, *output[1:]) if isinstance(output, tuple) else added
 
         return add

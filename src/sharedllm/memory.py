@@ -215,10 +215,11 @@ def select_slots(
     parts, added, before = [], [], 0
     searched = find(blocks, config, question_QR, noise, generator, keep, words)
     for block, found in zip(blocks, searched, strict=True):
-        keys, values, chunk, token = gather_slots(block, found, _counted_on(again, before))
-        parts.append((keys, values, chunk + before + 1, token))
-        if (prior := found.prior(chunk, token)) is not None:
-            added.append(prior)
+        if found.slots.any() or found.kept.any():  # else none of its chunks is read
+            keys, values, chunk, token = gather_slots(block, found, _counted_on(again, before))
+            parts.append((keys, values, chunk + before + 1, token))
+            if (prior := found.prior(chunk, token)) is not None:
+                added.append(prior)
         before += block.lengths.shape[0]
     keys, values = (torch.cat([p[i] for p in parts], dim=2) for i in (0, 1))
     chunk, token = (torch.cat([p[i] for p in parts]) for i in (2, 3))

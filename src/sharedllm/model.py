@@ -79,6 +79,7 @@ class SharedLLM(Published):
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
         tokenizer: Any = None,
+        stored_bits: int | None = None,
     ) -> SharedLLM:
         """Load a model and attach an adapter.
 
@@ -87,10 +88,11 @@ class SharedLLM(Published):
                 already loaded model, which is taken as it is.
             adapter: `default` (the one shipped for this model, untrained if there is none), `none`, a folder
                 written by `sharedllm train` or `save_pretrained`, or `user/name`, `user/name@revision` on the Hub.
-            config: the mechanism's settings where no adapter brings its own. One that ships and was trained with others is
-                left out, with a warning; one that is named is refused.
+            config: the mechanism's settings where no adapter brings its own. One that ships and was trained with others (than
+                in `stored_bits`) is left out, with a warning; one that is named is refused.
             device, dtype: None chooses what this machine is fast with; see `hardware`.
             tokenizer: one already loaded; needed for `ask` and text when `model` is an object.
+            stored_bits: of each number that is kept of a text, 16, 8 or 4; None: as the settings say. Contexts of all are read.
         Raises:
             UsageError: no such model, adapter or device; or they do not fit each other.
             WorkError: a file is broken.
@@ -112,6 +114,8 @@ class SharedLLM(Published):
             parts = Parts(model)
             fitting = SharedConfig.fitting(len(parts.layers), parts.window)
             config = replace(fitting, rank=min(fitting.rank, parts.hidden_size, parts.heads * parts.head_dim))
+        if stored_bits is not None:
+            config = replace(config, stored_bits=stored_bits)
         llm = cls(model, tokenizer, config, name)
         if folder is not None and described is not None:
             try:

@@ -39,10 +39,13 @@ def group_of(tokens: Tensor, stored: int) -> Tensor:
 
 
 def unpack(codes: Tensor, low: Tensor, step: Tensor, channels: int) -> Tensor:
-    """Numbers [..., D] from codes [..., D * bits / 8]; `low` and `step` broadcast to the result."""
+    """Numbers [..., D] from codes [..., D * bits / 8], in the dtype of `step`; `low` and `step` broadcast to the result.
+
+    Computed in fp32 whatever that is: a product rounded to bfloat16 is off by as much as half a step at 8 bits.
+    """
     if codes.shape[-1] < channels:
         codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)
-    return codes.to(step.dtype) * step + low
+    return codes.float().mul_(step.float()).add_(low.float()).to(step.dtype)
 
 
 def _codes(numbers: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:

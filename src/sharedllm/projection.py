@@ -43,20 +43,29 @@ class Projection(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         if not self.frozen:
             return F.linear(x, self.weight.to(x.dtype), bias)
-        if not torch.is_grad_enabled() and self.frozen[0].numel() <= MERGED:
+        if not torch.is_grad_enabled() and self.size <= MERGED:
             return F.linear(x, self._as_one().to(x.dtype), bias)
         change = F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
         return F.linear(x, self.frozen[0].detach().to(x.dtype), bias) + change
+
+    @property
+    def size(self) -> int:
+        """Numbers of its matrix."""
+        return (self.frozen[0] if self.frozen else self.weight).numel()
 
     def _as_one(self) -> Tensor:
         """`matrix`, kept until its parts change."""
         parts = self.frozen[0], self.up, self.down
         state = [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts]
         if self._merged is None or self._merged[0] != state:
-            change = self.up.float() @ self.down.float()
-            self._merged = state, (self.frozen[0].detach().float() + change).to(self.up.dtype)  # rounded once
+            self._merged = state, self.matrix(torch.float32).to(self.up.dtype)  # rounded once
         return self._merged[1]
 
-    def matrix(self) -> Tensor:
-        """The map as one matrix [out, in]."""
-        return self.weight if not self.frozen else self.frozen[0].detach() + self.up @ self.down
+    def matrix(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The map as one matrix [out, in], computed in `dtype` (None: in the weights' own)."""
+        if not self.frozen:
+            return self.weight if dtype is None else self.weight.to(dtype)
+        whole, up, down = (
+            part if dtype is None else part.to(dtype) for part in (self.frozen[0].detach(), self.up, self.down)
+        )
+        return whole + up @ down

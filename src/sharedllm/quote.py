@@ -67,6 +67,16 @@ def inserted(
     return [*ids[:at], *passages, *end, *ids[at:]] if passages else ids
 
 
+def most_tokens(llm: SharedLLM) -> int:
+    """Tokens that quotes in a conversation take at most, with what stands between and behind them; 0 where none are made."""
+    config, count = llm.config, llm.config.quoted_tokens
+    if not count:
+        return 0
+    passages = -(-count // max(1, config.chunk_length >> config.tree_depth))  # of a complete chunk, none beside another
+    gap = len(llm.tokenizer(GAP, add_special_tokens=False)["input_ids"])
+    return count + (passages - 1) * gap + len(_end(llm.tokenizer))
+
+
 def _end(tokenizer: Any) -> list[int]:
     """Token ids of `END` as they are before a word, which may differ from those of `END` by itself."""
     whole, word, alone = (list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (f"{END}a", "a", END))

@@ -25,6 +25,7 @@ from sharedllm.hardware import chunk_batch, finished, room_bytes
 from sharedllm.keep import Keep, Span, checked, clipped, keep_spans, merged, shifted
 from sharedllm.loading import identity, lora_state, same_model
 from sharedllm.manifest import STORED_UNDER
+from sharedllm.pieces import cuts_between_lines, piece_ids
 from sharedllm.prompts import check_encodable
 from sharedllm.saved import MERGED_CHUNKS
 from sharedllm.tree import candidate_tokens, tree_borders
@@ -56,6 +57,11 @@ class Reader:
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.split_special_tokens = True
         return tokenizer
+
+    @cached_property
+    def _cuts(self) -> bool:
+        """Whether the tokenizer gives the same ids of a text that is given to it in pieces."""
+        return cuts_between_lines(self.text_tokenizer)
 
     def new_context(self, compact: bool = False) -> Context:
         """An empty context of this model; see `Context.compact`."""
@@ -300,8 +306,9 @@ class Reader:
                     "there is no tokenizer to read text with; give from_pretrained a tokenizer, or pass token ids."
                 )
             check_encodable("what is to be read", text)
-            text = self.text_tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        ids = torch.as_tensor(text, dtype=torch.int64).cpu().flatten()  # as int32 a large id would wrap
+            ids = piece_ids(self.text_tokenizer, text, lambda: self._cuts)
+        else:
+            ids = torch.as_tensor(text, dtype=torch.int64).cpu().flatten()  # as int32 a large id would wrap
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.lower.parts.vocab_size:
             raise UsageError(f"token ids must lie between 0 and {self.lower.parts.vocab_size - 1}.")
         return ids.int()

@@ -199,18 +199,28 @@ def compare(blocks: Sequence[Encoded], config: SharedConfig, question_QR: Tensor
             yield Nearness(block.rep_tokens, cosines.to(block.reps.device), "last")
         return
 
-    def reps(block: Encoded) -> Tensor:
-        return token_reps(compared_values(block, config, device))
-
-    compared = [_compared(block, config) for block in blocks]
-    total = sum(
-        (reps(block) * mask[:, :, None].to(device)).sum((0, 1)) for block, mask in zip(blocks, compared, strict=True)
-    )
-    mean = total / sum(int(mask.sum()) for mask in compared)
+    found = [_summed(block, config, device) for block in blocks]
+    mean = sum(total for total, _ in found) / sum(count for _, count in found)
     asked = F.normalize(question - mean, dim=1)
-    for block, mask in zip(blocks, compared, strict=True):
-        cosines = (F.normalize(reps(block) - mean, dim=2) @ asked.T).to(mask.device)
+    for block in blocks:
+        mask, reps = _compared(block, config), token_reps(compared_values(block, config, device))
+        cosines = (F.normalize(reps - mean, dim=2) @ asked.T).to(mask.device)
         yield Nearness(block.compared_tokens, cosines.masked_fill(~mask[:, :, None], -1.0), "tokens")
+
+
+def _summed(block: Encoded, config: SharedConfig, device: torch.device) -> tuple[Tensor, int]:
+    """The sum of a block's representations that are compared, [R] in fp32 on `device`, and how many they are.
+
+    A block remembers it, by what says which they are: no question after the first has to unpack all of a context for its mean.
+    """
+    layer = -1 if block.kept_apart else config.representing_layer - config.skipped_layers
+    which = (layer, *(() if config.fine_chunks else (config.tree_depth, config.slots_per_leaf)))
+    if which not in block.sums:
+        mask = _compared(block, config)
+        reps = token_reps(compared_values(block, config, device))
+        block.sums[which] = (reps * mask[:, :, None].to(device)).sum((0, 1)), int(mask.sum())
+    total, count = block.sums[which]
+    return total.to(device), count
 
 
 def represented(block: Encoded, config: SharedConfig) -> tuple[Tensor, Tensor]:

@@ -21,11 +21,11 @@ from torch import Tensor
 from sharedllm.answering import asked_for, refuse_reserved, written
 from sharedllm.branch import Memory
 from sharedllm.context import Context
-from sharedllm.errors import UsageError
+from sharedllm.errors import UsageError, WorkError
 from sharedllm.keep import Span, clipped, shifted
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Answer, Prompt, end_tokens, setting
-from sharedllm.quote import inserted
+from sharedllm.quote import inserted, most_tokens
 
 
 @dataclass
@@ -99,7 +99,12 @@ class Session:
         )
 
     def go_on(
-        self, ids: Sequence[int], max_new_tokens: int, asking: Span | Tensor | None = None, **kwargs: Any
+        self,
+        ids: Sequence[int],
+        max_new_tokens: int,
+        asking: Span | Tensor | None = None,
+        search: str = "query",
+        **kwargs: Any,
     ) -> list[int]:
         """Put token ids behind the window as they are, and the tokens that the model writes behind them; returns these. As in
         `SharedLLM.generate` nothing is quoted.
@@ -107,7 +112,8 @@ class Session:
         Args:
             ids: at least one; more than the window holds are folded before anything is written.
             asking: where in `ids` a question stands, as (start, end) or a mask [n], which is searched by until it is folded; None:
-                the newest tokens are.
+                their last tokens are. What is written then goes on from the newest tokens, and is searched for so.
+            search: `query`, or `continue` from the start; see `SharedLLM.recall`.
             kwargs: of Hugging Face's `generate`, which samples or not as the model's own settings say.
         Raises:
             UsageError: no ids, or `max_new_tokens` below 1.
@@ -122,16 +128,27 @@ class Session:
         self._asked = [len(self.ids) + at for at in places]
         self.ids += ids
         sampled = bool(setting(self.llm.model, "do_sample", kwargs))
-        return self._write(max_new_tokens, {**kwargs, "do_sample": sampled}, quoting=False).ids
+        return self._write(max_new_tokens, {**kwargs, "do_sample": sampled}, quoting=False, search=search).ids
 
-    def _write(self, max_new_tokens: int, kwargs: dict[str, Any], quoting: bool = True) -> Written:
-        """Write behind the window, folding it where it is full; with what is nearest to a question quoted before it."""
-        done = Written()
+    def _write(
+        self, max_new_tokens: int, kwargs: dict[str, Any], quoting: bool = True, search: str = "query"
+    ) -> Written:
+        """Write behind the window, folding it where it is full; with what is nearest to a question quoted before it.
+
+        Where something may be quoted the window counts as full as soon as the quotes would have no room, and before a question
+        is first searched for, neither would its answer.
+        """
+        done, marked = Written(), bool(self._asked)
         while len(done.ids) < max_new_tokens and not done.over:
-            self._fold()
+            quotes = self._room_for_quotes(quoting)
+            answer = min(max_new_tokens, self.window // 4) if quotes and not done.ids else 1
+            if self.window - len(self.ids) < quotes + answer:
+                self._fold()
+                quotes = self._room_for_quotes(quoting)
             before = time.perf_counter()
-            room = min(max_new_tokens - len(done.ids), self.window - len(self.ids))
-            memory, shown = self._search(room, quoting)
+            room = min(max_new_tokens - len(done.ids), self.window - len(self.ids) - quotes)
+            asks = self._asked or not (marked or done.ids)
+            memory, shown = self._search(room, quoting, search if asks else "continue")
             done.search_seconds += time.perf_counter() - before
             done.slots = 0 if memory is None else memory.mask.shape[1] - 1
             part = self._generate(shown, memory, room, kwargs)
@@ -159,27 +176,39 @@ class Session:
         self._asked = at.tolist()
         self.ids += turn
 
+    def _room_for_quotes(self, quoting: bool) -> int:
+        """How much of the window stays free for quotes, at most a quarter: so a window that was folded has room for them."""
+        searched = any(context is not None and context.tokens for context in (self.context, self.said))
+        return min(most_tokens(self.llm), self.window // 4) if quoting and searched and self._asked else 0
+
     def _fold(self) -> None:
-        """Once the window is full, read its oldest whole chunks into `said`, until half of it is free."""
-        if len(self.ids) < self.window:
-            return
+        """Read the oldest whole chunks of the window into `said`, until half of it is free.
+
+        Raises:
+            WorkError: there is no memory for them; all stays as it was.
+        """
         leaving = -(-(len(self.ids) - self.window // 2) // self.chunk) * self.chunk
         said = self.said
         before = said.ids, said.keep, list(said.blocks)
         try:
             said.append(self.ids[:leaving], keep=clipped(self._keep, 0, leaving))
             self.llm.reader.encode(said)
-        except BaseException:  # no room, or stopped: what is still in the window is not in `said` too
+        except BaseException as error:  # no room, or stopped: what is still in the window is not in `said` too
             said.ids, said.keep, said.blocks = before
             said.again.clear()
+            if isinstance(error, WorkError):  # it speaks of a text that could be read otherwise
+                raise WorkError(
+                    "there is not enough memory for more of this conversation, of which nothing is lost; close other programs "
+                    "and go on."
+                ) from error
             raise
         self._keep = clipped(self._keep, leaving, len(self.ids))
         del self.ids[:leaving]
         self._asked = [at - leaving for at in self._asked if at >= leaving]
 
-    def _search(self, room: int, quoting: bool) -> tuple[Memory | None, list[int]]:
-        """What the window attends to: slots for the last question; for the newest tokens once it has left. And the window
-        as it is shown, with quotes for the question, where it is `quoting` and `room` new tokens leave it some."""
+    def _search(self, room: int, quoting: bool, search: str) -> tuple[Memory | None, list[int]]:
+        """What the window attends to: slots for the last question; for the newest tokens where none of it is there. And the
+        window as it is shown, with quotes for the question, where it is `quoting` and `room` new tokens leave it some."""
         contexts = [self.llm.reader.bind(c) for c in (self.context, self.said) if c is not None and c.tokens]
         if not contexts:
             return None, self.ids
@@ -187,7 +216,7 @@ class Session:
         asking[0, self._asked] = True
         ids = torch.tensor([self.ids], device=self.llm.device)
         whole = contexts[0] if len(contexts) == 1 else Context.compose(contexts)
-        memory = self.llm.recall(whole, ids, question_mask=asking if asking.any() else None)
+        memory = self.llm.recall(whole, ids, search=search, question_mask=asking if asking.any() else None)
         if whole is not contexts[0]:  # what was read again is remembered where the next composition finds it
             contexts[0].again = {n: kept for n, kept in whole.again.items() if n < contexts[0].chunks}
         if memory is None or not quoting:

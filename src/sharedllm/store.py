@@ -46,6 +46,9 @@ from sharedllm.manifest import (
     unreadable,
 )
 
+READ_ERRORS = (SafetensorError, OSError, KeyError, TypeError, ValueError)
+"""What reading a file of chunks ends by that was removed, cut short or is of another content."""
+
 
 def chunk_kind(kept: Encoded | None, model: str, shape: dict[str, int]) -> str:
     """What of a chunk's slots does not follow from its token ids; None where the ids alone are kept."""
@@ -83,14 +86,14 @@ def read_documents(
     failed: Manifest | None = None
     while True:
         manifest = read_manifest(folder)
-        if not manifest.documents and not manifest.segments:
+        if not manifest.documents and not manifest.segments and not any(_parts(folder)):
             raise UsageError(f"{folder} holds no text; read one with `sharedllm encode`.")
         if not manifest.documents:
             raise UsageError(f"{folder} holds no text that was read to its end; run `sharedllm encode` again to go on.")
         chosen = list(manifest.documents) if names is None else [find_document(folder, manifest, n) for n in names]
         try:
             return manifest, _documents(folder, manifest, chosen)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        except READ_ERRORS as error:
             # Else a writer removed what this state needs: there is a newer one, or the same again, whole by now.
             if manifest == failed:
                 raise broken(folder, error) from error
@@ -191,7 +194,10 @@ class Writer:
         self.stored.update(chunks)
 
     def put_part(self, chunks: Sequence[str], ids: Tensor, kept: Encoded) -> None:
-        """Write chunks that will be in the next segment, so that whoever goes on after this process was killed finds them."""
+        """Write chunks that will be in the next segment, so that whoever goes on after this process was killed finds them: in a
+        new folder too, which gets its manifest now."""
+        if not (self.folder / MANIFEST).exists():
+            self.commit()
         file = self._file("part", chunks)
         _write(file, ids, kept)
         self._parts[file] = chunks
@@ -201,7 +207,7 @@ class Writer:
         file = self._file("part", chunks)
         try:
             found, kept = _read(file)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        except READ_ERRORS:
             return None
         self._parts[file] = chunks
         return kept if torch.equal(found, ids) else None
@@ -236,6 +242,24 @@ class Writer:
         self.commit()
         if only:
             _drop_parts(self.folder)
+        else:
+            self._drop_stored_parts()
+
+    def _drop_stored_parts(self) -> None:
+        """Remove parts whose chunks are in segments by now, or that are not whole: whoever went on may have read them in other
+        portions, on another machine, and so have asked for none of them."""
+        assert self.manifest is not None
+        stored = set(self.manifest.places())
+        for file in _parts(self.folder):
+            try:
+                ids, kept = _read(file)
+                kind = chunk_kind(kept, self.manifest.model, self.manifest.shape)
+            except READ_ERRORS:
+                stale = True
+            else:
+                stale = stored.issuperset(chunk_name(kind, row) for row in ids)
+            if stale:
+                file.unlink(missing_ok=True)
 
     def _used(self) -> set[str]:
         """Chunks that documents are made of."""
@@ -259,7 +283,7 @@ def writing(folder: Path) -> Iterator[Writer]:
 
     Raises:
         UsageError: the folder holds something else, or another process is writing to it.
-        WorkError: it cannot be written; what was committed stays, and nothing unfinished is left.
+        WorkError: it cannot be written; what was committed stays, and so do whole parts of what was being read.
     """
     check_target(folder)
     lock = FileLock(folder / LOCK, timeout=0)
@@ -292,8 +316,13 @@ def writing(folder: Path) -> Iterator[Writer]:
 
 def _drop_parts(folder: Path) -> None:
     """Remove what was read for segments that are not to come."""
-    for file in folder.glob("part-*.safetensors"):
+    for file in _parts(folder):
         file.unlink(missing_ok=True)
+
+
+def _parts(folder: Path) -> Iterator[Path]:
+    """The files that hold chunks of segments to come."""
+    return folder.glob("part-*.safetensors")
 
 
 def _current(folder: Path) -> bool:

@@ -55,6 +55,8 @@ def test_sources_are_added_removed_and_asked_in_any_mix(run, texts):  # noqa: F8
             (("--remove", "long.txt", option), "--remove goes alone")
             for option in ("--append", "--dry-run", "--keep-tags", "--compact")
         ),
+        (("--remove", "long.txt", "--stored-bits", "8"), "--remove goes alone"),
+        (("long.txt", "--stored-bits", "5"), "--stored-bits is 5; it must be one of 16, 8, 4"),
         (("long.txt", "--max-mb", "3"), "add --separate"),
         (("long.txt", "--separate", "--keep-tags"), "or --keep-tags"),
         *(
@@ -84,6 +86,17 @@ def test_removing_that_is_refused_removes_nothing(run, texts):  # noqa: F811
         code, out, err = run("encode", "--remove", "other.txt", option, "-o", str(texts), *MODEL)
         assert code == 2 and err.count("\n") == 1 and out == ""
     assert (texts / "context.json").read_bytes() == before
+
+
+def test_what_is_kept_has_as_many_bits_as_are_asked_for(run, texts):  # noqa: F811
+    sizes = []
+    for bits in ("16", "8", "4"):
+        code, out, err = run("encode", "long.txt", "-o", str(texts), "--stored-bits", bits, *MODEL, "--json")
+        assert code == 0, err
+        sizes.append(json.loads(out.splitlines()[-1])["bytes"])
+    assert sizes[0] > sizes[1] > sizes[2]
+    code, out, err = run("ask", str(texts), "-q", "What colour?", *MODEL, "--max-new-tokens", "2", "--json")
+    assert code == 0 and json.loads(out)["slots"] > 0, err
 
 
 @pytest.mark.parametrize("separate", [(), ("--separate",)])

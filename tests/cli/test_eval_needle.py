@@ -39,6 +39,12 @@ def test_the_command_writes_rows(command, home):
         assert row["value"] == sum(row["found"]) / 3 and len(row["answers"]) == 3
         assert row["sources"] == ["long.txt"] * 2
     assert out.count("0-20 %") == 8 and "80-100 %" in out and "shared at 300: question 3 of 3" in err
+    assert {row["needles_per_text"] for row in rows} == {2} and sum(_expected(err, "passage")) == 2
+
+
+def _expected(err: str, name: str) -> list[bool]:
+    """Which lines of progress say what something is expected to take."""
+    return [line.startswith(f"  {name} ") and " GB " in line for line in err.splitlines()]
 
 
 def test_texts_that_are_too_short_are_named_once(command, home):
@@ -46,6 +52,7 @@ def test_texts_that_are_too_short_are_named_once(command, home):
     (home / "short.txt").write_text("A short note. " * 25)
     options = ("--methods", "truncate", "--lengths", "300,600", *SMALL, "--write-samples", "samples.jsonl")
     code, _, err = command("needle", *TEXT, "--text", "short.txt", *options)
+    assert sum(_expected(err, "--write-samples")) == 2 and not any(_expected(err, "passage"))
     assert code == 0 and err.splitlines().count("short.txt has 350 tokens and is left out at 600") == 1
     assert "long.txt has" not in err
     scored = ("--lengths", "300,600", "--samples", "2", "--targets", "8", "--window", "16", "--methods", "truncate")

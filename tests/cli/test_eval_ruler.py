@@ -52,7 +52,7 @@ def test_rows_means_and_effective_length(command, home):
     assert out.splitlines()[0] == "model model, adapter adapter, float32, cpu; windows: shared 600, truncate 600"
     assert all(row["versions"] == VERSIONS for row in rows) and not any("prose_from" in row for row in rows)
     forecast = [line.split()[:3] for line in err.splitlines() if line.startswith("  ") and " tokens  " in line]
-    assert forecast == [["shared", "1,000", "tokens"], ["truncate", "1,000", "tokens"]], "a line for both tasks"
+    assert forecast == [[name, "1,000", "tokens"] for name in ("shared", "truncate", "passage")]
 
     code, _, err = command(*wanted)
     assert code == 0 and err.count("not computed again") == 7 and rows_of(home) == rows

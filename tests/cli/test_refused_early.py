@@ -30,7 +30,7 @@ COMMAND = [sys.executable, "-c", "from sharedllm.cli import main; main()"]
 )
 @pytest.mark.parametrize("text", ["long.txt", "short.txt"])
 def test_what_cannot_be_asked_is_refused_before_anything_is_read(run, monkeypatch, text, options, word):  # noqa: F811
-    monkeypatch.setattr("sharedllm.cli.common.read", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("sharedllm.cli.given.read", lambda *_: pytest.fail("read"))
     code, out, err = run("ask", text, "-q", "What?", *MODEL, *options)
     assert code == 2 and word in err and out == ""
 
@@ -39,7 +39,7 @@ def test_a_context_of_another_model_is_refused_by_name_before_texts_are_read(run
     run("encode", "long.txt", "-o", str(texts), *MODEL)
     about = json.loads((texts / "context.json").read_text())
     (texts / "context.json").write_text(json.dumps({**about, "model": "another"}))
-    monkeypatch.setattr("sharedllm.cli.common.text_of", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("sharedllm.cli.given.text_of", lambda *_: pytest.fail("read"))
     code, _, err = run("ask", "long.txt", str(texts), "-q", "What?", *MODEL, "--max-new-tokens", "2")
     assert code == 2 and f"{texts}: the context was made with another model" in err
 

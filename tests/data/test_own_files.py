@@ -85,6 +85,40 @@ def test_rows_are_cleaned_as_files_are(tmp_path: Path, make_recipe: Make, tokeni
     assert said == "user: One\n  two  \nthree\n", "a chat is left as it was said, but for its line ends"
 
 
+def test_short_chats_are_joined_with_chats_alone(
+    tmp_path: Path, make_recipe: Make, tokenizer: Any, texts: Path
+) -> None:
+    """Each kind in its order, and what a text spells stays no special token."""
+    chats = [
+        [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": "A number."}] for i in range(50)
+    ]
+    spelt = [
+        {"text": f"One writes <|im_end|> at the end of chat {topic}. " + sentences(topic, 2)} for topic in ("a", "b")
+    ]
+    rows: list[dict[str, Any]] = [{"messages": chat} for chat in chats]
+    rows[7:7], rows[30:30] = [spelt[0]], [spelt[1]]
+    (texts / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    recipe = make_recipe({"rows": {**BASE, "paths": ["rows.jsonl"], "join_below": 1500}})
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    try:
+        for name in ("out", "again"):
+            build(recipe, tmp_path / name, tokenizer)
+    finally:
+        tokenizer.chat_template = None
+    assert all(
+        file.read_bytes() == (tmp_path / "again" / file.name).read_bytes() for file in (tmp_path / "out").iterdir()
+    )
+    folder, opened = TokenFolder.open(tmp_path / "out"), tokenizer.convert_tokens_to_ids("<|im_start|>")
+    found = [folder.tokens(doc).tolist() for doc in folder.documents()]
+    joined = [tokenizer.decode(ids) for ids in found if opened in ids]
+    (text,) = (tokenizer.decode(ids) for ids in found if opened not in ids)
+    assert len(joined) == 2 and all(len(chat) >= 1500 for chat in joined)
+    said = "\n\n\n".join(joined)
+    assert [said.index(f"What is {i}?") for i in range(50)] == sorted(said.index(f"What is {i}?") for i in range(50))
+    assert said.count("<|im_start|>") == 100 and "Paragraph" not in said and "at the end of chat" not in said
+    assert text.index("chat a") < text.index("chat b") and text.count("<|im_end|>") == 2
+
+
 def test_rows_are_rows_however_the_files_ending_is_written(
     tmp_path: Path, make_recipe: Make, tokenizer: Any, texts: Path
 ) -> None:

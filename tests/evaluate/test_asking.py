@@ -137,6 +137,35 @@ def test_a_row_is_known_again_only_for_the_same_texts_and_questions_and_rules(ma
     assert len(go(Text("a", tokens(30), [question("p")]))) == 1
 
 
+def test_rows_say_what_was_read_and_asked_whatever_each_method_sees_of_it(make):
+    llm = make(max_position_embeddings=2048)
+
+    def said(text: Text, ceiling: bool = True) -> set[str]:
+        methods = [create(name, llm, 200) for name in ("truncate", "full")]
+        quiz = Examination("quiz", "letters", 1500, [text])
+        return {row["texts"] for row in ask_methods(llm, methods, quiz, 0, lambda line: None, Results(), ceiling)}
+
+    first, again, other = (said(Text("a", tokens(1500, seed), [question("p", 1200, 20)])) for seed in (0, 0, 1))
+    assert len(first) == 1 and first == again and first != other
+
+
+def test_memory_that_runs_out_gives_a_row_that_says_so_and_the_others_are_asked(make, monkeypatch):
+    llm, results = make(max_position_embeddings=512), Results()
+    methods = [create("full", llm, 16), create("truncate", llm, 200)]
+    quiz = Examination("quiz", "letters", 60, [Text("a", tokens(60), [question("p")])])
+
+    def fails(error: Exception) -> list[dict]:
+        monkeypatch.setattr(methods[0], "ask", lambda *given: (_ for _ in ()).throw(error))
+        return list(ask_methods(llm, methods, quiz, 0, lambda line: None, results))
+
+    for error in (MemoryError(), RuntimeError("CUDA error: out of memory")):
+        full, truncate = fails(error)
+        assert (full["value"], full["reason"], full["read_once"]) == (None, "memory ran out", True)
+        assert truncate["value"] is not None
+    with pytest.raises(RuntimeError, match="something else"):
+        fails(RuntimeError("something else"))
+
+
 def test_a_row_says_the_rules_that_its_answers_came_from(make):
     llm = make(max_position_embeddings=512)
     quiz = Examination("quiz", "letters", 60, [Text("a", tokens(60), [question("p")])])

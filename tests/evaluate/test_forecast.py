@@ -10,6 +10,7 @@ import torch
 from sharedllm.evaluate.forecast import Job, Pace, expected, lines, pace_of, spoken
 from sharedllm.methods import create
 from sharedllm.methods.estimate import in_chunks, one_pass
+from sharedllm.methods.streaming import BLOCK
 from tests.conftest import CONFIG, tokens
 
 PACE = Pace(token=1.0, pair=0.01, generated=2.0)
@@ -27,10 +28,13 @@ def test_methods_say_what_they_do(make):
     lowest = llm.config.injected_layers / len(llm.parts.layers)
     found = {name: create(name, llm, 8) for name in ("truncate", "full", "shared", "streaming", "encoder-decoder")}
     assert {name: method.reading(100).tokens for name, method in found.items()} == {
-        "truncate": 0, "full": 0, "shared": pytest.approx(lowest * 100), "streaming": 128, "encoder-decoder": 100,
+        "truncate": 0, "full": 0, "shared": pytest.approx(lowest * 100), "streaming": 100, "encoder-decoder": 100,
     }  # fmt: skip
     assert found["truncate"].answering(100) == one_pass(8) and found["full"].answering(100) == one_pass(100)
     assert found["shared"].reading(100).pairs < one_pass(100).pairs
+    whole, longer = (found["streaming"].reading(tokens) for tokens in (BLOCK, 2 * BLOCK + 10))
+    assert longer.tokens == 2 * BLOCK + 10, "the last block is short"
+    assert 2 * whole.pairs < longer.pairs < 3 * whole.pairs
 
 
 def test_what_is_read_once_is_counted_once_and_answers_take_their_tokens(make):

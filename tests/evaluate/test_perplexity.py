@@ -63,11 +63,11 @@ def test_sliding_passages_score_every_token_once(make):
         *(("a.txt", 6 * k) for k in range(4)), ("b.txt", 0), ("b.txt", 6)
     ]  # fmt: skip
     llm = make()
-    (row,) = run([create("truncate", llm, 8)], passages[:4], [40], 6, 0, lambda line: None)
+    (row,) = run([create("truncate", llm, 8)], passages[:4], [40], 6, 0, lambda line: None, stride=6)
     nats = [plain_nll(llm, p.ids[-8:], 6) for p in passages[:4]]
     scored = torch.cat([p.ids[-6:] for p in passages[:4]])
     assert torch.equal(scored, ids[34:58]), "neither the first 34 nor the last two"
-    assert row["value"] == pytest.approx(sum(map(sum, nats)) / 24, abs=1e-4)
+    assert row["value"] == pytest.approx(sum(map(sum, nats)) / 24, abs=1e-4) and row["stride"] == 6
 
 
 @pytest.mark.parametrize("targets", [3, 6, 9, 39])
@@ -153,7 +153,8 @@ def test_windows_by_method_and_gains_in_pairs(make):
     pairs = zip(rows["truncate", 60, "nll"]["values"], rows["shared", 60, "nll"]["values"], strict=True)
     assert gain["values"] == pytest.approx([a - b for a, b in pairs], abs=1e-5)
     assert gain["low"] <= gain["value"] <= gain["high"]
-    assert gain["window"] == 12 and len(gain["starts"]) == gain["samples"] == 3
+    assert (gain["window"], gain["truncate_window"]) == (12, 30) and len(gain["starts"]) == gain["samples"] == 3
+    assert all(row["stride"] is None for row in rows.values())
 
 
 def test_no_gains_without_truncate(make):
@@ -179,6 +180,21 @@ def test_a_run_goes_on_where_it_was_stopped(make, monkeypatch, tmp_path):
     assert [row["metric"] for row in again if row["method"] == "full"] == ["nll"] * 2 + ["nll_gain_over_truncate"] * 2
     with pytest.raises(ZeroDivisionError):
         go(["shared"], [40, 50])
+
+
+def test_where_memory_runs_out_shorter_lengths_and_other_methods_are_scored(make, monkeypatch):
+    llm, score = make(), Full.score
+
+    def scored(self, past, window, targets):
+        if len(past) + len(window) > 40:
+            raise MemoryError
+        return score(self, past, window, targets)
+
+    monkeypatch.setattr(Full, "score", scored)
+    _, rows = rows_of(llm, ["full", "truncate"], [30, 40, 60], samples=2)
+    assert rows["full", 60, "nll"]["reason"] == "memory ran out" and rows["full", 60, "nll"]["targets"] == 6
+    assert all(rows["full", n, "nll"]["value"] is not None for n in (30, 40))
+    assert rows["truncate", 60, "nll"]["value"] is not None and ("full", 60, "nll_gain_over_truncate") not in rows
 
 
 def test_only_the_lengths_that_are_missing_are_scored(make, monkeypatch):

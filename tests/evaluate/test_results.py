@@ -94,6 +94,21 @@ def test_rows_of_another_machine_are_not_known_where_it_matters(tmp_path):
     assert Results(file).find(unit)["value"] == 2
 
 
+def test_known_rows_of_other_versions_are_said_once(tmp_path):
+    file, said = tmp_path / "rows.jsonl", []
+    here = {"sharedllm": "1", "torch": "3"}
+    before = [{"versions": {"torch": "2", "sharedllm": "1"}}] * 2 + [{"versions": here}, {}]
+    for n, row in enumerate(before):
+        Results(file).keep({"n": n}, lambda row=row: row)
+    results = Results(file, say=said.append, versions=here)
+    for n in range(len(before)):
+        results.keep({"n": n}, fail)
+    told = [line for line in said if "found in" not in line]
+    assert told == ["known rows were made with torch 2, and here is torch 3; --fresh computes all rows again"]
+    results.keep({"n": 9}, lambda: {"versions": {"torch": "1"}})
+    assert len(said) == len(before) + 1
+
+
 def test_a_row_without_a_value_says_nothing_of_the_workers(tmp_path):
     results = Results(besides=lambda: {"peak_memory_bytes": 7})
     assert results.keep({"n": 1}, lambda: {"reason": "no", "peak_memory_bytes": None})["peak_memory_bytes"] is None

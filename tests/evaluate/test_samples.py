@@ -14,7 +14,7 @@ from sharedllm.evaluate.needle import is_found
 from sharedllm.evaluate.perplexity import cut_passages, run
 from sharedllm.evaluate.samples import passage_samples, question_samples, write_samples
 from sharedllm.methods import create
-from sharedllm.methods.estimate import cache_bytes, slot_bytes
+from sharedllm.methods.estimate import attended_bytes, cache_bytes
 from sharedllm.prompts import Prompt
 from tests.conftest import CONFIG, tokens
 
@@ -51,11 +51,10 @@ def test_the_bytes_are_those_of_the_context_and_of_what_a_question_attends_to(ma
     for question in text.questions:
         ids, mask = torch.tensor([question.prompt.alone()]), question.prompt.question_mask()
         memory = llm.recall(context, ids, question_mask=mask)
-        taken = [x[:, :, 1:, : llm.parts.head_dim] for x in (*memory.keys, *memory.values)]
-        attended.append(sum(x.numel() * x.element_size() for x in taken))
+        attended.append(sum(x[:, :, 1:].nbytes for x in (*memory.keys, *memory.values)))
     assert [s["stored_bytes"] for s in samples] == [context.nbytes] * 2
     assert [s["attended_bytes"] for s in samples] == [max(attended)] * 2, "the most of all on the text"
-    without = slot_bytes(llm, context.slots)
+    without = attended_bytes(llm, context.slots)
     assert max(attended) > without if fine_chunks else max(attended) == without
 
 

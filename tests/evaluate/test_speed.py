@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sharedllm.branch import WIDER
 from sharedllm.errors import UsageError
 from sharedllm.evaluate.speed import longest, memory, phases
 from sharedllm.evaluate.speed.floor import Rates
@@ -224,7 +225,7 @@ def test_memory_by_part(llm, name):
     elif name.startswith("shared"):
         context = method.prepare(ids)
         assert found.kept == context.nbytes and found.added_weights > 0
-        slots = 3 * 2 * 2 * context.slots * 8 * 4  # layers, keys and values, heads, dimensions: no padding
+        slots = 3 * 2 * 2 * context.slots * (8 + WIDER) * 4  # layers, keys and values, heads, dimensions: no padding
         assert found.attended == slots
     else:
         beside = frame - len(prompt.alone())  # what separates text and question

@@ -85,6 +85,20 @@ def test_rows(llm, monkeypatch):
     assert even["lengths"] == [96, 192] and even["value"] == pytest.approx(96 * 2 ** (1 / (1 + 3.321928)), rel=1e-6)
 
 
+def test_where_memory_runs_out_the_other_methods_are_timed(llm, monkeypatch):
+    def ends(work):
+        method, sample, *_ = work.args
+        return None if method.name == "full" and len(sample.ids) == 192 else work()
+
+    monkeypatch.setattr("sharedllm.evaluate.speed.run.unless_memory_ends", ends)
+    rows, _ = benched(llm, ["full", "shared"], monkeypatch)
+    by = {(row["method"], row["length"], row["metric"]): row for row in rows}
+    for metric in ("seconds_to_first_token", "working_peak_bytes"):
+        assert by["full", 192, metric]["reason"] == "memory ran out" and by["full", 96, metric]["value"]
+        assert by["shared", 192, metric]["value"]
+    assert by["shared", 192, "first_token_speed_over_full"]["reason"] == "full: memory ran out"
+
+
 def test_what_takes_too_long_or_does_not_fit_has_a_reason(llm, monkeypatch):
     rows, order = benched(llm, ["shared", "full"], monkeypatch, budget=0.0, peak=None)
     assert {length for _, length in order} == {96}

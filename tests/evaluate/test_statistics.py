@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sharedllm.evaluate.statistics import bootstrap, bounds, bounds_of_mean, expanded_tail, student, wilson
+from sharedllm.evaluate.statistics import (
+    bootstrap,
+    bootstrap_ratio,
+    bounds,
+    bounds_of_mean,
+    expanded_tail,
+    student,
+    wilson,
+)
 
 
 def test_wilson_is_the_interval_of_the_books():
@@ -49,6 +57,37 @@ def test_intervals_of_eight_values_hold_what_they_say():
     random = np.random.default_rng(1)
     held = sum(low <= 0 <= high for low, high in (bootstrap(random.normal(size=8), draws=2000) for _ in range(1000)))
     assert 935 <= held <= 965, "a percentile interval that is not expanded holds about 895"
+
+
+def test_a_share_is_resampled_with_what_it_is_a_share_of():
+    """Passages that gain more have more to gain: where each gains half of it, half is certain, however much they differ."""
+    wholes = [0.1, 0.9, 0.4, 2.0, 0.05, 0.6]
+    assert bootstrap_ratio([x / 2 for x in wholes], wholes) == (pytest.approx(0.5), pytest.approx(0.5))
+    parts = [0.05, 0.3, 0.3, 1.5, 0.01, 0.2]
+    low, high = bootstrap_ratio(parts, wholes)
+    rows = np.random.default_rng(0).integers(0, 6, size=(10_000, 6))
+    ratios = np.array(parts)[rows].sum(axis=1) / np.array(wholes)[rows].sum(axis=1)
+    tail = expanded_tail(6)
+    assert (low, high) == (pytest.approx(np.quantile(ratios, tail)), pytest.approx(np.quantile(ratios, 1 - tail)))
+    assert low < sum(parts) / sum(wholes) < high
+    assert bootstrap_ratio([1.0, 3.0], [2.0, 4.0]) == (0.5, 0.75), "of two their range"
+    assert bootstrap_ratio([1.0, 1.0], [2.0, 4.0], seed=1) == (0.25, 0.5)
+
+
+def test_a_share_of_what_may_be_nothing_has_no_bounds():
+    assert bootstrap_ratio([0.1, 0.2, 0.1], [0.3, -0.1, 0.2]) == (-np.inf, np.inf)
+    with pytest.raises(ValueError, match="longer"):
+        bootstrap_ratio([0.1], [0.1, 0.2])
+
+
+def test_intervals_of_a_share_hold_what_they_say():
+    random = np.random.default_rng(2)
+    held = 0
+    for _ in range(300):
+        wholes = random.uniform(0.2, 0.6, size=12)
+        low, high = bootstrap_ratio(0.6 * wholes + random.normal(0, 0.05, size=12), wholes, draws=1000)
+        held += low <= 0.6 <= high
+    assert 275 <= held <= 295
 
 
 def test_one_value_has_no_interval():

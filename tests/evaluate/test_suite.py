@@ -143,6 +143,24 @@ def test_what_does_not_fit_has_a_reason_and_so_has_its_average(make):
     assert (average["dataset"], average["value"]) == ("average", None) and average["reason"].startswith("b: it would")
 
 
+def test_the_longest_text_of_a_data_set_is_what_a_method_is_measured_up_to(make):
+    llm, method = make(max_position_embeddings=512), create("full", make(max_position_embeddings=512), 64)
+    sets = [
+        dataset(example(context="c" * 20), example(name="2"), name="a"),
+        dataset(example(context="c" * 150), name="b"),
+    ]
+    method.longest = 150
+    rows = list(run(llm, [method], "longbench", sets, {}, 0, lambda line: None, Results()))
+    assert [row["length"] for row in rows] == [110, 150] and "up to 150 tokens" in rows[0]["reason"]
+    said = expected([method], jobs(llm, sets), Pace(1.0, 0.01, 2.0), math.inf)
+    assert [one.reason for one in said] == [row.get("reason") for row in rows] and rows[1]["value"] is not None
+
+
+def test_a_data_set_is_of_the_same_texts_for_methods_that_see_less_of_them(make):
+    rows = rows_of(make(max_position_embeddings=512), ["truncate", "full"], [dataset(example())])
+    assert rows[0]["cut"] and rows[0]["texts"] == rows[1]["texts"]
+
+
 def test_a_long_question_is_cut_with_its_text(make, monkeypatch):
     """As LongBench does: half of what fits from the prompt's start, half from its end, whatever stands there."""
     llm, given = make(max_position_embeddings=512), []
@@ -224,6 +242,20 @@ def test_every_score_that_needs_a_package_says_so():
     for task in tasks:  # LongBench counts Chinese words, InfiniteBench characters
         words = ("jieba",) if (task.metric, task.category) == ("f1_zh", "single-document QA") else ()
         assert task.needs == needs.get(task.metric, words), task.name
+
+
+def test_a_summary_of_a_dialogue_ends_with_its_line(make, monkeypatch):
+    tasks = read_tasks("sharedllm.evaluate.longbench")
+    assert {name: task.stop for name, task in tasks.items() if task.stop} == {"samsum": "\n"}
+    llm, ends = make(max_position_embeddings=512), []
+
+    def ask(method, past, prompt, new):
+        ends.append(method.llm.model.generation_config.eos_token_id)
+        return torch.tensor([65])
+
+    monkeypatch.setattr(type(create("truncate", llm, 64)), "ask", ask)
+    rows = rows_of(llm, ["truncate"], [dataset(example(), stop="\n"), dataset(example())])
+    assert ends == [[257, llm.tokenizer("\n")["input_ids"][-1]], 257] and rows[0]["run"] != rows[1]["run"]
 
 
 def test_samples_are_spread_over_the_file():

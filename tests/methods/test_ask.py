@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sharedllm import UsageError
+from sharedllm.evaluate.stopping import stopping
 from sharedllm.memory import find, nearest_of
 from sharedllm.methods import METHODS, create
 from sharedllm.methods.base import plain_nll
 from sharedllm.methods.estimate import cache_bytes
+from sharedllm.methods.streaming import BLOCK
 from sharedllm.prompts import Prompt
 from sharedllm.quote import quotes
 from sharedllm.recall import asks
@@ -124,12 +127,30 @@ def test_retrieval_scores_a_window_behind_what_is_nearest_to_the_tokens_before_i
     assert torch.equal(method.score(None, window, 5), plain_nll(llm, window, 5))
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_an_answer_ends_where_a_benchmark_says_and_has_a_token_at_least(make, name):
+    llm = make(max_position_embeddings=512, eos_token_id=None)
+    method, prompt = create(name, llm, 100), Prompt(llm.tokenizer, "Where?")
+    past = method.prepare_to_ask(tokens(150), prompt)
+    free = method.ask(past, prompt, 8).tolist()
+
+    def ended_by(token: int) -> list[int]:
+        tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: [0, token])
+        with stopping(SimpleNamespace(model=llm.model, tokenizer=tokenizer), "\n"):
+            return method.ask(past, prompt, 8).tolist()
+
+    other = next(token for token in free if token != free[0])
+    assert ended_by(other) == free[: free.index(other) + 1]
+    assert ended_by(free[0])[0] != free[0]
+    assert method.ask(past, prompt, 8).tolist() == free
+
+
 def test_rows_say_the_rules_that_no_setting_has(llm):
     found = {}
     for name in METHODS:
         method = create(name, llm, 16)
         found[name] = [method.rules(True, 63), method.rules(True, 64), method.rules(False)]
-    searched, read = [{}, {"searched_by": 256}, {}], [{}, {}, {"read_in_prompt": True}]
+    searched, read = [{}, {"searched_by": 256}, {}], [{}, {}, {"read_in_prompt": True, "block": BLOCK}]
     assert {name: rules for name, rules in found.items() if any(rules)} == {
         "shared": searched, "shared-compact": searched, "streaming": read, "full": [{}, {}, {"read_once": True}],
     }  # fmt: skip

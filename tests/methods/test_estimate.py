@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 from sharedllm import SharedConfig, SharedLLM
 from sharedllm.evaluate import needle, perplexity
 from sharedllm.methods import METHODS, Method, create
-from sharedllm.methods.estimate import mlp_width
+from sharedllm.methods.estimate import cache_bytes, mlp_width
+from sharedllm.prompts import Prompt
 from tests.conftest import CONFIG, byte_tokenizer, tokens
 from tests.test_families import family_model
 
@@ -51,15 +52,29 @@ SIZES = dict(hidden_size=48, intermediate_size=128, num_attention_heads=6, num_k
 def test_what_is_counted_is_what_is_held(make, name, scored):
     config = SharedConfig(injected_layers=3, chunk_length=256, fine_chunks=1, read_chunks=2, rank=4)
     llm, ids = make(config, max_position_embeddings=512, eos_token_id=None, **SIZES), tokens(1500)
-    method = create(name, llm, 301)
+    method, prompt = create(name, llm, 301), Prompt(llm.tokenizer, "Where is it? " * 10)
     method.score(method.prepare(ids[:300]), ids[:50], 10)  # what is made once
     with Peak() as peak:
-        past = method.prepare(ids[:-301])
         if scored:
-            method.score(past, ids[-301:], scored)
+            method.score(method.prepare(ids[:-301]), ids[-301:], scored)
         else:
-            method.generate(past, ids[-301:], 2)
+            text = ids[: 1500 - len(prompt.alone()) - 2]
+            method.ask(method.prepare_to_ask(text, prompt), prompt, 2)
     assert 0.8 < method.peak_bytes(1500, scored) / peak.most < 1.6
+
+
+def test_the_cache_that_full_keeps_of_a_text_is_counted_beside_that_of_the_answer(make):
+    """In a deep model, where caches are most of it; `yarn` keeps none."""
+    llm, ids = make(num_hidden_layers=32, eos_token_id=None), tokens(300)
+    prompt = Prompt(llm.tokenizer, "Where?")
+    for name in ("full", "yarn"):
+        method = create(name, llm, 16)
+        method.ask(method.prepare_to_ask(ids[:9], prompt), prompt, 2)
+        with Peak() as peak:
+            method.ask(method.prepare_to_ask(ids, prompt), prompt, 2)
+        assert 0.9 < method.peak_bytes(300 + len(prompt.alone()) + 2) / peak.most < 1.3
+    assert create("full", llm, 16).peak_bytes(300) - method.peak_bytes(300) == cache_bytes(llm, 300)
+    assert create("full", llm, 16).peak_bytes(300, 5) == method.peak_bytes(300, 5), "scored tokens leave none"
 
 
 class Small(Method):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from sharedllm import SharedLLM
-from sharedllm.methods.estimate import cache_bytes, slot_bytes
+from sharedllm.methods.estimate import attended_bytes
 from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model
 from tests.serve.conftest import LONG, started, upload
 
@@ -72,5 +72,5 @@ def test_the_map_tells_what_is_quoted_and_counts_it(quoting, http, shown):
         passages = [LONG[span["start"] : span["end"]] for span in drawn["quoted"]]
         assert llm.tokenizer.decode(shown[-1]).startswith(" ...\n".join(passages) + "\n\nItem 7")
         sizes.append(sum(map(len, passages)))
-        assert drawn["attended_bytes"] == slot_bytes(llm, drawn["slots"]) + cache_bytes(llm, sizes[-1])
+        assert drawn["attended_bytes"] == attended_bytes(llm, drawn["slots"], sizes[-1])
     assert sizes[0] == 32 > sizes[1] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from sharedllm.train.limits import check_lengths
 from sharedllm.train.recipe import read_recipe
 
 RECIPES = Path(sharedllm.__path__[0]) / "recipes"
+DOCS = Path(__file__).parents[2] / "docs"
 SHIPPED = sorted(file.stem for file in RECIPES.glob("*.yaml") if not file.stem.startswith("data-"))
 
 
@@ -35,6 +37,27 @@ def test_shipped_recipes_are_valid(name):
     check_lengths(recipe, 8192)  # the default model's positions
 
 
+def steps_to(name: str) -> list[str]:
+    """Recipes to be trained one after the other, as each says what it starts from."""
+    start = read_recipe(name).start
+    return [*(steps_to(Path(start).parent.name) if start else []), name]
+
+
+def test_documents_name_the_recipes_that_the_shipped_one_starts_from():
+    steps, trained = steps_to("default"), r"sharedllm train ([\w-]+)"
+    assert steps[0] != "default" and all(read_recipe(name).output == f"runs/{name}" for name in steps)
+    for name in steps:
+        header = "".join(re.findall(r"^#.*\n", (RECIPES / f"{name}.yaml").read_text(), re.MULTILINE))
+        assert re.findall(trained, header) == steps_to(name), name
+    training, distributed = ((DOCS / page).read_text() for page in ("training.md", "distributed/train.md"))
+    card = (RECIPES.parent / "adapters/smollm2-135m-instruct/README.md").read_text()
+    for page in (training, card):
+        assert re.findall(rf"^ *{trained}$", page, re.MULTILINE)[: len(steps)] == steps
+    *first, last = (f"`{name}`" for name in steps[:-1])
+    assert f"without it `default` starts from that of {last}" in training
+    assert f"`default` starts from the adapter of {last}: train {', '.join(first)} and {last} first" in distributed
+
+
 def test_an_own_adapter_is_trained_under_the_shipped_settings():
     own, shipped = read_recipe("own-data"), read_recipe("default")
     assert own.config == shipped.config and own.quoted == shipped.quoted
@@ -45,6 +68,10 @@ def test_an_own_adapter_is_trained_under_the_shipped_settings():
     [
         ("output: a\nstepz: 3\n", [], ["stepz", "Did you mean steps"]),
         ("output: a\nconfig:\n  injected_layer: 3\n", [], ["injected_layer", "Did you mean injected_layers"]),
+        ("output: a\n", ["lr=0.001"], ["no setting named 'lr'", "Did you mean learning_rate?"]),
+        ("output: a\n", ["batch=4"], ["no setting named 'batch'", "Did you mean "]),
+        ("output: a\n", ["rank=64"], ["no setting named 'rank'", "Did you mean config.rank?"]),
+        ("output: a\n", ["config.r=64"], ["no setting named 'r'", "Did you mean rank?"]),
         ("output: a\nsteps: many\n", [], ["steps", "'many'", "a whole number"]),
         ("output: a\nsteps: 2.5\n", [], ["steps", "a whole number"]),
         ("output: a\nsteps: true\n", [], ["steps", "a whole number"]),

@@ -36,6 +36,15 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
     assert [c.name for c in checkpoints(tmp_path)] == ["step-999950", "step-1000000", "step-1000050"]
 
 
+def test_what_killed_processes_left_of_checkpoints_is_removed(data, tmp_path):
+    place, kept = tmp_path / "run/checkpoints", {".step-000001", ".step-000001-mine", "notes"}
+    for name in (".step-000001-abcdefgh", ".step-000007-old-a1b2c3_4/was", *kept):
+        (place / name).mkdir(parents=True)
+        (place / name / "adapter.safetensors").touch()
+    trainer(data, tmp_path / "run").train(until=2)
+    assert {path.name for path in place.iterdir()} == {"step-000002", *kept}
+
+
 def test_a_recipe_under_which_no_step_was_done_can_be_mended(data, tmp_path):
     """Needles that fit no context are found out at the first step, after the recipe was noted."""
     crowded = trainer(data, tmp_path / "run", needles=1.0, context_chunks=[1, 1])
@@ -140,6 +149,19 @@ def test_data_built_again_from_something_else_is_refused(tmp_path, change):
     with pytest.raises(UsageError, match="another build of the data") as error:
         trainer(data, tmp_path / "run")
     assert_one_sentence(error)
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_a_damaged_shard_of_the_right_size_is_refused(tmp_path, split):
+    data = write_data(tmp_path)
+    shard = data / f"{split}-0.bin"
+    found = bytearray(shard.read_bytes())
+    found[1000] ^= 1
+    shard.write_bytes(found)
+    with pytest.raises(WorkError, match=rf"{split}-0\.bin has changed since it was built") as error:
+        trainer(data, tmp_path / "run")
+    assert_one_sentence(error)
+    assert not (tmp_path / "run").exists()
 
 
 def again(folder, weight=1.0):

@@ -51,7 +51,7 @@ def test_where_all_are_long_enough_nothing_is_said(mixed, tmp_path, caplog):
     assert "among them" not in str(left_out(folder, recipe(mixed, tmp_path, context_chunks=[32, 40])))
 
 
-def test_chats_are_not_told_to_be_joined(mixed, tmp_path):
-    with pytest.raises(UsageError, match="join_below, which joins no chats") as error:
+def test_where_none_is_long_enough_it_is_said_how_they_become_so(mixed, tmp_path):
+    with pytest.raises(UsageError, match=r"join more of a source's texts \(join_below\)") as error:
         Sampler(TokenFolder.open(mixed), recipe(mixed, tmp_path, context_chunks=[5000, 6000]), "train")
     assert_one_sentence(error)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from sharedllm.train.checkpoint import checkpoints
+from sharedllm.train.loop import Trainer
 from tests.train.test_loop import assert_same, trainer, weights, write_data
 
 VALIDATED = {"validate_every": 2, "validate_samples": 1, "checkpoint_every": 100}
@@ -65,3 +66,46 @@ def test_a_run_that_is_late_leaves_it_to_the_next_piece(data, tmp_path):
         assert t.step == step
         assert ((2, "held out") in logged(run)) == (step == 3)
     assert logged(run) == [(1, "step"), (2, "step"), (2, "held out"), (3, "step")]
+
+
+@pytest.mark.parametrize(
+    ("took", "left", "until"),
+    [
+        (None, 121, 6),  # it is not known what one takes: a fifth of the ten minutes is enough
+        (None, 119, 2),
+        (90.0, 119, 6),
+        (150.0, 149, 2),
+    ],
+)
+def test_a_validation_for_which_too_little_time_is_left_is_the_next_pieces(
+    data, tmp_path, monkeypatch, took, left, until
+):
+    run, settings = tmp_path / "run", {"minutes": 10.0, **VALIDATED}
+    t = trainer(data, run, **settings)
+    t._validation = took
+    validate = Trainer.validate
+
+    def as_long(self):
+        row, self._validation = validate(self), took
+        return row
+
+    monkeypatch.setattr(Trainer, "validate", as_long)
+    monkeypatch.setattr("sharedllm.train.loop.time.monotonic", lambda: t.started + 600 - left)
+    t.train()
+    assert (t.step, checkpoints(run)[-1].name) == (until, f"step-00000{until}")
+    assert ((2, "held out") in logged(run)) == (until == 6)
+    monkeypatch.undo()
+    again, whole = trainer(data, run, **settings), trainer(data, tmp_path / "whole", **VALIDATED)
+    again.train()
+    whole.train()
+    assert logged(run) == logged(whole.run)
+    assert_same(weights(whole), weights(again))
+
+
+def test_what_a_validation_takes_is_measured(data, tmp_path, monkeypatch):
+    t = trainer(data, tmp_path / "run", **VALIDATED)
+    assert t._validation is None
+    clock = iter((100.0, 130.0))
+    monkeypatch.setattr("sharedllm.train.loop.time.perf_counter", lambda: next(clock))
+    t.validate()
+    assert t._validation == 30

@@ -9,7 +9,7 @@ import typer
 
 from sharedllm.cli import ask, bench, chat, data, demo, doctor, encode, evaluate, lm_eval, plot, serve, train
 from sharedllm.cli.ending import Group
-from sharedllm.errors import SharedLLMError
+from sharedllm.errors import SharedLLMError, out_of_memory
 
 app = typer.Typer(
     name="sharedllm",
@@ -63,17 +63,6 @@ def main(arguments: list[str] | None = None, commands: typer.Typer = app) -> Any
         if not out_of_memory(error):
             raise
         fail("there is not enough memory for this; close other programs or take a shorter text.", 1)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out: Python's own, or one of torch's, which is not loaded for this."""
-    if isinstance(error, MemoryError):
-        return True
-    torch = sys.modules.get("torch")
-    said = str(error)
-    return torch is not None and (
-        isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said or "not enough memory" in said
-    )
 
 
 def fail(sentence: str, code: int) -> None:

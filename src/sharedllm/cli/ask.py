@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sharedllm.cli import common
+from sharedllm.cli import common, given
 
 if TYPE_CHECKING:
     from sharedllm.context import Context
@@ -76,10 +76,10 @@ def ask(
     }
     prompt = Prompt(llm.tokenizer, question)
     check(llm, prompt, max_new_tokens, Resolution(**resolution))
-    sources, hits, find_seconds = common.found(llm, sources, question, documents or DOCUMENTS)
-    context, encode_seconds = common.read(llm, sources, keep_tags)
+    sources, hits, find_seconds = given.found(llm, sources, question, documents or DOCUMENTS)
+    context, encode_seconds = given.read(llm, sources, keep_tags)
     if not fits(llm, context, prompt, max_new_tokens):
-        encode_seconds += common.encode(llm, context)
+        encode_seconds += given.encode(llm, context)
     with common.status("answering"):
         answer = llm.answer(context, question, max_new_tokens, **resolution)
         read = llm.explain(context, question, max_new_tokens=max_new_tokens, **resolution) if explain else []
@@ -115,7 +115,7 @@ def _check_sources(sources: Sequence[str], keep_tags: bool, documents: int | Non
         common.positive("--documents", documents)
         if not any(map(is_collection, sources)):
             raise UsageError("--documents is for collections, and none is named; leave it out.")
-    if keep_tags and all(common.is_saved(source) or is_collection(source) for source in sources):
+    if keep_tags and all(given.is_saved(source) or is_collection(source) for source in sources):
         raise UsageError(
             "--keep-tags is for texts that are read now, and all that is named was read before; leave it out."
         )

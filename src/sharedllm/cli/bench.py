@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sharedllm.cli import common
+from sharedllm.cli import common, given
 
 if TYPE_CHECKING:
     from sharedllm.evaluate.speed.apart import Loading
@@ -75,9 +75,10 @@ def bench(
     wanted = common.positive_numbers("--lengths", lengths)
     common.positive("--rounds", rounds)
     _check(new_tokens, budget, longest, names)
-    common.check_output(output, text or [])
+    given.check_output(output, text or [])
     llm = common.load(model, adapter, device, dtype, seed)
     from sharedllm.evaluate.results import Results
+    from sharedllm.evaluate.row import versions
     from sharedllm.evaluate.speed import floor
     from sharedllm.evaluate.speed.apart import Loading
     from sharedllm.evaluate.speed.phases import clock
@@ -104,7 +105,9 @@ def bench(
         rates=cache(lambda: floor.rates(llm.device, llm.dtype, clock(llm.device))),
         longest=(longest, read_longest) if longest else None,
         say=common.say,
-        results=Results(output, common.depends_on("bench", llm, seed), fresh, common.say, same=here),
+        results=Results(
+            output, common.depends_on("bench", llm, seed), fresh, common.say, same=here, versions=versions()
+        ),
     )
     row: dict[str, Any] = {}
     for row in asked.rows(wanted):
@@ -167,7 +170,7 @@ def _samples(llm: SharedLLM, texts: list[str], longest: int, output: Path) -> Ca
     from sharedllm.evaluate.speed.phases import Sample
 
     if texts:
-        text = common.text_of(texts, output=output)
+        text = given.text_of(texts, output=output)
     else:
         text = reference_text(lambda part: len(llm.reader.token_ids(part)), longest)
     ids = llm.reader.token_ids(text).long()

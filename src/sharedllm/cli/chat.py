@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sharedllm.cli import common
+from sharedllm.cli import common, given
 
 
 def chat(
@@ -28,7 +28,7 @@ def chat(
 
     One line of standard input is one turn.
     """
-    from sharedllm.errors import UsageError
+    from sharedllm.errors import UsageError, WorkError
 
     common.positive("--max-new-tokens", max_new_tokens)
     if "-" in (sources or []):
@@ -37,20 +37,20 @@ def chat(
         raise UsageError(
             "standard input is closed, and the questions come from there; open it, or use `sharedllm ask`."
         )
-    common.refuse_collections(sources or [])
+    given.refuse_collections(sources or [])
     _replace_undecodable()
     llm = common.load(model, adapter, device, dtype, seed)
     from sharedllm.session import Session
 
     session = Session(llm, window=window)  # a window that cannot be is refused before anything is read
     if sources:
-        session.context = common.read(llm, sources)[0]
+        session.context = given.read(llm, sources)[0]
     warned = llm.adapter != "none"
     while question := _next_question():
         try:
             with common.status("answering"):
                 answer = session.ask(question, max_new_tokens)
-        except UsageError as error:  # such as a question that is too long
+        except (UsageError, WorkError) as error:  # such as a question that is too long, or no memory to fold in
             if not sys.stdin.isatty():
                 raise
             common.say(f"sharedllm: {error}")

@@ -90,12 +90,12 @@ def _deep(figures: dict[str, Any]) -> str:
 
 def _attended(llm: SharedLLM, slots: int) -> dict[str, Any]:
     """What one question attends to of the text: slots in the injected layers, and the passages quoted before it in all."""
-    from sharedllm.methods.estimate import cache_bytes, slot_bytes
+    from sharedllm.methods.estimate import attended_bytes, cache_bytes
 
     quoted = llm.config.quoted_tokens
     return {
         "slots": slots,
-        "bytes_one_question": slot_bytes(llm, slots),
+        "bytes_one_question": attended_bytes(llm, slots),
         "quoted_tokens": quoted,
         "bytes_quoted": cache_bytes(llm, quoted),
     }

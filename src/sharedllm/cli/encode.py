@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sharedllm.cli import common
+from sharedllm.cli import common, given
 
 if TYPE_CHECKING:
     from sharedllm.keep import Keep
@@ -23,6 +23,10 @@ FolderOption = Annotated[
 ]
 CompactOption = Annotated[
     bool, typer.Option("--compact", help="Keep a quarter of the bytes; each question reads a chunk again.")
+]
+StoredBitsOption = Annotated[
+    int | None,
+    typer.Option("--stored-bits", help="Bits of a number that is kept: 16, 8 or 4.", show_default="the adapter's"),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")]
 SeparateOption = Annotated[
@@ -41,6 +45,7 @@ def encode(
     remove: Annotated[list[str] | None, typer.Option("--remove", metavar="SOURCE", help="Forget a source.")] = None,
     keep_tags: common.KeepTagsOption = False,
     compact: CompactOption = False,
+    stored_bits: StoredBitsOption = None,
     dry_run: DryRunOption = False,
     separate: SeparateOption = False,
     max_mb: MaxMbOption = None,
@@ -61,14 +66,18 @@ def encode(
     A compact context stays one: what is added to it is compact too.
     With --separate each file has a store of its own, and sources and --output may be addresses such as s3://bucket/folder.
     """
+    from sharedllm.config import STORED_BITS, check_choice
     from sharedllm.errors import UsageError
     from sharedllm.manifest import check_target
 
     common.check_engine(engine, ray_address, workers)
+    if stored_bits is not None:
+        check_choice("--stored-bits", stored_bits, STORED_BITS)
     if separate:
-        if append or remove or dry_run or keep_tags or not sources:
+        if append or remove or dry_run or keep_tags or stored_bits or not sources:
             raise UsageError(
-                "--separate takes sources alone, it always adds: no --append, --remove, --dry-run or --keep-tags."
+                "--separate takes sources alone, it always adds: no --append, --remove, --dry-run, --stored-bits or "
+                "--keep-tags."
             )
         from sharedllm.cli.separate import read_separately
 
@@ -83,13 +92,16 @@ def encode(
     folder = Path(output)
     check_target(folder)
     if remove:
-        if append or dry_run or keep_tags or compact:
-            raise UsageError("--remove goes alone, without --append, --dry-run, --keep-tags or --compact.")
+        if append or dry_run or keep_tags or compact or stored_bits:
+            raise UsageError(
+                "--remove goes alone, without --append, --dry-run, --keep-tags, --compact or --stored-bits."
+            )
         _remove(folder, remove, as_json)
         return
     from sharedllm.library import Library
 
-    library = Library(folder, common.load(model, adapter, device, dtype, seed), compact or None)
+    llm = common.load(model, adapter, device, dtype, seed, stored_bits)
+    library = Library(folder, llm, compact or None)
     texts = named_texts(library, sources or [], append, keep_tags)
     keep: dict[str, Keep] | None = dict.fromkeys(texts, "tags") if keep_tags else None
     if dry_run:
@@ -109,7 +121,8 @@ def _update(
         with common.reading_bar() as progress:
             gone = library.update(texts, only=only, progress=progress, keep=keep)
     except KeyboardInterrupt:
-        common.say("what was read is kept: the same command goes on from there.")
+        if library.folder.exists():  # else there was no chunk to its end yet
+            common.say("what was read is kept: the same command goes on from there.")
         raise
     tell_gone(gone, texts)
     seconds = round(time.perf_counter() - started, 3)
@@ -137,7 +150,7 @@ def named_texts(library: Library, sources: Sequence[str], append: bool, keep_tag
     for source in sources:
         path = os.path.normpath(source)
         if (name := known.setdefault(path, source)) not in texts:
-            texts[name] = common.text_of([source], keep_tags)
+            texts[name] = given.text_of([source], keep_tags)
     return texts
 
 

@@ -149,7 +149,7 @@ def _plain(text: str) -> str:
 
 
 def _grouped(spec: SourceSpec, parts: list[Draft]) -> Iterator[Draft]:
-    """Parts of one directory or of the source put together; rows of a chat stay on their own."""
+    """Parts of one directory or of the source put together; each chat stays on its own."""
     if spec.group == "file":
         yield from parts
         return
@@ -170,25 +170,29 @@ def _headed(part: Draft) -> str:
 
 
 def _joined(documents: list[Draft], shortest: int) -> list[Draft]:
-    """Documents below `shortest` characters joined with the ones after them, the last with the one before it."""
+    """Documents below `shortest` characters joined with the ones after them, the last with the one before it.
+
+    Chats are joined with chats alone: what spells a special token in another text is no such token.
+    """
     if not shortest:
         return documents
     out: list[Draft] = []
-    waiting: list[Draft] = []
+    waiting: dict[bool, list[Draft]] = {False: [], True: []}
     for draft in documents:
-        if draft.special:
-            out.append(draft)
-            continue
-        waiting.append(draft)
-        if sum(len(item.text) for item in waiting) >= shortest:
-            out.append(_one(waiting))
-            waiting = []
-    if waiting and out and not out[-1].special:
-        waiting = [out.pop(), *waiting]
-    return [*out, _one(waiting)] if waiting else out
+        group = waiting[draft.special]
+        group.append(draft)
+        if sum(len(item.text) for item in group) >= shortest:
+            out.append(_one(group))
+            waiting[draft.special] = []
+    for special, group in waiting.items():
+        before = [i for i, draft in enumerate(out) if draft.special == special]
+        if group:
+            out.append(_one([out.pop(i) for i in before[-1:]] + group))
+    return out
 
 
 def _one(group: list[Draft]) -> Draft:
     if len(group) == 1:
         return group[0]
-    return Draft(f"{group[0].name} … {group[-1].name}", SEPARATOR.join(item.text.strip("\n") for item in group) + "\n")
+    text = SEPARATOR.join(item.text.strip("\n") for item in group) + "\n"
+    return Draft(f"{group[0].name} … {group[-1].name}", text, group[0].special)

@@ -33,7 +33,7 @@ class SourceSpec:
     `weight` is the source's relative share of training samples. `max_tokens` is a ceiling in tokens: documents are
     then taken in a fixed shuffled order until it is reached. `group` says which files make one document: each
     `file`, all files of a `directory`, or the whole `source`. Documents shorter than `join_below` characters are
-    joined with the next ones of the same source (0: never).
+    joined with the next ones of the same source, chats with chats (0: never).
     """
 
     name: str

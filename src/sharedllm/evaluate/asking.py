@@ -20,7 +20,8 @@ from torch import Tensor
 from sharedllm.errors import UsageError
 from sharedllm.evaluate.peak import reset_peak
 from sharedllm.evaluate.results import Results
-from sharedllm.evaluate.row import measured, refusal, refused
+from sharedllm.evaluate.row import RAN_OUT, measured, refusal, refused, unless_memory_ends
+from sharedllm.evaluate.stopping import stopping
 from sharedllm.methods import Method
 from sharedllm.methods.base import no_room
 from sharedllm.methods.full import Full
@@ -48,6 +49,8 @@ class Question:
     """The token of the text at which what answers it starts; None: not known, or in many places."""
     tokens: int = 0
     """How many tokens from `start` answer it; 0: not known."""
+    stop: str = ""
+    """What ends an answer besides the model's own end, see `stopping`."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,10 @@ class Examination:
     """The score of a right answer, the highest there is; 0 is the lowest."""
     reason: str | None = None
     """Why nothing of it is asked; None: it is."""
+    longest: int | None = None
+    """Tokens of its longest text, where `length` is a mean; None: all have `length`."""
+    alone: bool = True
+    """Whether nothing else is asked in the run, so that it is refused where no method can hold its questions."""
 
 
 def ask_methods(
@@ -118,27 +125,30 @@ def ask_methods(
 ) -> Iterator[dict[str, Any]]:
     """Ask all questions by every method in turn, unless `results` has its row already; yields a row a method.
 
-    A method that would not fit into memory, whose limit cannot hold a question and its answer, or whose answers would say
-    nothing, gives a row without a value and with a `reason`.
+    A method that would not fit into memory or runs out of it, whose limit cannot hold a question and its answer, or whose
+    answers would say nothing, gives a row without a value and with a `reason`.
 
     Args:
         progress: takes a line after each answer.
         ceiling: at last also ask the plain model shown only the passage around each answer; a row of method `passage`.
         free: memory that can be taken, in bytes.
     Raises:
-        UsageError: no method's limit can hold all questions and their answers; nothing was asked then.
+        UsageError: no method's limit can hold all questions and their answers, and the examination is `alone`; nothing
+            was asked then.
     """
-    lacking = [examination.reason or lacks_room(method, examination.texts) for method in methods]
-    if all(lacking) and not examination.reason:
-        raise UsageError(f"{lacking[0]}.")
-    common = {"length": examination.length, "metric": examination.metric, "texts": hash_of(examination.texts)}
+    if examination.alone and not examination.reason:
+        lacking = [lacks_room(method, examination.texts) for method in methods]
+        if all(lacking):
+            raise UsageError(f"{lacking[0]}.")
+    read = hash_of(examination.texts)
+    common = {"length": examination.length, "metric": examination.metric, "texts": read}
     entries = [(m.name, {**m.settings(), **m.rules(scored=False)}, m) for m in methods]
     if ceiling:
         full = Full(llm, CEILING_TOKENS)
         full.spread = methods[0].spread
         entries.append((CEILING, {}, full))
     for name, depends, method in entries:
-        compute = partial(_examine, name, method, examination, seed, progress, free)
+        compute = partial(_examine, name, method, examination, read, seed, progress, free)
         yield results.keep({"method": name, **depends, **common, **examination.about}, compute)
 
 
@@ -146,21 +156,25 @@ def _examine(
     name: str,
     method: Method,
     examination: Examination,
+    read: str,
     seed: int,
     progress: Callable[[str], None],
     free: float,
 ) -> dict[str, Any]:
-    """The row of a method that is called `name`, or the one that says why it is not asked."""
+    """The row of a method that is called `name`, or the one that says why it is not asked; `read` is a hash of the texts."""
     llm, task, metric, length = method.llm, examination.task, examination.metric, examination.length
     texts = around_answers(examination.texts, CEILING_TOKENS) if name == CEILING else examination.texts
     said = {**({} if name == CEILING else asked_with(method)), **examination.about}
     reason = examination.reason or lacks_room(method, texts)
-    if reason := reason or refusal(method, length, most_tokens(texts), 0, free):
-        return {**said, **refused(llm, task, metric, name, length, reason, seed)}
-    reset_peak(llm.device)
-    asked = ask_all(method, texts, progress, f"{name} at {length:,}", examination.summary)
-    common = row(llm, examination, name, asked, seed)
-    return {**said, **common, **examination.more(asked)}
+    reason = reason or refusal(method, examination.longest or length, most_tokens(texts), 0, free)
+    asked: Asked | None = None
+    if reason is None:
+        reset_peak(llm.device)
+        work = partial(ask_all, method, texts, progress, f"{name} at {length:,}", examination.summary)
+        asked = unless_memory_ends(work)
+    if asked is None:
+        return {**said, **refused(llm, task, metric, name, length, reason or RAN_OUT, seed)}
+    return {**said, "texts": read, **row(llm, examination, name, asked, seed), **examination.more(asked)}
 
 
 def asked_with(method: Method) -> dict[str, Any]:
@@ -214,6 +228,7 @@ def hash_of(texts: Sequence[Text]) -> str:
         made.update(text.ids.numpy().tobytes())
         for question in text.questions:
             asked = [question.prompt.alone(), question.prompt.asks, question.max_new_tokens, question.expected]
+            asked += [question.stop] if question.stop else []
             made.update(json.dumps(asked).encode())
     return made.hexdigest()
 
@@ -231,7 +246,8 @@ def _ask(method: Method, past: Any, question: Question) -> Asked:
     """What came of one question."""
     llm, prompt, new = method.llm, question.prompt, question.max_new_tokens
     started = _now(llm)
-    answer = llm.tokenizer.decode(method.ask(past, prompt, new), skip_special_tokens=True)
+    with stopping(llm, question.stop):
+        answer = llm.tokenizer.decode(method.ask(past, prompt, new), skip_special_tokens=True)
     seconds = _now(llm) - started
     window = (
         len(method.shown(past, prompt, new)) + new
@@ -274,7 +290,7 @@ def row(llm: SharedLLM, examination: Examination, method: str, asked: Asked, see
     """What a row of every question benchmark says.
 
     `value` is the mean score; `low` and `high` bound it (95 %, over questions; see `statistics.bounds`). `answers` and `scores` have
-    an entry a question, `sources` one a text. `window` is the most positions used of the model's own attention and
+    an entry a question, `sources` one a text; beside them a row has `texts`, see `hash_of`. `window` is the most positions used of the model's own attention and
     `beyond_window` says whether they are more than it was trained for; a method's own is `given_window`, see `asked_with`.
     `encode_seconds` is the mean of a text, `ask_seconds` that of a question, `seconds` all of both.
     """

@@ -28,6 +28,8 @@ class Task:
     """Whether the model's chat template goes around the prompt."""
     first_line: bool = False
     """Whether only the answer's first line is scored."""
+    stop: str = ""
+    """What ends an answer besides the model's own end."""
     category: str = ""
     """The kind of tasks in whose mean it counts."""
     languages: tuple[str, ...] = ()

@@ -106,18 +106,19 @@ def expected(methods: Sequence[Method], jobs: Sequence[Job], pace: Pace, free: f
     for method in methods:
         for alike in together.values():
             length = round(sum(job.length * job.asked for job in alike) / sum(job.asked for job in alike))
-            reason = _reason(method, alike, length, free)
+            reason = _reason(method, alike, free)
             seconds = sum(_seconds(method, job, pace, job.length == longest) for job in alike)
             memory = max(method.peak_bytes(job.given(method), job.targets) for job in alike)
             yield Expected(method.name, length, memory, 0.0 if reason else seconds, reason, alike[0].dataset)
 
 
-def _reason(method: Method, alike: Sequence[Job], length: int, free: float) -> str | None:
+def _reason(method: Method, alike: Sequence[Job], free: float) -> str | None:
     """Why a method is not measured on these, or None: it is."""
     dataset, new = alike[0].dataset, max(job.new_tokens for job in alike)
     if dataset and (reason := too_small(method, dataset, new)):
         return reason
-    return refusal(method, length, max(job.given(method) for job in alike), alike[0].targets, free)
+    longest = max(job.length for job in alike)
+    return refusal(method, longest, max(job.given(method) for job in alike), alike[0].targets, free)
 
 
 def _seconds(method: Method, job: Job, pace: Pace, last: bool) -> float:

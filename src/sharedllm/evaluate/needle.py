@@ -167,7 +167,7 @@ def run(
     """Ask every question of all haystacks by all methods; yields a row a method.
 
     A row says what `asking.row` says; its `value` is the share found. `depths`, `kinds`, `values` (the answers
-    expected) and `found` have an entry a question.
+    expected) and `found` have an entry a question; `needles_per_text` is how many one haystack has at most.
 
     Args:
         length: tokens that text, question and answer have together at most.
@@ -182,6 +182,7 @@ def run(
     def more(asked: Asked) -> dict[str, Any]:
         return {
             "haystacks": len(haystacks),
+            "needles_per_text": max(len(haystack.hidden) for haystack in haystacks),
             "depths": [round(spot.depth, 4) for spot in hidden],
             "kinds": [spot.needle.kind for spot in hidden],
             "values": [spot.needle.value for spot in hidden],

@@ -20,7 +20,7 @@ from torch import Tensor
 from sharedllm.errors import UsageError
 from sharedllm.evaluate.peak import reset_peak
 from sharedllm.evaluate.results import Results
-from sharedllm.evaluate.row import measured, refusal, refused
+from sharedllm.evaluate.row import RAN_OUT, measured, refusal, refused, unless_memory_ends
 from sharedllm.methods import Method
 
 GAIN = "nll_gain_over_truncate"
@@ -115,6 +115,7 @@ def run(
     progress: Callable[[str], None],
     results: Results | None = None,
     free: float = math.inf,
+    stride: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Score all passages by all methods, each passage with its last `lengths` tokens.
 
@@ -122,8 +123,10 @@ def run(
     method and length, then paired differences. A row's `value` is the mean over passages of the mean nats of a
     passage; `low` and `high` bound it (95 % bootstrap over passages); `values` gives each passage, `sources`
     its text, `starts` where its longest form starts there. `seconds` of the longest length hold what is
-    read once for all of them, and `peak_memory_bytes` is the highest of them all. A method that would not fit into `free` bytes of memory, or whose figures would
-    say nothing, gives rows without a value and with a `reason`. What `results` has is not scored again.
+    read once for all of them, and `peak_memory_bytes` is the highest of them all. `stride` is that of `slide_passages`, null where
+    passages are spread; a paired difference says which window `truncate` had (`truncate_window`). A method that would not fit into
+    `free` bytes of memory or runs out of it, or whose figures would say nothing, gives rows without a value and with a `reason`. What
+    `results` has is not scored again.
 
     The first target always has a token before it in the window, so a window of `targets` tokens is widened by
     one. Passages must be as long as the longest length.
@@ -136,8 +139,15 @@ def run(
     for method in methods:
         units = {n: _unit(method, n, targets, read) for n in lengths}
         rows = _refused(method, lengths, targets, seed, free)
-        if missing := [n for n in lengths if n not in rows and results.find(units[n]) is None]:
-            rows |= _score(method, passages, missing, targets, seed, progress)
+        missing = [n for n in lengths if n not in rows and results.find(units[n]) is None]
+        while missing:
+            score = partial(_score, method, passages, missing, targets, seed, progress)
+            if scored := unless_memory_ends(score):
+                rows |= scored
+                break
+            rows[missing[0]] = _without(method, missing[0], targets, seed, RAN_OUT)  # the longest; others may go yet
+            missing = missing[1:]
+        rows = {n: {**row, "stride": stride} for n, row in rows.items()}
         for n in lengths:
             found[method.name, n] = results.keep(units[n], partial(rows.__getitem__, n))
             yield found[method.name, n]
@@ -147,22 +157,23 @@ def run(
                 both = found["truncate", n], found[method.name, n]
                 if any("reason" in row for row in both):
                     continue
-                gain = partial(_gain, method, n, passages, targets, *both, seed)
+                gain = partial(_gain, method, n, passages, targets, *both, seed, stride)
                 yield results.keep({"metric": GAIN, "of": [row["run"] for row in both]}, gain, of_others=True)
 
 
 def _refused(method: Method, lengths: Sequence[int], targets: int, seed: int, free: float) -> dict[int, dict[str, Any]]:
     """By length the rows of a method that say why it is not measured there."""
     reasons = {n: refusal(method, n, n, targets, free) for n in lengths}
+    return {n: _without(method, n, targets, seed, reason) for n, reason in reasons.items() if reason}
+
+
+def _without(method: Method, length: int, targets: int, seed: int, reason: str) -> dict[str, Any]:
+    """The row of a length at which a method has no value."""
     return {
-        n: {
-            **_asked(method, n, targets),
-            "window": window_of(method, n, targets),
-            "targets": targets,
-            **refused(method.llm, "perplexity", "nll", method.name, n, reason, seed),
-        }
-        for n, reason in reasons.items()
-        if reason
+        **_asked(method, length, targets),
+        "window": window_of(method, length, targets),
+        "targets": targets,
+        **refused(method.llm, "perplexity", "nll", method.name, length, reason, seed),
     }
 
 
@@ -218,12 +229,14 @@ def _gain(
     truncate: dict[str, Any],
     own: dict[str, Any],
     seed: int,
+    stride: int | None,
 ) -> dict[str, Any]:
     """The row of paired differences between two rows of the same length."""
     gains = [a - b for a, b in zip(truncate["values"], own["values"], strict=True)]
     row = _row(method, length, passages, targets, window_of(method, length, targets), gains, seed)
     peak = max(truncate["peak_memory_bytes"], own["peak_memory_bytes"])
-    return {**row, "metric": GAIN, "seconds": 0.0, "peak_memory_bytes": peak}
+    about = {"stride": stride, "truncate_window": truncate["window"]}
+    return {**row, "metric": GAIN, "seconds": 0.0, "peak_memory_bytes": peak, **about}
 
 
 def _unit(method: Method, length: int, targets: int, read: str) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def run(
     ceiling: bool = False,
     results: Results | None = None,
     free: float = math.inf,
+    alone: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Ask all questions by all methods; yields a row a method.
 
@@ -85,6 +86,9 @@ def run(
         ceiling: also ask the plain model shown only the tokens around the answer; a row of method `passage`.
         results: what is known already is taken from there.
         free: memory that can be taken, in bytes; a method that needs more gives a row without a value.
+        alone: see `asking.Examination`.
+    Raises:
+        UsageError: no method's window can hold all questions and their answers, and nothing else is asked.
     """
     questions = [question for text in texts for question in text.questions]
 
@@ -94,5 +98,5 @@ def run(
             "expected": [question.expected[0] for question in questions],
         }
 
-    examination = Examination("questions", "f1", length, texts, more)
+    examination = Examination("questions", "f1", length, texts, more, alone=alone)
     return ask_methods(llm, methods, examination, seed, progress, results or Results(), ceiling, free)

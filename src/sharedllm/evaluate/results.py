@@ -76,6 +76,7 @@ class Results:
         besides: what each new row with a value says besides what is computed, asked when it is.
         same: fields that a row must have with these values, or not at all, to be known: those of timings, which are of one
             machine.
+        versions: of the libraries that run, by name; a known row that was made with others is said so, once for all such.
     Raises:
         UsageError: the file is a folder.
         WorkError: the file is not a results file.
@@ -89,6 +90,7 @@ class Results:
         say: Callable[[str], None] = lambda line: None,
         besides: Callable[[], Mapping[str, Any]] = dict,
         same: Mapping[str, Any] | None = None,
+        versions: Mapping[str, str] | None = None,
     ) -> None:
         if file and file.is_dir():
             raise UsageError(f"{file} is a folder; give a file name for the results.")
@@ -99,6 +101,7 @@ class Results:
             row["run"]: row for row in rows if "run" in row and all(row.get(name, own) == own for name, own in here)
         }
         self._told = {(row["refused"], row["reason"]) for row in rows if "refused" in row}
+        self.versions, self._made_with = dict(versions or {}), list[dict[str, str]]()
 
     def find(self, unit: Mapping[str, Any]) -> dict[str, Any] | None:
         """The row of a unit of work; None where it is not known."""
@@ -121,6 +124,7 @@ class Results:
         if found is not None:
             what = f"{found.get('method')} at {found.get('length')}, {found.get('metric')}"
             self.say(f"{what}: found in {self.file}, not computed again (--fresh does)")
+            self._say_versions(found)
             return found
         row, run = compute(), self._run(unit)
         told = (run, row.get("reason")) in self._told
@@ -133,6 +137,14 @@ class Results:
         if self.file and not told:
             append_row(self.file, row)
         return row
+
+    def _say_versions(self, row: Mapping[str, Any]) -> None:
+        """Say it once where known rows, as far as they tell, were made with other versions than those that run."""
+        others = {name: of for name, of in row.get("versions", {}).items() if self.versions.get(name, of) != of}
+        if others and others not in self._made_with:
+            self._made_with.append(others)
+            said, here = (", ".join(f"{name} {of[name]}" for name in others) for of in (others, self.versions))
+            self.say(f"known rows were made with {said}, and here is {here}; --fresh computes all rows again")
 
     def _run(self, unit: Mapping[str, Any]) -> str:
         depends = json.dumps([self.about, unit], sort_keys=True)

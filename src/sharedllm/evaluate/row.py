@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import transformers
 
 from sharedllm import __version__
 from sharedllm.adapter import weights_digest
+from sharedllm.errors import out_of_memory
 from sharedllm.evaluate.peak import peak
 from sharedllm.evaluate.statistics import bounds
 from sharedllm.hardware import processor_name
@@ -19,6 +20,9 @@ from sharedllm.model import SharedLLM
 MARGIN = 1.25  # allocators and libraries take more than the tensors that are counted
 ENDS = 2
 """Tokens of a prompt at least, when it is cut: its first and its last."""
+RAN_OUT = "memory ran out"
+"""Why a method that was to fit has no value all the same."""
+Result = TypeVar("Result")
 
 
 def machine(llm: SharedLLM) -> dict[str, Any]:
@@ -33,11 +37,16 @@ def machine(llm: SharedLLM) -> dict[str, Any]:
         "device": str(llm.device),
         "processor": processor_name(llm.device),
         "dtype": str(llm.dtype).removeprefix("torch."),
-        "versions": {
-            "sharedllm": __version__,
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Those of the libraries that a value may depend on."""
+    return {
+        "sharedllm": __version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
     }
 
 
@@ -76,6 +85,7 @@ def refusal(method: Method, length: int, tokens: int, scored: int, free: float) 
     """Why a method is not measured at a length, or None: it is.
 
     Args:
+        length: tokens of the longest text.
         tokens: all that it would be given there: text, question and answer.
         scored: tokens whose likelihood is computed; 0: answers are generated.
         free: memory that can be taken, in bytes.
@@ -91,6 +101,16 @@ def too_large(method: Method, tokens: int, scored: int, free: float) -> str | No
     if needed <= free:
         return None
     return f"it would take about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free"
+
+
+def unless_memory_ends(work: Callable[[], Result]) -> Result | None:
+    """What `work` gives; None where memory ran out, and what it took is free again."""
+    try:
+        return work()
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return None
 
 
 def too_small(method: Method, dataset: str, max_new_tokens: int) -> str | None:

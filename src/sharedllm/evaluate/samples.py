@@ -18,7 +18,7 @@ from torch import Tensor
 from sharedllm.evaluate.asking import Question, Text
 from sharedllm.evaluate.perplexity import Passage
 from sharedllm.evaluate.results import append_row
-from sharedllm.methods.estimate import slot_bytes
+from sharedllm.methods.estimate import attended_bytes
 from sharedllm.methods.shared import Shared
 from sharedllm.model import SharedLLM
 
@@ -96,7 +96,7 @@ def bytes_kept(llm: SharedLLM, past: Tensor, questions: Sequence[Question] = ())
     attended = [shared.attended_bytes(context, question.prompt, question.max_new_tokens) for question in questions]
     return {
         "stored_bytes": context.nbytes,
-        "attended_bytes": max(attended, default=slot_bytes(llm, context.slots)),
+        "attended_bytes": max(attended, default=attended_bytes(llm, context.slots)),
     }
 
 

@@ -56,8 +56,26 @@ def bootstrap(values: Sequence[float], seed: int = 0, draws: int = DRAWS, level:
     2015, section 5.3). No interval reaches beyond the values, which is too narrow with fewer than about eight; of one value
     there is none, and both bounds are that value.
     """
-    means, tail = _means(values, np.random.default_rng(seed), draws), expanded_tail(len(values), level)
-    return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))
+    means = np.asarray(values, dtype=np.float64)[_drawn(len(values), seed, draws)].mean(axis=1)
+    return _within(means, expanded_tail(len(values), level))
+
+
+def bootstrap_ratio(
+    parts: Sequence[float], wholes: Sequence[float], seed: int = 0, draws: int = DRAWS, level: float = LEVEL
+) -> tuple[float, float]:
+    """Interval of the sum of `parts` as a share of the sum of `wholes`, two figures of the same samples.
+
+    Samples are drawn with both their figures, so that what varies in both alike does not widen the interval; its quantiles are
+    those of `bootstrap`. Where a draw's wholes do not sum up to more than 0 they are a share of nothing: (-inf, inf).
+
+    Raises:
+        ValueError: there is not one whole for each part.
+    """
+    pairs = np.array(list(zip(parts, wholes, strict=True)), dtype=np.float64)
+    sums = pairs[_drawn(len(pairs), seed, draws)].sum(axis=1)
+    if not (sums[:, 1] > 0).all():
+        return -math.inf, math.inf
+    return _within(sums[:, 0] / sums[:, 1], expanded_tail(len(pairs), level))
 
 
 def expanded_tail(n: int, level: float = LEVEL) -> float:
@@ -89,6 +107,11 @@ def _student_within(angle: float, freedom: int) -> float:
     return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
-def _means(values: Sequence[float], random: np.random.Generator, draws: int) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    return np.asarray(array[random.integers(0, len(array), size=(draws, len(array)))].mean(axis=1))
+def _drawn(n: int, seed: int, draws: int) -> NDArray[np.int64]:
+    """Which of `n` values each of `draws` samples of as many has, shape (draws, n)."""
+    return np.random.default_rng(seed).integers(0, n, size=(draws, n))
+
+
+def _within(figures: NDArray[np.float64], tail: float) -> tuple[float, float]:
+    """Bounds below and above which a share of `tail` lies."""
+    return float(np.quantile(figures, tail)), float(np.quantile(figures, 1 - tail))

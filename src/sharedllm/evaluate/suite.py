@@ -23,6 +23,7 @@ from sharedllm.evaluate.asking import (
     Text,
     ask_methods,
     asked_with,
+    hash_of,
     mean_score,
     tokens_beside,
 )
@@ -79,7 +80,8 @@ def run(
 
     A row has besides what `asking.row` says: `dataset`; `ids`, `expected` and `tokens` (of the whole context), an entry a
     question; `cut`, how many prompts were cut to `cut_to` tokens, and `answer_lost`, how many of them so lost their
-    answer; `groups`, value and samples of parts of the data set. `length` is the mean of `tokens`.
+    answer; `groups`, value and samples of parts of the data set. `length` is the mean of `tokens`, `texts` a hash of what
+    was there before anything was cut.
 
     Args:
         averages: what is averaged; those with fewer than two data sets at hand are left out.
@@ -165,7 +167,7 @@ def _question(llm: SharedLLM, task: Task, example: Example, max_new_tokens: int 
         chat=task.chat, answer_prefix="", asks=example.asks,
     )  # fmt: skip
     new = min(task.max_new_tokens, max_new_tokens or task.max_new_tokens)
-    return Question(prompt, lambda answer: 100 * example.score(answer), new, example.expected)
+    return Question(prompt, lambda answer: 100 * example.score(answer), new, example.expected, stop=task.stop)
 
 
 def _longest_answer(questions: Sequence[Question]) -> int:
@@ -224,6 +226,7 @@ def _examination(
                 groups.setdefault(group, []).append(score)
         return {
             "sources": [task.name],
+            "texts": hash_of([Text(task.name, put.ids, [put.question]) for put in puts]),
             "cut": shown.cut,
             "cut_to": None if method.limit is None else method.limit - shown.order[0].question.max_new_tokens,
             "answer_lost": shown.lost,
@@ -236,7 +239,7 @@ def _examination(
     return Examination(
         benchmark, task.metric, round(_mean(tokens)), shown.texts, more,
         summary=lambda scores: f"{task.name}, {mean_score(scores)}", about={**said, "dataset": task.name},
-        most=100.0, reason=reason,
+        most=100.0, reason=reason, longest=max(tokens),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sharedllm.branch import WIDER
 from sharedllm.model import SharedLLM
 
 
@@ -44,8 +45,14 @@ def cache_bytes(llm: SharedLLM, tokens: int, layers: int | None = None) -> int:
 
 
 def slot_bytes(llm: SharedLLM, slots: int) -> int:
-    """Keys and values of so many slots in all layers with a branch: what one question attends to, without padding."""
+    """Keys and values of so many slots in all layers with a branch, as they are stored."""
     return cache_bytes(llm, slots, llm.config.branches)
+
+
+def attended_bytes(llm: SharedLLM, slots: int, quoted: int = 0) -> int:
+    """What a question attends to: slots with the dimensions that a branch adds to them, and quoted tokens in all layers."""
+    D = llm.parts.head_dim
+    return slot_bytes(llm, slots) * (D + WIDER) // D + cache_bytes(llm, quoted)
 
 
 def forward_bytes(llm: SharedLLM, tokens: int, scored: int = 0, keys: int | None = None) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from sharedllm.methods.base import Method, plain_generate, plain_nll
+from sharedllm.methods.estimate import cache_bytes
 from sharedllm.prompts import Prompt
 
 
@@ -75,6 +76,11 @@ class Full(Method):
 
     def positions(self, tokens: int) -> int:
         return tokens
+
+    def peak_bytes(self, tokens: int, scored: int = 0) -> int:
+        """Where a text is read once, its cache is kept beside the one of the answer, which joins it to new tensors."""
+        kept = cache_bytes(self.llm, tokens) if self.keeps_cache and not scored else 0
+        return super().peak_bytes(tokens, scored) + kept
 
     def rules(self, scored: bool, before: int = 0) -> dict[str, Any]:
         return {} if scored else {"read_once": True}

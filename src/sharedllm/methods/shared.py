@@ -15,7 +15,7 @@ from sharedllm.answering import written
 from sharedllm.branch import Memory
 from sharedllm.context import Context
 from sharedllm.methods.base import Method, new_tokens, target_nll
-from sharedllm.methods.estimate import Passes, cache_bytes, in_chunks, slot_bytes
+from sharedllm.methods.estimate import Passes, attended_bytes, in_chunks, slot_bytes
 from sharedllm.prompts import Prompt
 from sharedllm.quote import with_quotes
 from sharedllm.relevance import ASKING_TOKENS, CONTINUED_TOKENS, going_on
@@ -117,11 +117,11 @@ class Shared(Method):
 
     @torch.no_grad()
     def attended_bytes(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> int:
-        """Of the slots in the lowest M layers, and of what is quoted in all."""
+        """Of the slots in the lowest M layers, with what a branch adds to them, and of what is quoted in all."""
         memory = self._memory(past, prompt)
-        quoted = cache_bytes(self.llm, len(self._shown(past, prompt, max_new_tokens, memory)) - len(prompt.alone()))
+        quoted = len(self._shown(past, prompt, max_new_tokens, memory)) - len(prompt.alone())
         slots = 0 if memory is None else int(memory.mask[:, 1:].sum())  # the null slot is no text
-        return slot_bytes(self.llm, slots) + quoted
+        return attended_bytes(self.llm, slots, quoted)
 
     @torch.no_grad()
     def _memory(self, past: Context | None, prompt: Prompt) -> Memory | None:

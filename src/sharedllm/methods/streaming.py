@@ -31,7 +31,7 @@ from sharedllm.methods.estimate import Passes, cache_bytes, forward_bytes, one_p
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt, end_tokens
 
-BLOCK = 128  # tokens read at a time once there are sinks
+BLOCK = 256  # tokens read at a time once there are sinks; of 32 to 512 the fastest on two cores (docs/LOG.md)
 
 
 class RollingCache(DynamicCache):
@@ -153,10 +153,12 @@ class Streaming(Method):
         """Takes no argument of transformers' `generate`, which knows no cache of this kind."""
         if kwargs:
             raise UsageError(f"streaming generates greedily and takes no {min(kwargs)}; leave it out.")
-        ends = end_tokens(self.llm.model)
+        ends, least = end_tokens(self.llm.model), self.llm.model.generation_config.min_new_tokens or 0
         cache, new, ids = past.cache.copy(), list[int](), window
         while len(new) < max_new_tokens and not (new and new[-1] in ends):
             *_, (_, logits) = self._read(cache, ids)
+            if len(new) < least:
+                logits[-1, list(ends)] = -torch.inf
             new.append(int(logits[-1].argmax()))
             ids = torch.tensor(new[-1:])
         return torch.tensor(new)
@@ -194,6 +196,7 @@ class Streaming(Method):
                 use_cache=True,
                 logits_to_keep=max(1, stop - max(start, first)),
             ).logits
+            del mask  # before the next one is made
             yield stop, logits[0]
             start = stop
 
@@ -204,12 +207,20 @@ class Streaming(Method):
         """Both what was read and what goes on from it are kept; keys of every sink are repeated for a block."""
         kept = self.positions(tokens)
         keys = kept + BLOCK * (1 + self.sinks)
-        masks = 2 * BLOCK * keys * self.llm.dtype.itemsize
-        return 2 * cache_bytes(self.llm, kept) + masks + forward_bytes(self.llm, BLOCK, min(scored, BLOCK), keys)
+        mask, size = BLOCK * keys, self.llm.dtype.itemsize
+        made = mask * (2 * size + 3)  # from marks of a byte, by way of a copy
+        passed, logits = (forward_bytes(self.llm, BLOCK, n, keys) for n in (0, min(scored, BLOCK)))
+        return 2 * cache_bytes(self.llm, kept) + max(made, mask * size + passed, logits)
 
     def reading(self, tokens: int) -> Passes:
-        blocks, keys = -(-tokens // BLOCK), min(tokens, self.window) + BLOCK * (1 + self.sinks)
-        return one_pass(BLOCK, keys - BLOCK // 2).times(blocks)
+        whole, rest = divmod(tokens, BLOCK)
+        kept = min(tokens, self.window)
+        return self._block(BLOCK, kept).times(whole) + self._block(rest, kept)
+
+    def _block(self, tokens: int, kept: int) -> Passes:
+        """A block, whose tokens are all held against what is kept, the block itself and the copies of the sinks."""
+        keys = kept + tokens * (1 + self.sinks)
+        return one_pass(tokens, keys - tokens // 2)
 
     def kept_bytes(self, past: Read) -> int:
         return int(past.ids.nbytes) + sum(x.nbytes for pair in past.cache.kept.values() for x in pair)
@@ -218,7 +229,7 @@ class Streaming(Method):
         return {**super().settings(), "sinks": self.sinks}
 
     def rules(self, scored: bool, before: int = 0) -> dict[str, Any]:
-        return {} if scored else {"read_in_prompt": True}
+        return {} if scored else {"read_in_prompt": True, "block": BLOCK}
 
 
 def _around(text: Tensor, prompt: Prompt) -> tuple[tuple[int, ...], list[int]]:

@@ -13,21 +13,34 @@ EARLIER = "measured before, on other texts"
 def by_texts(rows: Sequence[Row], place: Callable[[Row], Hashable]) -> list[list[Row]]:
     """Groups of rows that have one set of texts at each place; the first has what was measured last at every place.
 
+    A row that only names its sources counts as one of the texts from there that were read last.
+
     Args:
         place: what rows share that could stand for one another but for their texts, such as a length.
     """
+    read: dict[Hashable, str] = {}
+    for row in rows:
+        sources, texts = texts_of(row)
+        if texts:
+            read[place(row), sources] = texts
+
+    def of(row: Row) -> Hashable:
+        sources, texts = texts_of(row)
+        return sources, texts or read.get((place(row), sources), "")
+
     newest: dict[Hashable, list[Hashable]] = {}
     for row in rows:
-        seen, texts = newest.setdefault(place(row), []), texts_of(row)
-        newest[place(row)] = [texts, *(other for other in seen if other != texts)]
+        seen = newest.get(place(row), [])
+        newest[place(row)] = [of(row), *(other for other in seen if other != of(row))]
     groups: dict[int, list[Row]] = {}
     for row in rows:
-        groups.setdefault(newest[place(row)].index(texts_of(row)), []).append(row)
+        groups.setdefault(newest[place(row)].index(of(row)), []).append(row)
     return [groups[k] for k in sorted(groups)]
 
 
-def texts_of(row: Row) -> Hashable:
-    """Which texts a row is of, as far as it says it; some rows name a text once, some for each question."""
+def texts_of(row: Row) -> tuple[tuple[str, ...], str]:
+    """The sources of a row's texts, which some rows name once and some for each question, and a hash of what was read and asked,
+    "" where a row has none."""
     sources = row.values.get("sources")
     named = tuple(dict.fromkeys(map(str, sources))) if isinstance(sources, list) else ()
     return named, str(row.values.get("texts", ""))

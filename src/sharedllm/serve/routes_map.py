@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from sharedllm.methods.estimate import cache_bytes, slot_bytes
+from sharedllm.methods.estimate import attended_bytes, cache_bytes
 from sharedllm.serve.asking import Prepared, composed, prepared
 from sharedllm.serve.bodies import BodyRoute
 from sharedllm.serve.chat import token_ids
@@ -88,7 +88,7 @@ def _against_full_attention(service: Service, tokens: int, kept: int, slots: int
     llm, speed = service.llm, service.engine.tokens_per_second
     return {
         "kept_bytes": kept,
-        "attended_bytes": slot_bytes(llm, slots) + cache_bytes(llm, quoted),
+        "attended_bytes": attended_bytes(llm, slots, quoted),
         "full_attention": {
             "bytes": cache_bytes(llm, tokens),
             "seconds_at_least": tokens / speed if speed else None,

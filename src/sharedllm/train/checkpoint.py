@@ -21,19 +21,29 @@ from sharedllm.files import replaced_folder
 
 KEPT = 3
 NAME = re.compile(r"step-(\d+)")
+BEGUN = re.compile(r"\.step-\d+-[a-z0-9_]{8}")  # what a killed process was writing, as `replaced_folder` names it
+ASIDE = re.compile(r"\.step-\d+-old-[a-z0-9_]{8}")  # what it had put aside to write anew
 WEIGHTS, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
 
 
 def save_checkpoint(run: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
-    """Write `checkpoints/step-N`, N from `state["step"]`, and drop all but the last three."""
+    """Write `checkpoints/step-N`, N from `state["step"]`, and drop all but the last three, and what killed processes left."""
     folder = run / "checkpoints" / f"step-{state['step']:06d}"
+    _remove(folder.parent, BEGUN)  # first, since its room may be needed
     with replaced_folder(folder) as temporary:
         save_file({n: p.detach().cpu().contiguous() for n, p in module.named_parameters()}, temporary / WEIGHTS)
         save_file(_optimizer_tensors(module, optimizer), temporary / OPTIMIZER)
         (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     for old in checkpoints(run)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
+    _remove(folder.parent, ASIDE)
     return folder
+
+
+def _remove(place: Path, named: re.Pattern[str]) -> None:
+    for left in place.glob(".step-*"):
+        if named.fullmatch(left.name):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def checkpoints(run: Path) -> list[Path]:

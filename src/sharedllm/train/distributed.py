@@ -84,7 +84,7 @@ class DistributedTrainer(Trainer):
         return {**super()._one_step(), "received_bytes": self.processes.received - before}
 
     def _late(self) -> bool:
-        """Once they have passed for one, all stop, so that all do the same steps."""
+        """Once one is late, all stop, so that all do the same steps."""
         late = super()._late()
         return bool(self.recipe.minutes) and any(self.processes.listed([late]))
 

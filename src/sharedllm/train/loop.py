@@ -38,7 +38,7 @@ from sharedllm.train.samples import ASKED, STUDY, Sample, Sampler
 from sharedllm.train.start import start_folder, start_mixed_in
 from sharedllm.train.teacher import Teacher
 from sharedllm.train.too_short import left_out
-from sharedllm.train.validation import Compared, due, summed_up
+from sharedllm.train.validation import Compared, due, seconds_kept, summed_up
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +71,14 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, llm: SharedLLM | None = None, main: bool = True) -> None:
         self.recipe, self.main, self.started = recipe, main, time.monotonic()
+        self._validation: float | None = None  # seconds that the last one took
         self.run = Path(recipe.output)
         self.records = RunFolder(self.run, writes=main)
         if llm is None:
             dtype = training_dtype(choose_device(recipe.device).value, recipe.dtype)
             llm = SharedLLM.from_pretrained(recipe.model, "none", recipe.config, recipe.device, dtype)
         self.llm = llm
-        folder = TokenFolder.open(recipe.data, self.llm.tokenizer)
+        folder = TokenFolder.open(recipe.data, self.llm.tokenizer, verify_hashes=True)
         study = (
             Study.open(recipe.study_data, folder, self.llm.fingerprint) if recipe.study and recipe.study_data else None
         )
@@ -139,8 +140,9 @@ class Trainer:
         return self.step == self.recipe.steps
 
     def _late(self) -> bool:
-        """Whether the recipe's minutes have passed."""
-        return 0 < self.recipe.minutes * 60 <= time.monotonic() - self.started
+        """Whether the recipe's minutes have passed, or too few are left for the validation that is due."""
+        kept = seconds_kept(self.recipe, self.step, self._validation)
+        return 0 < self.recipe.minutes * 60 <= time.monotonic() - self.started + kept
 
     def _owed(self) -> bool:
         """Whether the validation after the last step did not come about, since the run ended before."""
@@ -281,7 +283,9 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
         """Held-out loss with the context and without, on the same windows, by kind of text."""
+        started = time.perf_counter()
         compared = self._gathered({i: self._compare(i) for i in self._dealt(self.recipe.validate_samples)})
+        self._validation = time.perf_counter() - started
         return summed_up(self.step, compared)
 
     def _compare(self, i: int) -> Compared:

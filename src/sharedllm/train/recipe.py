@@ -111,7 +111,7 @@ class Recipe:
     """What several processes share of a step: `samples`, each a whole one, or the `chunks` and windows of every sample."""
     minutes: float = 0.0
     """A run that is not finished after so many, the loading of model and data among them, ends after the step it is at with
-    a checkpoint; the same command goes on. 0: no limit."""
+    a checkpoint, or sooner where a validation is due for which too few are left; the same command goes on. 0: no limit."""
     checkpoint_every: int = 50
     validate_every: int = 50
     validate_samples: int = 8
@@ -259,7 +259,8 @@ def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
 def _checked(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
     """Values with known names and right types; whole numbers become floats where floats are meant."""
     hints = typing.get_type_hints(cls)
-    check_keys(values, hints, where)
+    nested = [f"config.{f.name}" for f in dataclasses.fields(SharedConfig)] if cls is Recipe else []
+    check_keys(values, hints, where, nested)
     checked = {}
     for name, value in values.items():
         hint = hints[name]

@@ -6,7 +6,7 @@ from sharedllm.data.folder import TokenFolder
 from sharedllm.train.recipe import Recipe
 
 NAMED = 5  # sources at most in a sentence
-REMEDY = "lower context_chunks, or join more of a source's texts (join_below, which joins no chats)"
+REMEDY = "lower context_chunks, or join more of a source's texts (join_below)"
 
 
 def least_tokens(recipe: Recipe) -> int:

@@ -9,6 +9,8 @@ from sharedllm.train.recipe import Recipe
 
 GAIN = "held_out_gain"
 """By kind of text, how much less the loss is with the context; only a row of a validation has it."""
+UNKNOWN = 0.2
+"""Share of a run's minutes that must be left for a validation of which it is not known yet how long it takes."""
 Compared = tuple[str, tuple[float, float]]
 """A sample's kind, and its loss without the context and with it."""
 
@@ -16,6 +18,13 @@ Compared = tuple[str, tuple[float, float]]
 def due(recipe: Recipe, step: int) -> bool:
     """Whether a recipe has held-out texts looked at after a step."""
     return bool(recipe.validate_samples and recipe.validate_every and step) and step % recipe.validate_every == 0
+
+
+def seconds_kept(recipe: Recipe, step: int, took: float | None) -> float:
+    """Seconds that must be left after a step for its validation, of which the last one took so many; 0 where none is due."""
+    if not due(recipe, step):
+        return 0.0
+    return UNKNOWN * recipe.minutes * 60 if took is None else took
 
 
 def summed_up(step: int, compared: Iterable[Compared]) -> dict[str, Any]:

@@ -9,10 +9,12 @@ import pytest
 from sharedllm import UsageError
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.ruler.files import find_file, read_samples
-from sharedllm.evaluate.ruler.run import _keep_effective_length, _keep_mean, effective_length
+from sharedllm.evaluate.ruler.making import smallest
+from sharedllm.evaluate.ruler.run import _keep_effective_length, _keep_mean, as_text, effective_length, run
 from sharedllm.evaluate.ruler.scoring import match_all, match_part
 from sharedllm.evaluate.ruler.tasks import TASKS
 from sharedllm.methods import create
+from tests.evaluate.ruler.helpers import small_corpus
 
 NIAH = {
     "index": 0,
@@ -110,6 +112,26 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"vt.jsonl is not text in UTF-8"):
         read_samples(file, "vt", 1)
+
+
+def test_a_task_that_no_window_holds_is_a_row_where_another_is_asked(make, tmp_path):
+    llm, corpus = make(max_position_embeddings=4096), small_corpus(tmp_path)
+    asked = {name: as_text(llm, name, smallest(name, 1800, 0, corpus)).questions[0] for name in ("fwe", "vt")}
+    rooms = {name: len(q.prompt.alone()) + q.max_new_tokens for name, q in asked.items()}
+    assert rooms["vt"] < rooms["fwe"]
+
+    def go(window: int, *names: str) -> list[dict]:
+        methods = [create(name, llm, window) for name in ("truncate", *names)]
+        return list(run(llm, methods, {1800: dict.fromkeys(asked)}, 1, corpus, 0, lambda line: None))
+
+    rows = go(rooms["vt"] + 10)
+    assert [row["metric"] for row in rows] == ["ruler_fwe", "ruler_vt", "ruler_mean", "ruler_effective_length"]
+    assert "cannot hold the question" in rows[0]["reason"] and rows[1]["value"] is not None
+    assert rows[2]["reason"] == f"ruler_fwe: {rows[0]['reason']}"
+    with pytest.raises(UsageError, match="cannot hold the question"):
+        go(rooms["vt"] - 10)
+    means = {row["texts"] for row in go(rooms["fwe"] + 10, "full") if row["metric"] == "ruler_mean"}
+    assert len(means) == 1, "the same texts, whatever of them a method sees"
 
 
 def test_a_mean_over_tasks_has_the_peak_of_its_rows_and_not_that_of_the_last_call(make):

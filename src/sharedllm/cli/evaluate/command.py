@@ -12,9 +12,11 @@ import typer
 
 from sharedllm.cli import common
 from sharedllm.cli.evaluate import options
+from sharedllm.cli.evaluate.jobs import ceiling_jobs, sample_jobs
 from sharedllm.cli.evaluate.request import Request
 from sharedllm.cli.evaluate.show import print_head, print_row
 from sharedllm.cli.evaluate.tasks import TASKS, Samples
+from sharedllm.cli.given import check_output, documents_of
 from sharedllm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def evaluate(
         raise UsageError(f"--cross is for encoder-decoder, which is not among the methods {', '.join(names)}.")
     chosen = _subtasks(task, subtasks)
     samples_of = _samples_of(task, write_samples, output, text or [])
-    common.check_output(output, text or [])
+    check_output(output, text or [])
     windows, longest = common.windows(window, names), common.numbers_by_method("--at-most", at_most, names)
     wanted = common.positive_numbers("--lengths", lengths)
     counts = {"--samples": samples, "--targets": targets, "--needles-per-text": needles}
@@ -72,10 +74,11 @@ def evaluate(
         common.positive(option, 1 if value is None else value)
     if task == "perplexity" and "--window" in given:
         _check_windows(window, names, min(targets, min(wanted) - 1))
-    documents = common.documents_of(text, output) if text else []
+    documents = documents_of(text, output) if text else []
     loading: dict[str, Any] = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
     llm = common.load(**loading, seed=seed)
     from sharedllm.evaluate.results import Results
+    from sharedllm.evaluate.row import versions
     from sharedllm.hardware import free_memory_bytes
 
     request = Request(
@@ -94,10 +97,10 @@ def evaluate(
         variant=variant,
         ceiling=ceiling,
         seed=seed,
-        results=Results(output, common.depends_on(task, llm, seed), fresh, common.say),
+        results=Results(output, common.depends_on(task, llm, seed), fresh, common.say, versions=versions()),
         free=free_memory_bytes(llm.device),
     )
-    _forecast(task, request)
+    _forecast(task, request, write_samples is not None)
     _write(write_samples, samples_of, request)
     row: dict[str, Any] = {}
     with _spread(engine, request, loading, ray_address, workers) as spread:
@@ -123,14 +126,19 @@ def _methods(
     return made
 
 
-def _forecast(task: str, request: Request) -> None:
-    """Say what the run is expected to take."""
+def _forecast(task: str, request: Request, samples: bool) -> None:
+    """Say what the run is expected to take; `samples`: they are written too."""
     from sharedllm.evaluate import forecast
+    from sharedllm.evaluate.asking import CEILING, CEILING_TOKENS
+    from sharedllm.methods import create
 
-    jobs = TASKS[task].jobs(request)
-    for line in forecast.lines(
-        list(forecast.expected(request.methods, jobs, forecast.pace_of(request.llm), request.free))
-    ):
+    llm, pace = request.llm, forecast.pace_of(request.llm)
+    found = list(forecast.expected(request.methods, TASKS[task].jobs(request), pace, request.free))
+    besides = [(CEILING, create("full", llm, CEILING_TOKENS), ceiling_jobs(request))] if request.ceiling else []
+    besides += [("--write-samples", create("shared", llm, 1), sample_jobs(request))] if samples else []
+    for name, method, jobs in besides:
+        found += [replace(one, method=name) for one in forecast.expected([method], jobs, pace, request.free)]
+    for line in forecast.lines(found):
         common.say(line)
 
 

@@ -47,7 +47,11 @@ Cross = Annotated[
 ]
 AtMost = Annotated[
     str,
-    typer.Option("--at-most", help="Longest length of a method: full=16384,yarn=32768; beyond it is not measured."),
+    typer.Option(
+        "--at-most",
+        help="Longest length of a method: full=16384,yarn=32768; beyond it is not measured. longbench, infinitebench: of "
+        "a data set the longest text counts.",
+    ),
 ]
 PerText = Annotated[int, typer.Option("--needles-per-text", help="needle, questions: asked of each text at most.")]
 MaxNewTokens = Annotated[

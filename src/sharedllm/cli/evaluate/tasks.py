@@ -41,7 +41,8 @@ def _perplexity(asked: Request) -> Rows:
     from sharedllm.evaluate.perplexity import run
 
     return run(
-        asked.methods, asked.passages, asked.lengths, asked.targets, asked.seed, common.say, asked.results, asked.free
+        asked.methods, asked.passages, asked.lengths, asked.targets, asked.seed, common.say, asked.results, asked.free,
+        asked.stride,
     )  # fmt: skip
 
 
@@ -79,9 +80,12 @@ def _questions(asked: Request) -> Rows:
     from sharedllm.evaluate.questions import run
 
     return chain.from_iterable(
-        run(asked.llm, asked.methods, length, texts, asked.seed, common.say, asked.ceiling, asked.results, asked.free)
-        for length, texts in zip(asked.lengths, asked.examined, strict=True)
-    )
+        run(
+            asked.llm, asked.methods, length, texts, asked.seed, common.say, asked.ceiling, asked.results, asked.free,
+            alone=number == 0,
+        )
+        for number, (length, texts) in enumerate(zip(asked.lengths, asked.examined, strict=True))
+    )  # fmt: skip
 
 
 def _real(asked: Request) -> Rows:

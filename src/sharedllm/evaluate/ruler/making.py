@@ -47,10 +47,15 @@ def make_samples(
 
 def check_length(name: str, length: int, seed: int, corpus: Corpus, tokens: Callable[[Sample], int]) -> None:
     """Raise `UsageError` where not even the smallest sample of a task fits `length` tokens."""
+    taken = tokens(smallest(name, length, seed, corpus))
+    if taken > length:
+        raise UsageError(f"the smallest sample of {name} has {taken:,} tokens; raise --lengths from {length:,}.")
+
+
+def smallest(name: str, length: int, seed: int, corpus: Corpus) -> Sample:
+    """The smallest sample of a task, whose question is as that of any other."""
     maker = TASKS[name].maker
-    smallest = tokens(maker.make(maker.least, length, 0, Random(f"{seed} {name} {length} 0"), corpus))
-    if smallest > length:
-        raise UsageError(f"the smallest sample of {name} has {smallest:,} tokens; raise --lengths from {length:,}.")
+    return maker.make(maker.least, length, 0, Random(f"{seed} {name} {length} 0"), corpus)
 
 
 def _largest(fits: Callable[[int], bool], least: int, most: int) -> int:

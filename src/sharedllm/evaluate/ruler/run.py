@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,12 +12,21 @@ from typing import Any
 import torch
 
 from sharedllm.errors import UsageError
-from sharedllm.evaluate.asking import CEILING, Asked, Examination, Question, Text, ask_methods, asked_with
+from sharedllm.evaluate.asking import (
+    CEILING,
+    Asked,
+    Examination,
+    Question,
+    Text,
+    ask_methods,
+    asked_with,
+    lacks_room,
+)
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import refused, together
 from sharedllm.evaluate.ruler.corpus import Corpus
 from sharedllm.evaluate.ruler.files import find_file, read_samples
-from sharedllm.evaluate.ruler.making import check_length, make_samples
+from sharedllm.evaluate.ruler.making import check_length, make_samples, smallest
 from sharedllm.evaluate.ruler.tasks import TASKS
 from sharedllm.evaluate.ruler.wording import ONE_NEEDLE, Sample
 from sharedllm.evaluate.statistics import bounds_of_mean
@@ -54,7 +64,10 @@ def run(
         corpus: what samples are made of.
         ceiling: also ask the plain model shown only the tokens around the answer, in tasks with one needle.
         free: memory that can be taken, in bytes; a method that needs more gives rows without a value.
+    Raises:
+        UsageError: no method's limit can hold a question and its answer of any task; nothing was asked then.
     """
+    _check_room(llm, methods, planned, seed, corpus)
     results = results or Results()
     means: dict[str, dict[int, dict[str, Any]]] = {method.name: {} for method in methods}
     for length, made_of in planned.items():
@@ -71,6 +84,19 @@ def run(
             yield means[method.name][length]
     for method in methods:
         yield _keep_effective_length(llm, method, means[method.name], seed, results)
+
+
+def _check_room(llm: SharedLLM, methods: Sequence[Method], planned: Plan, seed: int, corpus: Corpus) -> None:
+    """Raise `UsageError` where no method can be asked any of the tasks, as far as one sample of each tells."""
+    lacking = ""
+    for length, made_of in planned.items():
+        for name, file in made_of.items():
+            sample = read_samples(file, name, 1)[0] if file else smallest(name, length, seed, corpus)
+            reasons = [lacks_room(method, [as_text(llm, name, sample)]) for method in methods]
+            if not all(reasons):
+                return
+            lacking = lacking or str(reasons[0])
+    raise UsageError(f"{lacking}.")
 
 
 def as_text(llm: SharedLLM, name: str, sample: Sample) -> Text:
@@ -177,7 +203,7 @@ def _examination(
             "expected": [list(sample.outputs) for sample in drawn],
         }
 
-    return Examination("ruler", f"ruler_{name}", length, texts, more, most=100.0)
+    return Examination("ruler", f"ruler_{name}", length, texts, more, most=100.0, alone=False)
 
 
 def _keep_mean(
@@ -208,10 +234,18 @@ def _keep_mean(
             "window": max(row["window"] for row in rows),
             "beyond_window": any(row["beyond_window"] for row in rows),
             "subtasks": {row["subtask"]: row["value"] for row in rows},
+            **_texts_of(rows),
         }
 
     unit = {"metric": "ruler_mean", "method": method.name, "length": length, "of": [row.get("run") for row in rows]}
     return results.keep(unit, compute, of_others=True)
+
+
+def _texts_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A hash of the texts of all rows, if each says its own."""
+    if not all("texts" in row for row in rows):
+        return {}
+    return {"texts": hashlib.sha256("".join(row["texts"] for row in rows).encode()).hexdigest()}
 
 
 def _keep_effective_length(
@@ -234,7 +268,7 @@ def _keep_effective_length(
             return {**asked_with(method), **refused(llm, "ruler", metric, method.name, length, reason, seed)}
         last = measured_at[max(measured_at)]
         return {
-            **{key: value for key, value in last.items() if key not in ("low", "high", "subtasks", "run")},
+            **{key: value for key, value in last.items() if key not in ("low", "high", "subtasks", "texts", "run")},
             "metric": "ruler_effective_length",
             "value": effective_length({length: row["value"] for length, row in measured_at.items()}),
             "samples": sum(row["samples"] for row in measured_at.values()),

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from sharedllm.adapter import weights_digest
 from sharedllm.errors import WorkError
 from sharedllm.evaluate.results import Results
-from sharedllm.evaluate.row import machine, refused, too_large
+from sharedllm.evaluate.row import RAN_OUT, machine, refused, too_large, unless_memory_ends
 from sharedllm.evaluate.speed import limits
 from sharedllm.evaluate.speed.floor import Floor, Rates, reading
 from sharedllm.evaluate.speed.limits import Compared, break_even, estimate
@@ -142,6 +143,7 @@ class Bench:
         todo = [m for m in self.methods if reasons.get(m.name, "known") is None]
         rounds, seconds = self._alternate(todo, sample, warm)
         fresh = set(rounds)
+        reasons |= {method.name: RAN_OUT for method in todo if method.name not in fresh}
         rounds |= {name: rounds_of(row) for name, row in known.items()}
         rates = self.rates() if self.rates and todo else None
         for method in self.methods:
@@ -200,18 +202,21 @@ class Bench:
     def _alternate(
         self, methods: Sequence[Method], sample: Sample, warm: bool
     ) -> tuple[dict[str, list[Phases]], dict[str, float]]:
-        """The phases of every method's rounds, and the seconds of all of them; in each round another method is first."""
+        """The phases of every method's rounds, and the seconds of all of them; in each round another method is first. None of a
+        method for which memory ran out."""
         now = clock(self.llm.device)
         found: dict[str, list[Phases]] = {method.name: [] for method in methods}
         seconds = dict.fromkeys(found, 0.0)
         for k in range(-1 if warm else 0, self.rounds):  # round -1 warms up and counts for nothing
             turn = max(k, 0) % max(len(methods), 1)
-            for method in [*methods[turn:], *methods[:turn]]:
+            for method in (m for m in [*methods[turn:], *methods[:turn]] if m.name in found):
                 what = f"round {k + 1} of {self.rounds}" if k >= 0 else "warming up"
                 self.say(f"{method.name} at {len(sample.ids):,}: {what}")
                 started = time.perf_counter()
-                phases = measure(method, sample, self.prompt, self.new_tokens, now)
-                if k >= 0:
+                phases = unless_memory_ends(partial(measure, method, sample, self.prompt, self.new_tokens, now))
+                if phases is None:
+                    del found[method.name]
+                elif k >= 0:
                     found[method.name].append(phases)
                     seconds[method.name] += time.perf_counter() - started
         for name, rounds in found.items():
