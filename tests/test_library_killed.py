@@ -53,6 +53,16 @@ def chunks_on_disk(folder: Path) -> int:
     return len(there & {tuple(row.tolist()) for row in TEXT.int().split(16)})
 
 
+def stopped_at(tokens: int):
+    """A progress callback that ends the reading by Ctrl-C once so many tokens are done."""
+
+    def progress(done: int, _total: int) -> None:
+        if done == tokens:
+            raise KeyboardInterrupt
+
+    return progress
+
+
 def test_a_killed_reading_goes_on_and_ends_byte_for_byte_the_same(make, tmp_path, monkeypatch):
     llm = make()
     monkeypatch.setattr(sharedllm.saved, "SEGMENT_BYTES", 3 * llm.reader.layout(16).nbytes)
@@ -89,9 +99,7 @@ def test_a_folder_that_was_never_read_to_its_end_says_so(make, tmp_path, monkeyp
     llm = make()
     monkeypatch.setattr(sharedllm.saved, "SEGMENT_BYTES", 1)
 
-    def stopped(done, total):
-        if done == 32:
-            raise KeyboardInterrupt
+    stopped = stopped_at(32)
 
     with pytest.raises(KeyboardInterrupt):
         Library(tmp_path / "c", llm).add("text", TEXT, stopped)
@@ -102,9 +110,7 @@ def test_a_folder_that_was_never_read_to_its_end_says_so(make, tmp_path, monkeyp
 def test_what_was_read_of_a_first_segment_is_kept_in_a_new_folder(make, tmp_path, monkeypatch):
     llm = make()  # a segment holds eight chunks: none is whole when the reading is stopped
 
-    def stopped(done, total):
-        if done == 16 * 5:
-            raise KeyboardInterrupt
+    stopped = stopped_at(16 * 5)
 
     library = Library(tmp_path / "c", llm)
     with pytest.raises(KeyboardInterrupt):
@@ -127,9 +133,7 @@ def test_parts_of_chunks_that_were_read_in_other_portions_do_not_stay(make, tmp_
     library = Library(tmp_path / "c", llm)
     library.add("old", OLD)
 
-    def stopped(done, total):
-        if done == 16 * 5:
-            raise KeyboardInterrupt
+    stopped = stopped_at(16 * 5)
 
     with pytest.raises(KeyboardInterrupt):
         library.add("text", TEXT, stopped)
@@ -150,9 +154,7 @@ def test_what_a_stopped_call_read_outlives_other_calls_until_the_folder_is_made_
     library = Library(tmp_path / "c", llm)
     library.add("old", OLD)
 
-    def stopped(done, total):
-        if done == 16 * 20:
-            raise KeyboardInterrupt
+    stopped = stopped_at(16 * 20)
 
     with pytest.raises(KeyboardInterrupt):
         library.add("text", TEXT, stopped)

@@ -12,6 +12,7 @@ from sharedllm.evaluate.speed.floor import Rates
 from sharedllm.evaluate.speed.limits import Goal, break_even, compared, estimate, faster, kept, limits
 from sharedllm.evaluate.speed.memory import Memory
 from sharedllm.evaluate.speed.phases import Phases, Sample
+from sharedllm.evaluate.stopping import endless
 from sharedllm.methods import METHODS, create
 from sharedllm.prompts import Prompt
 from tests.conftest import tokens
@@ -102,7 +103,7 @@ def test_an_answer_has_its_length_whatever_token_comes(llm):
     first = int(method.ask(tokens(20), prompt, 1)[0])
     llm.model.generation_config.eos_token_id = first
     assert len(method.ask(tokens(20), prompt, NEW)) == 1
-    with phases.endless(llm.model):
+    with endless(llm.model):
         assert len(method.ask(tokens(20), prompt, NEW)) == NEW
 
 

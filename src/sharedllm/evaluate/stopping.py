@@ -1,28 +1,38 @@
-"""What ends an answer besides the model's own end, where a benchmark says so."""
+"""What ends an answer, where a benchmark has it otherwise than the model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import end_tokens
 
 
 @contextmanager
-def stopping(llm: SharedLLM, at: str) -> Iterator[None]:
+def ending(model: Any, **settings: Any) -> Iterator[None]:
+    """Within this block the model's `generation_config` has these settings."""
+    config = model.generation_config
+    before = {name: getattr(config, name) for name in settings}
+    try:
+        vars(config).update(settings)
+        yield
+    finally:
+        vars(config).update(before)
+
+
+def endless(model: Any) -> AbstractContextManager[None]:
+    """Within this block no token ends an answer, so that all answers have one length."""
+    return ending(model, eos_token_id=None)
+
+
+def stopping(llm: SharedLLM, at: str) -> AbstractContextManager[None]:
     """Within this block the last token of `at` ends an answer too, which has one token at least; where it is empty, nothing does.
 
     As LongBench has it for samsum, whose summaries a model goes on from with another dialogue.
     """
     if not at:
-        yield
-        return
-    config = llm.model.generation_config
-    before = config.eos_token_id, config.min_new_tokens
-    config.eos_token_id = [*end_tokens(llm.model), llm.tokenizer.encode(at, add_special_tokens=False)[-1]]
-    config.min_new_tokens = 1
-    try:
-        yield
-    finally:
-        config.eos_token_id, config.min_new_tokens = before
+        return nullcontext()
+    ends = [*end_tokens(llm.model), llm.tokenizer.encode(at, add_special_tokens=False)[-1]]
+    return ending(llm.model, eos_token_id=ends, min_new_tokens=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sharedllm.evaluate.peak import peak, reset_peak
 from sharedllm.evaluate.speed.apart import answer
-from sharedllm.evaluate.speed.phases import endless
+from sharedllm.evaluate.stopping import endless
 from sharedllm.methods import Method
 from sharedllm.prompts import Prompt
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharedllm.evaluate.stopping import endless
 from sharedllm.hardware import finished
 from sharedllm.methods import Method
 from sharedllm.model import SharedLLM
@@ -144,17 +145,6 @@ def _passes(model: Any, now: Clock) -> Iterator[list[tuple[float, float]]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def endless(model: Any) -> Iterator[None]:
-    """Within this block no token ends an answer, so that all answers have one length."""
-    config = model.generation_config
-    ends, config.eos_token_id = config.eos_token_id, None
-    try:
-        yield
-    finally:
-        config.eos_token_id = ends
 
 
 @contextmanager
