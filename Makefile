@@ -57,7 +57,7 @@ $(EXTRAS)/.done: pyproject.toml constraints.txt
 texts: setup
 	$(BIN)/sharedllm data texts data-heldout -o data/heldout
 
-# About two hours on two cores: what the context is worth by kind of text; where the window holds text already; with more and
+# About three hours on two cores: what the context is worth by kind of text; where the window holds text already; with more and
 # more of it; with a large window against all positions of the model; whether facts are found and questions answered. What is
 # known already of the same adapter is not computed again.
 HELDOUT = $(foreach t,$(1),--text data/heldout/$(t).txt)
@@ -106,7 +106,10 @@ goals: setup
 	  --lengths 4096,8192,32768 --rounds 1 --budget 600 --no-memory -o $(GOALS)
 	$(BIN)/sharedllm bench --methods shared --lengths 16384,65536,131072 --rounds 2 --longest 1000000 -o $(GOALS)
 	$(BIN)/sharedllm bench --methods shared-compact --lengths 131072 --rounds 1 -o $(GOALS)
+	$(BIN)/sharedllm plot $(GOALS) -o docs/figures/goals.png
+	$(BIN)/python tools/scale.py
 	$(BIN)/python tools/fill_goals.py
+	$(BIN)/python tools/fill_readme.py
 
 # Every method at every length, as tables and figures: PROFILE=small takes about 20 minutes on two cores, full two and a half hours.
 PROFILE ?= small

@@ -11,7 +11,7 @@ from sharedllm import Context, SharedConfig, SharedLLM, UsageError
 from sharedllm.memory import find, gather_slots, not_read_again
 from sharedllm.tree import candidate_tokens
 from tests.conftest import CONFIG, tokens
-from tests.contexts import assert_one_sentence, assert_same_chunks, chunks_of, encoded, same
+from tests.contexts import assert_one_sentence, assert_same_chunks, chunks_of, encoded, same, segments
 from tests.test_generate import counted
 
 WINDOW = tokens(6, 1)[None]
@@ -134,6 +134,33 @@ def test_append_equals_reading_the_whole_bit_for_bit(llm, cuts):
     assert torch.equal(llm(WINDOW, context=context).logits, llm(WINDOW, context=whole).logits)
 
 
+def test_what_is_appended_chunk_by_chunk_stands_in_as_few_blocks_and_files(llm, tmp_path):
+    text, context = tokens(16 * 20 + 5, 4), llm.reader.new_context()
+    for cut in (16 * 5, *range(16 * 6, 16 * 21, 16), len(text)):
+        context.append(text[context.tokens : cut])
+    assert [len(block.lengths) for block in context.blocks] == [8, 8, 4, 1]
+    assert_same_chunks(context, llm.read(text))
+    context.save(tmp_path / "c")
+    assert len(segments(tmp_path / "c")) == 4
+
+
+def test_chunks_that_are_stored_otherwise_are_not_joined(make, tmp_path):
+    coarse, fine = (make(dataclasses.replace(CONFIG, stored_bits=bits)) for bits in (4, 8))
+    coarse.read(tokens(16 * 5)).save(tmp_path / "c")
+    context = Context.load(tmp_path / "c", fine)
+    context.append(tokens(16 * 2, 1))
+    assert [len(block.lengths) for block in context.blocks] == [5, 2]
+    assert_same_chunks(context.first(5), coarse.read(tokens(16 * 5)))
+
+
+def test_a_short_chunk_beside_another_is_taken_up_alone(llm):
+    first, last = llm.read(tokens(16 * 4 + 7, 1)), tokens(8, 2)
+    context = Context.compose([first, encoded(llm, last[:3])])
+    context.append(last[3:7])
+    context.append(last[7:])
+    assert_same_chunks(context, Context.compose([first, encoded(llm, last)]))
+
+
 def test_append_takes_text_too(llm):
     context = llm.read("a" * 70)
     context.append("b" * 30)
@@ -160,6 +187,16 @@ def test_append_to_a_context_without_a_model_is_refused(llm, tmp_path):
     with pytest.raises(UsageError, match="no model to read with"):
         context.append(tokens(3))
     assert context.tokens == 70
+
+
+def test_what_was_not_encoded_has_no_parts_without_a_model(llm, tmp_path):
+    llm.read(tokens(40)).save(tmp_path / "c")
+    context = Context.load(tmp_path / "c")
+    for use in (lambda: context.first(1), lambda: context.without_first(1)):
+        with pytest.raises(UsageError, match="needs a model") as error:
+            use()
+        assert_one_sentence(error)
+    assert Context.load(tmp_path / "c", llm).first(1).tokens == 16
 
 
 def test_first_chunks_share_their_storage_and_equal_a_shorter_text(llm):

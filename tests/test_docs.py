@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import tomllib
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -174,6 +175,27 @@ def test_figures_quoted_are_measured_ones():
     measured = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/LOG.md"))
     quoted = re.findall(r"\d+ %|\d+\.\d{2,}(?!\d)(?=[ ,.])", (ROOT / "docs/compare.md").read_text(encoding="utf-8"))
     assert quoted and all(figure in measured for figure in quoted), quoted
+
+
+def test_extras_that_are_named_are_those_of_the_package():
+    """By sentences of the code, and in the table of what a user may install."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "src/sharedllm").rglob("*.py"))
+    said = re.findall(r"to_install\([\"']([\w-]+)", source)
+    assert said and set(said) <= set(extras)
+    assert source.count("sharedllm[") == 1, "only `to_install` says how"
+    start = (ROOT / "docs/start.md").read_text(encoding="utf-8")
+    table = start[start.index("comes with extras") : start.index("## Ask a file")]
+    assert set(extras) <= set(re.findall(r"`([\w-]+)`", table))
+
+
+def test_every_file_of_the_package_is_in_the_table_of_files():
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    parts = [
+        p.name for p in (ROOT / "src/sharedllm").iterdir() if p.suffix == ".py" or (p.is_dir() and p.name[0] != "_")
+    ]
+    missing = [name for name in parts if name != "__init__.py" and f"](src/sharedllm/{name})" not in table]
+    assert not missing, "CONTRIBUTING.md, Which file holds what"
 
 
 def _strings() -> list[str]:

@@ -293,6 +293,17 @@ def test_what_a_question_has_no_use_for_is_refused(llm, context, told):
     assert llm.ask(context, "who?", 4, num_return_sequences=1) == llm.ask(context, "who?", 4)
 
 
+@pytest.mark.parametrize("way", ["max_length", "generation_config"])
+def test_a_length_that_counts_the_question_is_refused_where_it_would_say_nothing(llm, context, way):
+    told = {way: 500 if way == "max_length" else GenerationConfig(max_length=500)}
+    for use in (lambda: llm.ask(context, "who?", **told), lambda: Session(llm).ask("who?", **told)):
+        with pytest.raises(UsageError, match=r"^max_length counts .* say max_new_tokens") as error:
+            use()
+        assert_one_sentence(error)
+    both = GenerationConfig(max_length=500, max_new_tokens=4, suppress_tokens=[257])
+    assert llm.answer(context, "who?", generation_config=both).generated_tokens == 4, "the newer name goes first"
+
+
 @pytest.mark.parametrize("question", ["", "  \n\t"])
 def test_an_empty_question_is_refused(llm, context, question):
     with pytest.raises(UsageError, match="question is empty"):

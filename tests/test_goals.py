@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -165,7 +166,9 @@ def test_make_goals_measures_every_goal(goals):
 
     bench = typer.main.get_command(app).commands["bench"]
     measured = set()
-    for command, *arguments in steps():
+    *rounds, (plot, rows_file, *_) = steps()
+    assert (plot, rows_file) == ("plot", "$(GOALS)")
+    for command, *arguments in rounds:
         given = bench.make_context("bench", arguments).params
         assert command == "bench" and given["output"] == Path("$(GOALS)")
         names, against = common.method_names(given["methods"]), (given["against"] or "").split(",")
@@ -192,3 +195,15 @@ def test_the_page_says_what_the_results_file_says(goals):
         assert goals.PAGE.read_text(encoding="utf-8") == goals.page(read_rows(goals.ROWS)), (
             "run python tools/fill_goals.py"
         )
+
+
+def test_the_page_says_which_rows_are_of_other_weights(goals, monkeypatch, tmp_path):
+    """Those that ship are what the rows of `make measure` were measured with; another adapter is told by its name."""
+    measured = tmp_path / "adapter.jsonl"
+    measured.write_text(json.dumps({"method": "shared", "adapter": "first", "adapter_weights": "now"}) + "\n")
+    monkeypatch.setattr(goals, "MEASURED", measured)
+    now, before = ROWS[1] | {"adapter_weights": "now"}, ROWS[3] | {"adapter_weights": "before"}
+    said = "earlier adapter of that name"
+    assert f"Measured with an {said}" in goals.page([before]) and f"Measured with an {said}" in goals.page(ROWS[1:3])
+    assert f"Partly measured with an {said}" in goals.page([before, now])
+    assert said not in goals.page([now]) and said not in goals.page([before | {"adapter": "another"}])

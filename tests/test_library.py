@@ -14,7 +14,7 @@ import sharedllm.saved
 from sharedllm import Context, Library, SharedConfig, SharedLLM, UsageError, WorkError
 from sharedllm.chunks import AS_SET, Stored
 from sharedllm.encoded import Encoded
-from sharedllm.store import writing
+from sharedllm.store_write import writing
 from tests.conftest import CONFIG, tokens
 from tests.contexts import assert_one_sentence, assert_same_chunks, encoded, files, segments
 from tests.test_generate import counted
@@ -230,7 +230,7 @@ def test_a_disk_that_fills_up_keeps_what_was_whole(llm, library, monkeypatch, ki
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(sharedllm.saved, "SEGMENT_BYTES", 3 * llm.reader.layout(16).nbytes)
     text = torch.cat([tokens(16 * 6, 9), tokens(16 * 3, 10)])
-    real, limits = sharedllm.store.save_file, resource.getrlimit(resource.RLIMIT_FSIZE)
+    real, limits = sharedllm.store_write.save_file, resource.getrlimit(resource.RLIMIT_FSIZE)
     written = []
 
     def fails(tensors, path):
@@ -242,7 +242,7 @@ def test_a_disk_that_fills_up_keeps_what_was_whole(llm, library, monkeypatch, ki
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(sharedllm.store, "save_file", fails)
+    monkeypatch.setattr(sharedllm.store_write, "save_file", fails)
     with pytest.raises(WorkError, match="it is as it last was") as error:
         library.add("d", text)
     assert_one_sentence(error)

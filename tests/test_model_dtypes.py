@@ -10,9 +10,9 @@ from torch import nn
 
 import sharedllm.adapter
 from sharedllm import SharedLLM
-from sharedllm.architectures import normed
 from sharedllm.branch import Memory
 from sharedllm.methods.encoder_decoder import CrossConfig, EncoderDecoder
+from sharedllm.weights import normed
 from tests.conftest import byte_tokenizer, tiny_model, tokens
 from tests.test_families import SMALL, family_model
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from sharedllm import Context, SharedLLM
-from sharedllm.errors import WorkError
+from sharedllm.errors import UsageError, WorkError
 from tests.conftest import CONFIG, byte_tokenizer, tiny_model, tokens
+from tests.contexts import assert_one_sentence, assert_same_chunks
 from tests.test_compact import TEXT, WHOLE, assert_same_memory
 from tests.test_generate import counted
 
@@ -60,6 +61,31 @@ def test_an_adapter_that_needs_less_leaves_the_context_of_another_alone(make, mo
     whole = torch.cat([text, more])
     assert_same_memory(rich.recall(context, WINDOW), rich.recall(rich.read(whole), WINDOW))
     assert_same_memory(lean.recall(context, WINDOW), lean.recall(lean.read(whole), WINDOW))
+
+
+@pytest.mark.parametrize("changes", [{"injected_layers": 2}, {"skipped_layers": 1}, {"fine_chunks": 0}], ids=str)
+def test_what_an_adapter_does_not_need_stays_in_a_context_that_was_loaded_without_a_model(make, tmp_path, changes):
+    settings = dataclasses.replace(CONFIG, fine_chunks=1)
+    rich, lean = make(settings), make(dataclasses.replace(settings, **changes))
+    context = rich.read(tokens(70, 1))
+    context.save(tmp_path / "c")
+    loaded = Context.load(tmp_path / "c")
+    assert_same_memory(lean.recall(loaded, WINDOW), lean.recall(lean.read(tokens(70, 1)), WINDOW))
+    loaded.save(tmp_path / "c")
+    for kept in (loaded, Context.load(tmp_path / "c", rich)):
+        assert_same_memory(rich.recall(kept, WINDOW), rich.recall(context, WINDOW))
+        assert_same_chunks(kept, context)
+
+
+def test_a_reader_of_fewer_layers_does_not_append_to_a_context_of_more(make):
+    rich, lean = make(), make(dataclasses.replace(CONFIG, injected_layers=2))
+    context, more = rich.read(tokens(70, 1)), tokens(40, 2)
+    with pytest.raises(UsageError, match="append with the model it was read with") as error:
+        lean.reader.append(context, more)
+    assert_one_sentence(error)
+    assert_same_chunks(context, rich.read(tokens(70, 1)))
+    rich.reader.append(context, more)
+    assert_same_chunks(context, rich.read(torch.cat([tokens(70, 1), more])))
 
 
 @pytest.mark.parametrize("changes", [{"injected_layers": 2}, {"skipped_layers": 1}])

@@ -89,6 +89,12 @@ def test_weights_that_change_are_seen(make):
     torch.testing.assert_close(after, answered(llm, memory, ids, heard=lambda _: None), atol=2e-5, rtol=2e-5)
 
 
+def test_there_is_no_place_without_a_memory(make):
+    one_token = OneToken(list(make().injection.branches))
+    with pytest.raises(AssertionError, match="begin comes first"):
+        one_token.locate(None)
+
+
 def test_an_answer_between_the_tokens_of_another_leaves_it_as_it_was(make):
     llm, ids = make(), tokens(9)
     memory = llm.recall(encoded(llm, tokens(70, 3)), ids[None])

@@ -55,7 +55,7 @@ def test_lists_give_lists_and_one_text_serves_all_questions(asked):
 
 
 def test_a_text_is_read_once(asked, monkeypatch):
-    reads = counted(monkeypatch, asked.llm.reader, "append")
+    reads = counted(monkeypatch, asked.llm.reader, "read")
     for text in (TEXT, OTHER, "".join(list(TEXT)), OTHER):
         asked(question="Where?", context=text, max_new_tokens=1, passages=0)
     assert len(reads) == 2

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers.integrations.finegrained_fp8 import FP8Linear
 
 from sharedllm import SharedLLM, UsageError
-from sharedllm.architectures import linear_weights
 from sharedllm.branch import Place
 from sharedllm.families import FAMILIES
+from sharedllm.weights import linear_weights
 from tests.conftest import CONFIG, byte_tokenizer, hooks, randomize, tiny_model, tokens
 from tests.contexts import assert_one_sentence
 

@@ -50,6 +50,11 @@ def test_time_and_memory_stand_side_by_side_with_their_floors():
     seconds, megabytes = compose(planned).axes
     assert (seconds.get_xscale(), seconds.get_yscale(), megabytes.get_yscale()) == ("log",) * 3
     assert "lower is better" in seconds.get_ylabel() and "MB" in megabytes.get_ylabel()
+    for axes in (seconds, megabytes):
+        low, high = axes.get_ylim()
+        assert sum(low <= at <= high for at in axes.get_yticks()) >= 2, (
+            "an axis within one power of ten has numbers too"
+        )
     drawn = [
         [(list(map(float, x.get_xdata())), list(x.get_ydata())) for x in axes.lines] for axes in compose(planned).axes
     ]

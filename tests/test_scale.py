@@ -218,6 +218,28 @@ def test_measured_bytes_are_predicted():
     assert checks and all(row["ratio"] == pytest.approx(1, abs=0.02) for row in checks), checks
 
 
+def test_passages_that_were_scored_once_are_compared_once_and_told_apart(monkeypatch):
+    """Of several lengths `shared` reads the longest alone and `truncate` the same window; other windows are other measurements."""
+    import scale
+
+    about = {"metric": "nll", "dtype": "bfloat16", "targets": 256, "samples": 2, "seconds": 4.0, "sources": ["a", "b"]}
+    about |= {"starts": [1, 2], **SharedConfig.fitting(30).to_dict()}
+    found = [
+        {**about, "method": method, "window": window, "length": length}
+        for method in ("shared", "truncate")
+        for window in (1024, 7168)
+        for length in (16384, 32768)
+    ]
+    full = {**about, "method": "full", "window": 1024, "length": 8192}
+    monkeypatch.setattr(scale, "rows_of", lambda name: [*found, full, {**full, "targets": 512}])
+    compared = [check[:3] for check in scale._passage_checks(scale.Rates(1e9, None))]
+    said = "the last 256 of a passage scored, window"
+    assert compared == [
+        *((f"{said} {window}", method, 32768) for method in ("shared", "truncate") for window in ("1,024", "7,168")),
+        *((f"the last {n} of a passage scored, window 8,192", "full", 8192) for n in (256, 512)),
+    ]
+
+
 def test_rows_of_bench_are_compared(monkeypatch):
     import scale
 
@@ -226,7 +248,7 @@ def test_rows_of_bench_are_compared(monkeypatch):
     about |= {"method": "shared", "length": 16384, "value": 1.0, **shared}
     time = {"metric": "seconds_to_first_token", "read_seconds": 16.0, "per_token_seconds": 0.2}
     rounds = {"per_token_alone_seconds": [0.09, 0.1, 0.3]}
-    memory = {"metric": "working_peak_bytes", "kept_bytes": 85131392, "attended_bytes": 41287680}
+    memory = {"metric": "working_peak_bytes", "kept_bytes": 85131392, "attended_bytes": 45711360}
     real = scale.rows_of
     shorter = {**about, **time, "rounds": rounds, "length": 8192, "read_seconds": 10.0}
     bench = [

@@ -208,6 +208,26 @@ def test_a_conversation_without_memory_says_so_and_goes_on_later(llm, monkeypatc
     assert session.ask("e?", 3, **ENDLESS).generated_tokens == 3 and session.said.tokens > 0
 
 
+@pytest.mark.parametrize("length", [0, 9, 100])
+def test_a_question_that_fails_before_anything_is_written_was_not_asked(llm, length):
+    session, plain = (Session(llm, llm.read(tokens(length, 1))) for _ in range(2))
+    for question in ("a?", "bc?", "d?", "ef?"):
+        with pytest.raises(ValueError, match="temperature"):
+            session.ask("who?", 12, do_sample=True, temperature=-1.0)
+        assert session.ask(question, 12, **ENDLESS).text == plain.ask(question, 12, **ENDLESS).text
+        assert (session.ids, session._keep) == (plain.ids, plain._keep)
+        assert_same_chunks(session.said, plain.said)
+    assert session.said.tokens > 0, "nothing was folded; half of the test is empty"
+
+
+def test_what_fails_to_go_on_before_anything_is_written_is_not_there(llm):
+    session, prompt = Session(llm), tokens(100, 1).tolist()
+    with pytest.raises(ValueError, match="temperature"):
+        session.go_on(prompt, 3, do_sample=True, temperature=-1.0)
+    assert transcript(session) == [] and session.said.blocks == []
+    assert session.go_on(prompt, 3, do_sample=False) == transcript(session)[100:]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
 def test_what_could_not_be_folded_is_folded_once(llm, monkeypatch, error):
     session, plain = Session(llm), Session(llm)

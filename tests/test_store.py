@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import sharedllm.store
+import sharedllm.store_write
 from sharedllm import Context, Library, SharedLLM, UsageError, WorkError
+from sharedllm.encoded import MERGED_CHUNKS
 from sharedllm.manifest import VERSION
-from sharedllm.saved import MERGED_CHUNKS
-from sharedllm.store import chunk_kind, writing
+from sharedllm.store import chunk_kind
+from sharedllm.store_write import writing
 from tests.conftest import CONFIG, byte_tokenizer, randomize, tiny_model, tokens
 from tests.contexts import assert_one_sentence, assert_same_chunks, encoded, files, segments
 
@@ -165,7 +166,7 @@ def test_a_save_over_another_models_context_that_stops_leaves_that_one(llm, make
     context, theirs = llm.read(ids), other.read(ids)
     assert other.fingerprint == llm.fingerprint and not torch.equal(context.blocks[0].keys, theirs.blocks[0].keys)
     context.save(tmp_path / "c")
-    real = sharedllm.store.save_file
+    real = sharedllm.store_write.save_file
 
     def second_fails(tensors, path):
         written.append(path)
@@ -174,7 +175,7 @@ def test_a_save_over_another_models_context_that_stops_leaves_that_one(llm, make
         real(tensors, path)
 
     with monkeypatch.context() as full:
-        full.setattr(sharedllm.store, "save_file", second_fails)
+        full.setattr(sharedllm.store_write, "save_file", second_fails)
         with pytest.raises(WorkError, match="No space left on device"):
             theirs.save(tmp_path / "c")
     assert_same_chunks(Context.load(tmp_path / "c", llm), context)
@@ -293,7 +294,7 @@ def test_a_full_disk_leaves_the_old_context_and_no_temporary(llm, tmp_path, monk
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sharedllm.store, "save_file", full)
+    monkeypatch.setattr(sharedllm.store_write, "save_file", full)
     with pytest.raises(WorkError, match="No space left on device") as error:
         llm.read(tokens(90, 2)).save(tmp_path / "c")
     assert_one_sentence(error)

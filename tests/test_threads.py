@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.conftest import CONFIG, tokens
+from tests.conftest import CONFIG, hooks, tokens
 from tests.contexts import assert_same_chunks, encoded
 
 IDS = tokens(9)[None]
@@ -56,6 +56,23 @@ def test_a_thread_waits_until_another_has_answered(llm):
 
 def test_a_copy_of_an_attached_model_computes_the_same(llm):
     torch.testing.assert_close(copy.deepcopy(llm.model)(IDS).logits, llm.model(IDS).logits)
+
+
+def test_a_copy_takes_in_what_it_is_given_and_nothing_else(llm):
+    context = llm.read(tokens(70, 1))
+    expected, plain = llm.answer(context, "who?", 4), llm.model(IDS).logits
+    twin, before = copy.deepcopy(llm), copy.deepcopy(llm.model)
+    answer = twin.answer(twin.read(tokens(70, 1)), "who?", 4)
+    assert (answer.text, answer.slots) == (expected.text, expected.slots)
+    assert torch.equal(twin(IDS, context=context).logits, llm(IDS, context=context).logits)
+    with llm.injection.reading(llm.recall(context, IDS)):
+        assert not torch.equal(llm.model(IDS).logits, plain), "the context adds nothing; the test is empty"
+        within = copy.deepcopy(llm.model)
+        for copied in (twin.model, before, within):
+            assert torch.equal(copied(IDS).logits, plain), "it heard of the other's context"
+        assert_same_chunks(twin.read(tokens(70, 1)), context)
+    assert torch.equal(within(IDS).logits, plain)
+    assert torch.equal(twin.detach()(IDS).logits, plain) and hooks(twin.model) == [] and hooks(llm.model) != []
 
 
 def test_what_another_thread_answers_is_not_taken_for_what_is_read(make):
@@ -118,8 +135,9 @@ def test_threads_that_use_a_context_first_encode_it_once(llm, monkeypatch, way):
     assert_same_chunks(context, whole)
 
 
-def test_a_question_waits_until_what_is_appended_is_read(llm, monkeypatch):
-    text, more = tokens(70, 5), tokens(40, 6)
+@pytest.mark.parametrize("length", [0, 70])
+def test_a_question_waits_until_what_is_appended_is_read(llm, monkeypatch, length):
+    text, more = tokens(length, 5), tokens(110 - length, 6)
     context, whole = llm.read(text), llm.read(torch.cat([text, more]))
     expected = llm.answer(whole, "who?", 4)
     begun = slowly(llm, monkeypatch)

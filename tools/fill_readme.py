@@ -166,7 +166,7 @@ def by_length(found: list[dict[str, Any]]) -> str:
     first = ours[lengths[0]]
     lines = [
         f"**Longer than anything trained on.** The same {first['samples']} stretches of {first['targets']:,} tokens with more and more before them; trained "
-        "on 8,192 tokens. Without a question the newest eight chunks are taken in, so what lies further back neither helps nor hurts.",
+        "on 8,192 tokens. Without a question the model attends to the newest eight chunks, so what lies further back neither helps nor hurts.",
         "",
         "| all tokens | window alone, nats | with the context, nats | gain |",
         "| --- | --- | --- | --- |",
@@ -295,7 +295,7 @@ def no_harm() -> str:
     row = found[-1]
     changed = max(row["largest_difference_of_logits"], row["largest_difference_after_detach"])
     return (
-        f"**Where there is nothing to take in.** With no context, or with a text that fits the window, the model is the plain one: logits of {row['tokens']} tokens of "
+        f"**Where there is nothing to attend to.** With no context, or with a text that fits the window, the model is the plain one: logits of {row['tokens']} tokens of "
         f"{row['answers']} texts differ by {changed:g} at most, also once the adapter is taken off, and {row['answers_equal']} of {row['answers']} answers are the same ([row](docs/results/no-harm.jsonl))."
     )
 
@@ -320,8 +320,24 @@ def headline() -> str:
         f"Measured with the default model of 135 million weights on two cores: of {asked['shared']['samples']} questions written by hand about "
         f"{asked['shared']['length']:,} tokens **{ours}** are answered; {found} where the same passages are retrieved as text and nothing is compressed, "
         f"{right} where the plain model is shown the right 1,024 tokens. The first token of an answer comes **{at[-1]['value']:.1f} times sooner** than with full "
-        f"attention about 32,768 tokens, of which this model makes no sense with it, and **{at_8k[-1]['value']:.1f} times** about 8,192, its own positions; a further question starts in a "
+        f"attention about 32,768 tokens (too many for this model to make sense of with it), and **{at_8k[-1]['value']:.1f} times** about 8,192, its own positions; a further question starts in a "
         "second. [What falls short](#what-works-and-what-does-not-yet)."
+    )
+
+
+def before() -> str:
+    """What it needs, and what to expect of it."""
+    demo, asked = rows("demo.jsonl")[-1:], [r for r in last_adapter() if r["metric"] == "answered"]
+    ours = [r for r in asked if r["method"] == "shared"]
+    if not (demo and ours):
+        return "Not measured yet."
+    row, answers = demo[0], ours[-1]
+    return (
+        f"**Before you start.** Python 3.11 or later, 3 GB of disk and {math.ceil(row['peak_memory_bytes'] / 1e9)} GB of memory. Two cores read about "
+        f"{round(row['tokens_a_second'], -1):,.0f} tokens a second: {row['context_tokens'] / 1000:.0f} thousand tokens, some 300 pages, take "
+        f"{row['encode_seconds'] / 60:.0f} minutes and {row['bytes_kept'] / 1e9:.1f} GB of disk; `sharedllm encode --dry-run` says what your text takes. From the default "
+        f"model expect short answers to questions of fact: of {answers['samples']} questions about {answers['length']:,} tokens it answered "
+        f"{100 * answers['value']:.0f} % rightly. It was not trained to summarise or to count."
     )
 
 
@@ -337,6 +353,7 @@ def few(passages: list[int]) -> list[str]:
 def filled(text: str) -> str:
     blocks = {
         "headline": headline(),
+        "before": before(),
         "demo": demo_block(),
         "adapter": "\n\n".join(filter(None, (adapter_block(), no_harm()))),
     }

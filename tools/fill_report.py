@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from fill_goals import SAME, before_words
+from fill_goals import SAME, of_other_weights
 from report_peers import peers_table
 from report_table import Row, interval, latest, table
 from run_report import DOCS, PROFILES, PROFILES_AT, as_typed, commands, machine_file, rows_file
@@ -116,7 +116,7 @@ def about(rows: Sequence[Row], machine: Row) -> str:
     memory = f", {here['memory_bytes'] / 2**30:.0f} GiB" if here else ""
     found = row.get("versions") or here.get("versions", {})
     versions = ", ".join(f"{name} {found[name]}" for name in ("sharedllm", "torch", "transformers") if name in found)
-    before = before_words([found for found in rows if found["method"] == "shared"])
+    before = of_other_weights([found for found in rows if found["method"] == "shared"])
     return (
         f"Model {row['model']}, adapter {row['adapter']}, {row['dtype']}, on {row['device']} with "
         f"{row.get('threads', machine['threads'])} threads ({processor}{memory}), seed {row['seed']}"

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from scale_counts import METHODS, Cost, Shape, cost, forward, memory_bytes, pairs, slots, taking_in
+from scale_counts import METHODS, Cost, Shape, cost, forward, pairs, slots, taking_in
 from scale_library import Library, Parts, simulate
 from transformers import LlamaConfig
 
@@ -226,8 +226,8 @@ def _passage_checks(rate: Rates) -> Iterator[Check]:
     """Seconds a passage of `sharedllm eval perplexity`: reading what is before the window, and scoring the window."""
     shape, found = models()[0], [row for row in rows_of("adapter.jsonl") if row["metric"] == "nll"]
     for row in found:
-        if row["method"] == "shared" and any(_longer(row, other) for other in found):
-            continue  # read once for all lengths, which is counted in the longest
+        if row["method"] in ("shared", "truncate") and any(_longer(row, other) for other in found):
+            continue  # read once for all lengths (of `truncate` the same window), which is counted in the longest
         if row["method"] in ("full", "shared", "truncate") and row["dtype"] == "bfloat16":
             n, window = row["length"], row["length"] if row["method"] == "full" else row["window"]
             operations = forward(shape, window, pairs(window)) + 2 * shape.head_weights * (row["targets"] + 1)
@@ -237,7 +237,7 @@ def _passage_checks(rate: Rates) -> Iterator[Check]:
                 plain = forward(shape, 1, 0) + 2 * shape.head_weights
                 operations += one.read + one.search + window * (one.token - plain)
             yield (
-                "a passage scored",
+                f"the last {row['targets']:,} of a passage scored, window {window:,}",
                 row["method"],
                 n,
                 operations / rate.operations,
@@ -259,8 +259,7 @@ def _bench_checks(rate: Rates) -> Iterator[Check]:
         if row["metric"] == "working_peak_bytes":
             if method != "full" or row["kept_bytes"] > row["attended_bytes"]:  # it kept the ids alone once
                 yield "bench: kept", method, n, found.kept, row["kept_bytes"], "bytes"
-            attended = memory_bytes(shape, n, config) if method == "shared" else found.attended
-            yield "bench: attended", method, n, attended, row["attended_bytes"], "bytes"
+            yield "bench: attended", method, n, found.attended, row["attended_bytes"], "bytes"
     for row in timed(rows):
         n, method = row["length"], row["method"]
         config = settings_of(row) if method == "shared" else SharedConfig.fitting(models()[0].layers)

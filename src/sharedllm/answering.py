@@ -13,7 +13,7 @@ from sharedllm.context import Context
 from sharedllm.errors import UsageError
 from sharedllm.explain import Passage, chunks_read, finest
 from sharedllm.prompts import Answer, Prompt
-from sharedllm.quote import with_quotes
+from sharedllm.quote import asked
 from sharedllm.recall import asks, settings_of
 from sharedllm.resolution import Resolution
 
@@ -24,6 +24,7 @@ NEW_TOKENS = 128
 """Of an answer at most, where nothing says how many."""
 RESERVED = ("attention_mask", "input_ids", "inputs", "inputs_embeds")
 """Of the arguments of `generate`, what is made of the question."""
+BY_LENGTH = "max_length counts text and question as well as the answer; say max_new_tokens instead."
 
 
 def answer(
@@ -45,10 +46,8 @@ def answer(
         llm.reader.encode(context)  # what of it was only tokenised so far: reading is no search
     memory, started = None, time.perf_counter()
     if compressed:
-        asks = prompt.question_mask().to(llm.device)
-        memory = llm.recall(context, ids, question_mask=asks, resolution=resolution)
-        spans = memory.nearest[0] if memory is not None else ()
-        ids = torch.tensor([with_quotes(llm, context, prompt, max_new_tokens, spans, resolution)], device=llm.device)
+        memory, shown = asked(llm, context, prompt, max_new_tokens, resolution)
+        ids = torch.tensor([shown], device=llm.device)
     searched = time.perf_counter()
     new = written(llm, ids, memory, max_new_tokens, {"pad_token_id": prompt.pad_id, **kwargs})
     return Answer(
@@ -62,8 +61,15 @@ def answer(
 
 
 def asked_for(most: int | None, kwargs: dict[str, Any], default: int = NEW_TOKENS) -> int:
-    """How many tokens an answer may have: `most`, or what the configuration among `kwargs` says, or else the default."""
-    said = (most, getattr(kwargs.get("generation_config"), "max_new_tokens", None))
+    """How many tokens an answer may have: `most`, or what the configuration among `kwargs` says, or else the default.
+
+    Raises:
+        UsageError: it says `max_length` alone, which counts the question as well.
+    """
+    config = kwargs.get("generation_config")
+    said = (most, getattr(config, "max_new_tokens", None))
+    if said == (None, None) and getattr(config, "max_length", None) is not None:
+        raise UsageError(BY_LENGTH)
     return next((int(number) for number in said if number is not None), default)
 
 
@@ -72,6 +78,8 @@ def refuse_reserved(kwargs: dict[str, Any]) -> None:
     for name in RESERVED:
         if kwargs.get(name) is not None:
             raise UsageError(f"{name} is made of the question; leave it out, or call generate with token ids.")
+    if kwargs.get("max_length") is not None:
+        raise UsageError(BY_LENGTH)
     rows = kwargs.get("num_return_sequences") or getattr(kwargs.get("generation_config"), "num_return_sequences", None)
     if (rows or 1) > 1:
         raise UsageError(

@@ -40,7 +40,7 @@ def bound(reader: Reader, context: Context) -> Context:
             "the context was made for search_by tokens, this adapter searches by last; encode the text again."
         )
     fewer = any(context.shape[name] != shape[name] for name in ("injected_layers", "skipped_layers"))
-    if context.reader is not None and (fewer or shape["fine_chunks"] == 0 < context.shape["fine_chunks"]):
+    if fewer or shape["fine_chunks"] == 0 < context.shape["fine_chunks"]:
         context = _view(context)
     if fewer:
         _narrow(context, reader.about(context.compact))

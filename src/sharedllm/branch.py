@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sharedllm.architectures import Parts, copied, normed, rotate
+from sharedllm.architectures import Parts, rotate
 from sharedllm.attention import attend, attention
 from sharedllm.config import SharedConfig
 from sharedllm.errors import UsageError
 from sharedllm.keep import Span
 from sharedllm.projection import Projection
+from sharedllm.weights import copied, normed
 
 GROWTH = 3.5  # of the null logit at the start; measured without training (docs/LOG.md)
 WIDER = (

@@ -6,9 +6,12 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from sharedllm.config import SharedConfig
 from sharedllm.keep import Span, span_mask
+from sharedllm.tree import candidate_tokens, tree_borders
 
 
 def chunk_rows(ids: Tensor, length: int) -> Iterator[Tensor]:
@@ -43,3 +46,19 @@ class Stored(NamedTuple):
 
 AS_SET = Stored()
 """What the settings say, in a context that is not compact."""
+
+
+def stored_tokens(config: SharedConfig, n: int, stored: Stored) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a chunk of `n` tokens those that are stored, those that have a representation, and those that are compared where
+    values are kept apart for it."""
+    every = torch.arange(n)
+    tokens = compared = candidate_tokens(n, config.tree_depth, config.slots_per_leaf)
+    if stored.every_token or stored.whole or (config.fine_chunks and not stored.compact):
+        tokens = compared = every
+    if stored.compact:
+        compared = every
+    if config.search_by != "last":
+        return tokens, every[:0], compared
+    if stored.every_token:
+        return tokens, every, compared
+    return tokens, (tree_borders(torch.tensor([n]), config.tree_depth)[0, 1:] - 1).clamp(min=0).unique(), compared

@@ -7,7 +7,8 @@ each), so that a text which fits the model's window need not be compressed at al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 LAYERS = ("injected_layers", "skipped_layers", "compared_layer")
 """Settings that say which layers are kept; a context that keeps more serves an adapter that needs fewer."""
+NOT_ENCODED = "a context that was not encoded needs a model; load it with Context.load(folder, llm)."
 Progress = Callable[[int, int], None]
 """Called with tokens read so far and tokens in all."""
 
@@ -107,15 +109,21 @@ class Context:
         self.reader.append(self, more, progress, keep)
 
     def first(self, chunks: int) -> Context:
-        """A view of the first `chunks` chunks, sharing their storage; what is not encoded yet is encoded now."""
+        """A view of the first `chunks` chunks, sharing their storage; what is not encoded yet is encoded now.
+
+        Raises:
+            UsageError: there is something to encode and no model; see `load`.
+        """
         return self._cut(0, chunks)
 
     def without_first(self, chunks: int) -> Context:
-        """A view of what follows the first `chunks` chunks, as if it alone had been read."""
+        """A view of what follows the first `chunks` chunks, as if it alone had been read; otherwise as `first`."""
         return self._cut(chunks, None)
 
     def _cut(self, start: int, end: int | None) -> Context:
-        if self.encoded_tokens < self.tokens and self.reader is not None:
+        if self.encoded_tokens < self.tokens:
+            if self.reader is None:
+                raise UsageError(NOT_ENCODED)
             self.reader.encode(self)
         end = self.chunks if end is None else end
         part = Context(self.reader, self.fingerprint, self.shape)
@@ -164,7 +172,7 @@ class Context:
         if len(unread) == len(contexts) and (reader is None or whole.tokens <= reader.lower.parts.window):
             return whole
         if unread and reader is None:
-            raise UsageError("a context that was not encoded needs a model; load it with Context.load(folder, llm).")
+            raise UsageError(NOT_ENCODED)
         for context in unread:
             assert reader is not None
             reader.encode(context)
@@ -245,6 +253,20 @@ class Context:
                     return False
                 start += n
         return True
+
+
+@contextmanager
+def restored(context: Context, unless: Callable[[], object] = lambda: False) -> Iterator[None]:
+    """A block after which the context is as before where it fails or is stopped, so that whoever does it again does not have
+    the text twice; but for what is so by then, `unless`."""
+    before = context.ids, context.keep, list(context.blocks)
+    try:
+        yield
+    except BaseException:
+        if not unless():
+            context.ids, context.keep, context.blocks = before
+            context.again.clear()
+        raise
 
 
 def layers_of(blocks: Sequence[Encoded], shape: dict[str, int], wanted: dict[str, int]) -> list[Encoded]:

@@ -16,6 +16,7 @@ from sharedllm.packing import group_of, pack_keys, pack_values, unpack
 
 SEARCHED = ("search_values", "search_low", "search_step")
 LAYERED = ("keys", "values", "key_low", "key_step", "value_low", "value_step")  # whose chunk axis is the second
+MERGED_CHUNKS = 8  # chunks a block holds: a question walks few blocks, and joining one takes little memory
 
 
 class Remembered:
@@ -116,6 +117,14 @@ class Encoded(Remembered):
             )
         return Encoded(**kept)
 
+    def joins(self, other: Encoded) -> bool:
+        """Whether `cat` can join its chunks and those of `other`: of one length, and as much kept of each in numbers as fine."""
+
+        def kinds(kept: Encoded) -> list[tuple[torch.dtype, torch.Size]]:
+            return [(t.dtype, (t[:, :0] if n in LAYERED else t[:0]).shape) for n, t in vars(kept).items()]
+
+        return int(self.lengths[0]) == int(other.lengths[0]) and kinds(self) == kinds(other)
+
     def packed(self, bits: int) -> Encoded:
         """The same with keys and values at 8 or 4 bits a number; 16 leaves them as they are."""
         if bits == 16:
@@ -149,6 +158,19 @@ class Encoded(Remembered):
     def _numbers(self, values: Tensor, low: Tensor, step: Tensor, device: torch.device | None) -> Tensor:
         values, low, step = (t.to(device) for t in (values, low, step))
         return values if values.dtype != torch.uint8 else unpack(values, low, step, self.key_low.shape[-1])
+
+
+def add(blocks: list[Encoded], new: Encoded) -> None:
+    """Put chunks of one length behind others, at most `MERGED_CHUNKS` a block and joined to the last one while that has room.
+
+    A block itself stays as it is, since views of a context and other threads have it too.
+    """
+    for i in range(0, len(new.lengths), MERGED_CHUNKS):
+        some, last = new[i : i + MERGED_CHUNKS], blocks[-1] if blocks else None
+        if last is not None and len(last.lengths) + len(some.lengths) <= MERGED_CHUNKS and last.joins(some):
+            blocks[-1] = Encoded.cat([last, some.to(last.lengths.device)])
+        else:
+            blocks.append(some)
 
 
 def packed_values(values: Tensor, bits: int) -> dict[str, Tensor]:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from sharedllm.architectures import Parts, rotate, unhook
+from sharedllm.architectures import Parts, rotate
 from sharedllm.encoded import LAYERED, Encoded, gather_tokens, packed_layer, packed_values
+from sharedllm.weights import unhook
 
 
 @dataclass(frozen=True)

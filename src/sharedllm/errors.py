@@ -27,6 +27,11 @@ class WorkError(SharedLLMError, RuntimeError):
     exit_code = 1
 
 
+def to_install(extra: str) -> str:
+    """How a user gets an extra of this package, for the end of a sentence: of a release, and of a checkout of the source."""
+    return f"run pip install 'sharedllm[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out: Python's own, or one of torch's, which is not loaded for this."""
     if isinstance(error, MemoryError):

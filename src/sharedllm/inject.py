@@ -18,6 +18,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,8 +64,22 @@ class Injection(nn.Module):
         self._hidden: dict[int, Tensor] = {}
         self._turn = _Turn()
         for j in injected:
-            self._handles.append(parts.layers[j].register_forward_pre_hook(self._before(j), with_kwargs=True))
-            self._handles.append(parts.attention(j).register_forward_hook(self._after(j)))
+            # Bound methods and what is partial of them follow a deep copy, where closures would go on to ask the original.
+            note, add = partial(self._note, j), partial(self._add, j)
+            self._handles.append(parts.layers[j].register_forward_pre_hook(note, with_kwargs=True))
+            self._handles.append(parts.attention(j).register_forward_hook(add))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy: without what an answer attends to that is at work meanwhile."""
+        idle: dict[str, Any] = {
+            "_memory": None,
+            "_heard": None,
+            "_place": None,
+            "_began": False,
+            "_alone": False,
+            "_hidden": {},
+        }
+        return {**vars(self), **idle}
 
     @contextmanager
     def reading(self, memory: Memory | None, heard: Callable[[Tensor], None] | None = None) -> Iterator[None]:
@@ -108,28 +123,24 @@ class Injection(nn.Module):
                 self._began = True
             self._one_token.locate(self._place)
 
-    def _before(self, layer: int) -> Any:
-        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._memory is not None:
-                self._hidden[layer] = args[0] if args else kwargs["hidden_states"]
+    def _note(self, layer: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a layer: what comes in."""
+        if self._memory is not None:
+            self._hidden[layer] = args[0] if args else kwargs["hidden_states"]
 
-        return note
-
-    def _after(self, layer: int) -> Any:
-        def add(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-            if self._memory is None:
-                return None
-            attended = output[0] if isinstance(output, tuple) else output
-            before = self._hidden[layer]
-            if not torch.is_grad_enabled():  # else a backward pass may compute this again, without the layer around it
-                del self._hidden[layer]
-            hidden = self._parts.joined(layer, before, attended)
-            number = layer - self._config.skipped_layers
-            if self._alone:
-                branch = self._one_token(number, hidden)
-            else:
-                branch = self.branches[layer](hidden, self._memory, number, self._place, self._heard)
-            added = attended + branch
-            return (added, *output[1:]) if isinstance(output, tuple) else added
-
-        return add
+    def _add(self, layer: int, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        """After a layer's attention: what it gives, with the branch added."""
+        if self._memory is None:
+            return None
+        attended = output[0] if isinstance(output, tuple) else output
+        before = self._hidden[layer]
+        if not torch.is_grad_enabled():  # else a backward pass may compute this again, without the layer around it
+            del self._hidden[layer]
+        hidden = self._parts.joined(layer, before, attended)
+        number = layer - self._config.skipped_layers
+        if self._alone:
+            branch = self._one_token(number, hidden)
+        else:
+            branch = self.branches[layer](hidden, self._memory, number, self._place, self._heard)
+        added = attended + branch
+        return (added, *output[1:]) if isinstance(output, tuple) else added

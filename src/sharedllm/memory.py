@@ -56,7 +56,8 @@ class Found:
     slots: Tensor
     """[X], slots a leaf of each chunk keeps at most; 0 for a chunk that is left out."""
     scores: Tensor | None
-    """[X], how near each chunk is to the question, in mean cosine of the tokens that ask; None without one."""
+    """[X], how near each chunk is to the question, the mean cosine of the tokens that ask; under `search_prior` what its nearest
+    finest span comes to in `near_parts`, with its share of the words; None without a question."""
     kept: Tensor
     """[X, C], tokens that are taken in besides, because they are kept from compression."""
     borders: Tensor

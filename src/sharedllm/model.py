@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class SharedLLM(Published):
         self.lower = LowerModel(self.parts, config.injected_layers, config.skipped_layers)
         self.reader = Reader(self.lower, config, self.fingerprint, tokenizer)
         self.injection = Injection(self.parts, config)
-        self.lower.apart = lambda: self.injection.reading(None)
+        self.lower.apart = partial(self.injection.reading, None)  # which follows a deep copy, as a closure would not
         self._attached = True
 
     @classmethod
@@ -168,15 +169,17 @@ class SharedLLM(Published):
             UsageError: text without a tokenizer, ids outside the vocabulary, or `keep` fits not.
         """
         self._check_attached()
-        context = self.reader.new_context(compact)
-        self.reader.append(context, text, progress, keep)
-        return context
+        return self.reader.read(text, progress, keep, compact)
 
     @torch.no_grad()
     def query(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, question_mask: Tensor | None = None
     ) -> list[Tensor]:
-        """What each row of `input_ids` [B, T] is searched by, [Q, R] a row; see `relevance.asked`."""
+        """What each row of `input_ids` [B, T] is searched by, [Q, R] a row; see `relevance.asked`.
+
+        Raises:
+            UsageError: a row has no token to ask with.
+        """
         return asked(self.lower, self.config, input_ids, attention_mask, question_mask)
 
     def recall(
@@ -200,6 +203,9 @@ class SharedLLM(Published):
             noise: of split points; needs contexts encoded with `every_token`.
             question_mask: [B, T], which tokens of the window are searched by; None: its last 64, of one that goes on 256.
             resolution: settings of this reading alone.
+        Raises:
+            UsageError: the model was detached, there is no such `search`, the window is empty, the contexts are not one a row or
+                were made with another model or other settings, a row has no token to ask with, or a setting is out of range.
         """
         self._check_attached()
         check_choice("search", search, SEARCHES)
@@ -233,6 +239,8 @@ class SharedLLM(Published):
             context: one `Context` for all rows, or a list with one (or None) a row.
             search, question_mask: as of `recall`: `query` for what asks, `continue` for a text that goes on.
             kwargs: whatever the model's own forward takes.
+        Raises:
+            UsageError: as `recall`.
         """
         input_ids = input_ids.to(self.device)
         if attention_mask is not None:
@@ -310,9 +318,9 @@ class SharedLLM(Published):
                 adapter was trained. A chunk of which they need more than the context stores is read again.
             kwargs: whatever the model's own `generate` takes for one answer.
         Raises:
-            UsageError: an empty question, no tokenizer, `max_new_tokens` below 1 or more than the window
-                holds beside the question, settings out of range, or an argument that several answers or another prompt would
-                need.
+            UsageError: an empty question, no tokenizer, `max_new_tokens` below 1 or more than the window holds beside the
+                question, a context of another model or other settings, settings out of range, `max_length`, or an argument that
+                several answers or another prompt would need.
         """
         self._check_attached()
         resolution = Resolution(slots_per_leaf, fine_chunks, read_chunks, quoted_tokens)
@@ -333,6 +341,10 @@ class SharedLLM(Published):
         """At most `passages` passages, those that `answer` with the same arguments reads most finely and nearest first.
 
         A context that is not compressed is one passage.
+
+        Raises:
+            UsageError: an empty question or one that fills the window, no tokenizer, `max_new_tokens` below 1, a context of
+                another model or other settings, or settings out of range.
         """
         self._check_attached()
         resolution = Resolution(slots_per_leaf, fine_chunks, read_chunks, quoted_tokens)

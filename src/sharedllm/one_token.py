@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sharedllm.architectures import normed, rotate
+from sharedllm.architectures import rotate
 from sharedllm.branch import WIDER, Branch, Memory, Place
-from sharedllm.projection import MERGED
+from sharedllm.projection import MERGED, versions
+from sharedllm.weights import normed
 
 
 @dataclass
@@ -45,14 +46,19 @@ class OneToken:
     """The branches of an injection, for one token at a time.
 
     `begin` takes in what the tokens of an answer attend to, `locate` where in the window the next token stands, and a call
-    gives what a branch adds to it. Weights that change are seen by the next `begin`.
+    gives what a branch adds to it. Weights that change are seen by the next `begin`, but for those changed through `.data`:
+    see `projection.versions`.
     """
 
     def __init__(self, branches: Sequence[Branch]) -> None:
         self._branches = branches
         self._small = all(branch.softcap is None and branch.query.size <= MERGED for branch in branches)
-        self._state: list[Any] = []
+        self._state: list[Any] = []  # of the weights, when these were made of them:
         self._merged: list[Merged] = []
+        self._null = self._growth = self._scaling = torch.empty(0)
+        self._keys, self._values = list[Tensor](), list[Tensor]()  # from `begin` to `end`
+        self._place: Place | None = None
+        self._wide = torch.empty(0)
 
     def fits(self, memory: Memory, tokens: int) -> bool:
         """Whether one token comes of one row, nothing is learnt, and the model is one in which calls cost more than bytes."""
@@ -66,7 +72,7 @@ class OneToken:
         self._values = [values[0] for values in memory.values]
         branches, dtype = self._branches, memory.keys[0].dtype
         weights = [w for b in branches for w in (*b.parameters(), *b.query.frozen, *b.output.frozen)]
-        state = [dtype, *((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)]
+        state = [dtype, *versions(weights)]
         if state == self._state:
             return
         self._merged = [Merged.of(branch, dtype) for branch in branches]
@@ -80,10 +86,11 @@ class OneToken:
 
     def end(self) -> None:
         """Let go of the memory."""
-        self._keys, self._values = list[Tensor](), list[Tensor]()
+        self._keys, self._values, self._place = [], [], None
 
     def locate(self, place: Place) -> None:
         """Where the next token stands."""
+        assert self._keys, "begin comes first"
         self._place = place
         dims = self._keys[0].shape[1]  # those of a head, and WIDER more
         self._wide = self._keys[0].new_zeros(*self._null.shape, dims)
@@ -92,18 +99,19 @@ class OneToken:
 
     def __call__(self, number: int, hidden: Tensor) -> Tensor:
         """What branch `number` adds to the residual `hidden` [1, 1, E], in its dtype."""
-        branch, merged, dtype = self._branches[number], self._merged[number], hidden.dtype
+        place, branch, merged, dtype = self._place, self._branches[number], self._merged[number], hidden.dtype
+        assert place is not None, "locate comes first"
         row = normed(branch.norm, hidden)[0]
         query = F.linear(row.to(merged.query.dtype), merged.query).to(dtype)
         if merged.bias is not None:
             query = query + merged.bias
         query = branch.query_heads(query[None], branch.query_norm)
-        if self._place.tables is not None:
-            query = rotate(query, *self._place.tables[number])
+        if place.tables is not None:
+            query = rotate(query, *place.tables[number])
         wide = self._wide[number]
         torch.mul(query[0, 0], branch.scaling, out=wide[:, : branch.head_dim])
         logits = torch.bmm(wide.view(branch.kv_heads, -1, wide.shape[1]), self._keys[number])
-        padding = self._place.padding[hidden.device]
+        padding = place.padding[hidden.device]
         if padding is not None:
             logits = logits + padding[:, 0]
         attended = torch.bmm(logits.softmax(dim=2), self._values[number])[..., : branch.head_dim]

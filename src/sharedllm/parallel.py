@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from sharedllm.chunks import AS_SET, Stored
-from sharedllm.encoded import LAYERED, Encoded
+from sharedllm.encoded import LAYERED, MERGED_CHUNKS, Encoded
 from sharedllm.processes import Processes
 from sharedllm.reader import Reader
-from sharedllm.saved import MERGED_CHUNKS
 
 ASKED = 2 + len(Stored._fields)  # numbers that say what the others are to read
 

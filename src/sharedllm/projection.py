@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +19,8 @@ class Projection(nn.Module):
     """A linear map [out, in] that starts as one of the model's own.
 
     With rank 0 a matrix of its own, trained whole; else the model's matrix (the same storage, never
-    saved with the adapter) and a trained change of that rank, as in LoRA (arXiv 2106.09685).
+    saved with the adapter) and a trained change of that rank, as in LoRA (arXiv 2106.09685). Weights are to be changed under
+    `torch.no_grad`, as an optimizer does: see `versions`.
 
     Raises:
         UsageError: the rank is above that of any matrix of this size.
@@ -56,7 +59,7 @@ class Projection(nn.Module):
     def _as_one(self) -> Tensor:
         """`matrix`, kept until its parts change."""
         parts = self.frozen[0], self.up, self.down
-        state = [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts]
+        state = versions(parts)
         if self._merged is None or self._merged[0] != state:
             self._merged = state, self.matrix(torch.float32).to(self.up.dtype)  # rounded once
         return self._merged[1]
@@ -69,3 +72,11 @@ class Projection(nn.Module):
             part if dtype is None else part.to(dtype) for part in (self.frozen[0].detach(), self.up, self.down)
         )
         return whole + up @ down
+
+
+def versions(weights: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """What a change of weights shows in, at little cost: where they are, and how often they were changed in place.
+
+    A change through `.data` is not counted: what was made of the weights before would be taken for what they are now.
+    """
+    return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]

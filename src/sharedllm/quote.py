@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sharedllm.branch import Memory
 from sharedllm.context import Context
 from sharedllm.keep import Span
 from sharedllm.prompts import Prompt
@@ -25,6 +26,16 @@ GAP = " ...\n"
 """What stands for the text between two passages."""
 END = "\n\n"
 """What stands between the last one and the question."""
+
+
+def asked(
+    llm: SharedLLM, context: Context, prompt: Prompt, max_new_tokens: int, resolution: Resolution = AS_TRAINED
+) -> tuple[Memory | None, list[int]]:
+    """What a question attends to in a context, None where that is empty, and its token ids `with_quotes` of what is nearest."""
+    ids = torch.tensor([prompt.alone()], device=llm.device)
+    memory = llm.recall(context, ids, question_mask=prompt.question_mask().to(llm.device), resolution=resolution)
+    spans = () if memory is None else memory.nearest[0]
+    return memory, with_quotes(llm, context, prompt, max_new_tokens, spans, resolution)
 
 
 def with_quotes(

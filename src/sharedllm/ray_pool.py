@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sharedllm.errors import SharedLLMError, UsageError, WorkError
+from sharedllm.errors import SharedLLMError, UsageError, WorkError, to_install
 from sharedllm.hardware import processors
 
 T = TypeVar("T")
@@ -284,9 +284,7 @@ def _ray() -> Any:
         import ray
         import ray.exceptions
     except ModuleNotFoundError as error:
-        raise UsageError(
-            "the engine ray needs Ray, which is not installed; run `pip install 'sharedllm[ray]'`."
-        ) from error
+        raise UsageError(f"the engine ray needs Ray, which is not installed; {to_install('ray')}.") from error
     return ray
 
 

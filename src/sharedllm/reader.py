@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sharedllm.binding import bound
-from sharedllm.chunks import AS_SET, Stored, chunk_runs
+from sharedllm.chunks import AS_SET, Stored, chunk_runs, stored_tokens
 from sharedllm.config import SharedConfig
-from sharedllm.context import Context, Progress
-from sharedllm.encoded import Encoded
+from sharedllm.context import Context, Progress, restored
+from sharedllm.encoded import MERGED_CHUNKS, Encoded, add
 from sharedllm.encoder import LowerModel, Wanted
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.hardware import chunk_batch, finished, room_bytes
@@ -27,8 +26,6 @@ from sharedllm.loading import identity, lora_state, same_model
 from sharedllm.manifest import STORED_UNDER
 from sharedllm.pieces import cuts_between_lines, piece_ids
 from sharedllm.prompts import check_encodable
-from sharedllm.saved import MERGED_CHUNKS
-from sharedllm.tree import candidate_tokens, tree_borders
 
 LENGTHS = 8  # that a ragged chunk is padded to while it is read
 REMEMBERED = 8  # chunks of a context that were read again for a question: as many as one question may take in whole
@@ -73,6 +70,18 @@ class Reader:
         """The settings, and which layer's values are kept apart to be compared."""
         return {**self.config.to_dict(), "compared_layer": self.config.compared_layer(compact)}
 
+    def read(
+        self,
+        text: str | Sequence[int] | Tensor,
+        progress: Progress | None = None,
+        keep: Keep = None,
+        compact: bool = False,
+    ) -> Context:
+        """A new context of a text, which is in no other thread's hands yet: others answer between two of its chunks."""
+        context = self.new_context(compact)
+        self._append(context, *self.tokenised(text, keep), progress)
+        return context
+
     def append(
         self,
         context: Context,
@@ -80,24 +89,30 @@ class Reader:
         progress: Progress | None = None,
         keep: Keep = None,
     ) -> None:
-        """Read `more` on; the context's complete chunks are not read again.
+        """Read `more` on; the context's complete chunks are not read again. Other threads wait.
 
         Nothing is encoded while all of it fits the model's window. Where reading fails or is stopped, the context stays as it
         was.
+
+        Raises:
+            UsageError: as `bind`, or the context keeps more than this reader would read on.
         """
-        self.bind(context)
+        if self.bind(context) is not context:
+            raise UsageError(
+                "the context keeps more than this adapter reads; append with the model it was read with, or read all of it "
+                "with this one."
+            )
         ids, spans = self.tokenised(more, keep)
-        with self.lower.apart() if context.tokens else nullcontext():  # an empty one is in no other thread's hands yet
-            before = context.ids, context.keep, list(context.blocks)
-            try:
-                context.keep = merged([*context.keep, *shifted(spans, context.tokens)])
-                context.ids = torch.cat([context.ids, ids])
-                if context.blocks or context.tokens > self.lower.parts.window:
-                    self._encode(context, progress)
-            except BaseException:  # no room, or stopped: whoever does it again shall not have the text twice
-                context.ids, context.keep, context.blocks = before
-                context.again.clear()
-                raise
+        with self.lower.apart():
+            self._append(context, ids, spans, progress)
+
+    def _append(self, context: Context, ids: Tensor, spans: Sequence[Span], progress: Progress | None) -> None:
+        """The same with token ids, and the context in this thread's hands alone."""
+        with restored(context):
+            context.keep = merged([*context.keep, *shifted(spans, context.tokens)])
+            context.ids = torch.cat([context.ids, ids])
+            if context.blocks or context.tokens > self.lower.parts.window:
+                self._encode(context, progress)
 
     def bind(self, context: Context) -> Context:
         """A context that this reader's adapter can ask, and go on with: the same one, or a view of it; see `binding.bound`.
@@ -134,7 +149,8 @@ class Reader:
         if context.encoded_tokens == context.tokens:
             return
         if context.blocks and int(context.blocks[-1].lengths[-1]) < C:
-            context.blocks.pop()
+            last = context.blocks.pop()
+            context.blocks += [last[:-1]] if len(last.lengths) > 1 else []
             context.again.pop(context.chunks, None)
         done, total = context.encoded_tokens, context.tokens
 
@@ -153,7 +169,7 @@ class Reader:
         for rows, stored in runs:
             for some in rows.split(self.at_once(rows.shape[1])):
                 encoded = self.encode_rows(some, told, stored).to(place)
-                context.blocks += [encoded[i : i + MERGED_CHUNKS] for i in range(0, len(some), MERGED_CHUNKS)]
+                add(context.blocks, encoded)
 
     def _check_room(self, runs: Sequence[tuple[Tensor, Stored]], place: torch.device) -> None:
         """Raise `WorkError` where the memory of `place` cannot hold what would be kept of chunks [X, n] each."""
@@ -180,7 +196,7 @@ class Reader:
             stored: what is kept of them.
         """
         n, device = ids_XC.shape[1], self.lower.device
-        kept = self._kept(n, stored)
+        kept = stored_tokens(self.config, n, stored)
         compared = self.config.compared_layer(stored.compact)
         done = []
         for rows in ids_XC.split(self.side_by_side(n)):
@@ -250,7 +266,7 @@ class Reader:
 
     def layout(self, n: int, stored: Stored = AS_SET) -> Encoded:
         """What is kept of a chunk of `n` tokens, without its numbers: on torch's `meta` device."""
-        tokens, reps, compared = self._kept(n, stored)
+        tokens, reps, compared = stored_tokens(self.config, n, stored)
         parts = self.lower.parts
         keys = torch.empty(self.config.branches, 1, parts.kv_heads, len(tokens), parts.head_dim)
         keys = keys.to("meta", self.lower.dtype)
@@ -261,21 +277,6 @@ class Reader:
         searched = keys.new_empty(1, parts.kv_heads, len(compared), parts.head_dim) if apart else none[0]
         kept = (keys, keys, none, none, none, none, reps, told, searched, none[0], none[0])
         return Encoded(lengths, tokens, *kept).packed(self.config.stored_bits)
-
-    def _kept(self, n: int, stored: Stored) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a chunk of `n` tokens those that are stored, those that have a representation, and those that are compared where
-        values are kept apart for it."""
-        depth, every = self.config.tree_depth, torch.arange(n)
-        tokens = compared = candidate_tokens(n, depth, self.config.slots_per_leaf)
-        if stored.every_token or stored.whole or (self.config.fine_chunks and not stored.compact):
-            tokens = compared = every
-        if stored.compact:
-            compared = every
-        if self.config.search_by != "last":
-            return tokens, every[:0], compared
-        if stored.every_token:
-            return tokens, every, compared
-        return tokens, (tree_borders(torch.tensor([n]), depth)[0, 1:] - 1).clamp(min=0).unique(), compared
 
     def tokenised(self, text: str | Sequence[int] | Tensor, keep: Keep = None) -> tuple[Tensor, list[Span]]:
         """Token ids of a text, [n] int32, and the spans of them that are kept from compression.

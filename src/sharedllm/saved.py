@@ -1,6 +1,6 @@
 """A context in its folder: written chunk by chunk as one document, and opened again where it lies.
 
-Source of the layout on the disk: `store.py` and `manifest.py`.
+Source of the layout on the disk: `store.py` and `manifest.py`; `store_write.py` writes it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sharedllm.encoded import SEARCHED, Encoded
+from sharedllm.encoded import MERGED_CHUNKS, SEARCHED, Encoded
 from sharedllm.errors import UsageError
 from sharedllm.keep import Span
 from sharedllm.loading import same_model
 from sharedllm.manifest import VERSION_2_SLOTS, Document, Manifest, broken, read_about, shape_of
-from sharedllm.store import Writer, chunk_kind, chunk_name, read_documents, writing
+from sharedllm.store import chunk_kind, chunk_name, read_documents
+from sharedllm.store_write import Writer, writing
 
 if TYPE_CHECKING:
     from sharedllm.context import Context
 
-MERGED_CHUNKS = 8  # chunks a block holds: a question walks few blocks, and joining one takes little memory
 SEGMENT_BYTES = 64 * 2**20  # of a file in a saved context: what a reader that is stopped reads again
 Opened = tuple[Tensor, list[Encoded], list[Span]]
 """Of a document its token ids, its chunks, which stay on the disk, and its spans to keep."""

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from sharedllm.architectures import Parts, rotate, without_peft
+from sharedllm.architectures import Parts, rotate
 from sharedllm.encoder import evaluating
 from sharedllm.errors import UsageError
 from sharedllm.families import guesses
 from sharedllm.loading import loses_cap
+from sharedllm.weights import without_peft
 
 TOKENS = 4  # fewer than any sliding window
 ODD = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)

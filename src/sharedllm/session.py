@@ -11,7 +11,8 @@ chunks are read into a context of the conversation, which is searched from then 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from sharedllm.answering import asked_for, refuse_reserved, written
 from sharedllm.branch import Memory
-from sharedllm.context import Context
+from sharedllm.context import Context, restored
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.keep import Span, clipped, shifted
 from sharedllm.model import SharedLLM
@@ -71,21 +72,24 @@ class Session:
         self._asked: list[int] = []  # the places in the window of what asks in the last question
 
     def ask(self, question: str, max_new_tokens: int | None = None, **kwargs: Any) -> Answer:
-        """Answer one turn, greedily unless `kwargs` (of Hugging Face's `generate`) say otherwise.
+        """Answer one turn, greedily unless `kwargs` (of Hugging Face's `generate`) say otherwise. Where that fails before anything
+        is written, nothing was asked.
 
         Args:
             max_new_tokens: None: as many as a `generation_config` among `kwargs` says, else 256.
         Raises:
-            UsageError: an empty question or one that is too long, no tokenizer, `max_new_tokens` below 1, or an argument that
-                several answers or another prompt would need.
+            UsageError: an empty question or one that is too long, no tokenizer, `max_new_tokens` below 1, `max_length`, or an
+                argument that several answers or another prompt would need.
         """
         refuse_reserved(kwargs)
         if (max_new_tokens := asked_for(max_new_tokens, kwargs, 256)) < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
         prompt = Prompt(self.llm.tokenizer, question)
-        self._take_in(prompt)
-        started = time.perf_counter()
-        done = self._write(max_new_tokens, {"pad_token_id": prompt.pad_id, **kwargs})
+        done = Written()
+        with self._turn(done):
+            self._take_in(prompt)
+            started = time.perf_counter()
+            self._write(done, max_new_tokens, {"pad_token_id": prompt.pad_id, **kwargs})
         if done.ended:
             self.ids.pop()  # the template of the next turn has it
             done.ids.pop()
@@ -107,7 +111,7 @@ class Session:
         **kwargs: Any,
     ) -> list[int]:
         """Put token ids behind the window as they are, and the tokens that the model writes behind them; returns these. As in
-        `SharedLLM.generate` nothing is quoted.
+        `SharedLLM.generate` nothing is quoted. Where it fails before anything is written, the session stays as it was.
 
         Args:
             ids: at least one; more than the window holds are folded before anything is written.
@@ -125,20 +129,34 @@ class Session:
         if self.context is not None:
             self.llm.reader.encode(self.llm.reader.bind(self.context))
         places = asking.nonzero().flatten().tolist() if isinstance(asking, Tensor) else range(*(asking or (0, 0)))
-        self._asked = [len(self.ids) + at for at in places]
-        self.ids += ids
-        sampled = bool(setting(self.llm.model, "do_sample", kwargs))
-        return self._write(max_new_tokens, {**kwargs, "do_sample": sampled}, quoting=False, search=search).ids
+        sampled, done = bool(setting(self.llm.model, "do_sample", kwargs)), Written()
+        with self._turn(done):
+            self._asked = [len(self.ids) + at for at in places]
+            self.ids += ids
+            self._write(done, max_new_tokens, {**kwargs, "do_sample": sampled}, quoting=False, search=search)
+        return done.ids
+
+    @contextmanager
+    def _turn(self, done: Written) -> Iterator[None]:
+        """A block after which the session is as before where it fails and nothing is `done`: so the same may be asked again."""
+        before = self.context, self._keep, self._asked, list(self.ids)
+        with restored(self.said, unless=lambda: done.ids):
+            try:
+                yield
+            except BaseException:
+                if not done.ids:
+                    self.context, self._keep, self._asked, self.ids = before
+                raise
 
     def _write(
-        self, max_new_tokens: int, kwargs: dict[str, Any], quoting: bool = True, search: str = "query"
-    ) -> Written:
+        self, done: Written, max_new_tokens: int, kwargs: dict[str, Any], quoting: bool = True, search: str = "query"
+    ) -> None:
         """Write behind the window, folding it where it is full; with what is nearest to a question quoted before it.
 
         Where something may be quoted the window counts as full as soon as the quotes would have no room, and before a question
         is first searched for, neither would its answer.
         """
-        done, marked = Written(), bool(self._asked)
+        marked = bool(self._asked)
         while len(done.ids) < max_new_tokens and not done.over:
             quotes = self._room_for_quotes(quoting)
             answer = min(max_new_tokens, self.window // 4) if quotes and not done.ids else 1
@@ -156,7 +174,6 @@ class Session:
             self.ids += part
             done.ended = part[-1] in self._ends(kwargs)
             done.over = done.ended or len(part) < room  # shorter: a stopping criterion of the caller's
-        return done
 
     def _take_in(self, prompt: Prompt) -> None:
         """Put a question behind what was said; before the first one goes a text that is short enough."""
@@ -188,20 +205,15 @@ class Session:
             WorkError: there is no memory for them; all stays as it was.
         """
         leaving = -(-(len(self.ids) - self.window // 2) // self.chunk) * self.chunk
-        said = self.said
-        before = said.ids, said.keep, list(said.blocks)
         try:
-            said.append(self.ids[:leaving], keep=clipped(self._keep, 0, leaving))
-            self.llm.reader.encode(said)
-        except BaseException as error:  # no room, or stopped: what is still in the window is not in `said` too
-            said.ids, said.keep, said.blocks = before
-            said.again.clear()
-            if isinstance(error, WorkError):  # it speaks of a text that could be read otherwise
-                raise WorkError(
-                    "there is not enough memory for more of this conversation, of which nothing is lost; close other programs "
-                    "and go on."
-                ) from error
-            raise
+            with restored(self.said):  # what is still in the window is not in `said` too
+                self.said.append(self.ids[:leaving], keep=clipped(self._keep, 0, leaving))
+                self.llm.reader.encode(self.said)
+        except WorkError as error:  # it speaks of a text that could be read otherwise
+            raise WorkError(
+                "there is not enough memory for more of this conversation, of which nothing is lost; close other programs "
+                "and go on."
+            ) from error
         self._keep = clipped(self._keep, leaving, len(self.ids))
         del self.ids[:leaving]
         self._asked = [at - leaving for at in self._asked if at >= leaving]

@@ -7,11 +7,11 @@ Embedding, head and norms stay whole, and so do the projections that an adapter 
 
 from __future__ import annotations
 
-from sharedllm.architectures import is_plain
 from sharedllm.errors import UsageError
 from sharedllm.model import SharedLLM
 from sharedllm.processes import Processes
 from sharedllm.projection import Projection
+from sharedllm.weights import is_plain
 
 
 def shard(llm: SharedLLM, processes: Processes) -> None:

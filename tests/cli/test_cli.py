@@ -271,6 +271,21 @@ def test_help_is_quick_for_it_imports_nothing_large():
 
 
 @pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("serve", ("GB of memory that contexts may take", "GB of disk for long prompts", "Largest request, in MB.")),
+        ("chat", ("Print one JSON object a turn.",)),
+        ("ask", ("Chunks of which every token is kept (default: the adapter's setting).", "as the last line")),
+        ("eval", ("ruler, longbench, infinitebench: questions of each task.",)),
+    ],
+)
+def test_help_says_of_what_a_number_is(run, command, said):
+    code, out, _ = run(command, "--help")
+    text = " ".join(out.split())
+    assert code == 0 and all(words in text for words in said), text
+
+
+@pytest.mark.parametrize(
     ("arguments", "word"),
     [
         (("long.txt", "-q", "caf\udce9?"), "no text that can be encoded, from character 3 on"),

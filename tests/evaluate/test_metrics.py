@@ -102,5 +102,5 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch, module, score)
     metrics._jieba.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, f"{module}.rouge_scorer", None)
-    with pytest.raises(UsageError, match=rf"needs {module}; install it with: pip install 'sharedllm\[eval\]'"):
+    with pytest.raises(UsageError, match=rf"needs {module}; run pip install 'sharedllm\[eval\]' \(in a checkout: "):
         score()

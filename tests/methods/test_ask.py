@@ -151,6 +151,7 @@ def test_rows_say_the_rules_that_no_setting_has(llm):
         method = create(name, llm, 16)
         found[name] = [method.rules(True, 63), method.rules(True, 64), method.rules(False)]
     searched, read = [{}, {"searched_by": 256}, {}], [{}, {}, {"read_in_prompt": True, "block": BLOCK}]
+    once = [{}, {}, {"read_once": True}]
     assert {name: rules for name, rules in found.items() if any(rules)} == {
-        "shared": searched, "shared-compact": searched, "streaming": read, "full": [{}, {}, {"read_once": True}],
+        "shared": searched, "shared-compact": searched, "streaming": read, "full": once, "yarn": once,
     }  # fmt: skip

@@ -75,6 +75,15 @@ def test_untrained_it_is_the_plain_model_bit_for_bit_and_says_so(make):
     assert method.settings()["trained"] is False and "untrained" in method.quality_reason()
 
 
+def test_norms_are_copies_that_learn_without_the_models_hooks(make):
+    model = make().model
+    own = model.model.layers[1].input_layernorm
+    own.register_forward_hook(lambda *_: None)
+    norm = method_on(model, random=False).cross.layers[1].norm
+    assert torch.equal(norm.weight, own.weight) and norm.weight.data_ptr() != own.weight.data_ptr()
+    assert hooks(norm) == [] and norm.weight.requires_grad
+
+
 def test_answers_are_what_scores_say(make):
     method, prompt = method_on(make().model), Prompt(byte_tokenizer(), "Which?")
     past = method.prepare(tokens(41))

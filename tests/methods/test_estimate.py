@@ -64,10 +64,10 @@ def test_what_is_counted_is_what_is_held(make, name, scored):
 
 
 def test_the_cache_that_full_keeps_of_a_text_is_counted_beside_that_of_the_answer(make):
-    """In a deep model, where caches are most of it; `yarn` keeps none."""
+    """In a deep model, where caches are most of it; `dynamic-ntk` keeps none."""
     llm, ids = make(num_hidden_layers=32, eos_token_id=None), tokens(300)
     prompt = Prompt(llm.tokenizer, "Where?")
-    for name in ("full", "yarn"):
+    for name in ("full", "yarn", "dynamic-ntk"):
         method = create(name, llm, 16)
         method.ask(method.prepare_to_ask(ids[:9], prompt), prompt, 2)
         with Peak() as peak:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sharedllm import SharedLLM, UsageError
-from sharedllm.methods import create
+from sharedllm.methods import create, yarn
 from sharedllm.methods.base import target_nll
 from sharedllm.prompts import Prompt
 from tests.conftest import CONFIG, byte_tokenizer, tiny_model, tokens
@@ -56,6 +56,31 @@ def test_answers_are_those_of_a_model_loaded_with_scaled_positions(make, name):
     expected = other.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
     assert torch.equal(method.ask(method.prepare(past), prompt, 6), expected[0, ids.shape[1] :])
     assert torch.equal(method.generate(past, ids[0, 90:], 6), expected[0, ids.shape[1] :])
+
+
+def test_a_text_beyond_the_positions_is_read_once_and_asked_often(make, monkeypatch):
+    llm, past = make(random=False), tokens(90)
+    method, prompts = (
+        create("yarn", llm, 16),
+        [Prompt(byte_tokenizer(), asked) for asked in ("Which?", "And where, then?")],
+    )
+    read = method.prepare_to_ask(past, prompts[0])
+    kept = [layer.keys.clone() for layer in read.cache.layers]
+    other = loaded_with(llm.model, SCALED["yarn"](90 + yarn.ROOM))
+    for prompt in prompts:
+        ids = torch.tensor([prompt.with_text(past)])
+        expected = other.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        assert torch.equal(method.ask(read, prompt, 6), expected[0, ids.shape[1] :])
+    assert all(torch.equal(a, layer.keys) for a, layer in zip(kept, read.cache.layers, strict=True))
+    monkeypatch.setattr(yarn, "ROOM", 10)
+    assert torch.equal(method.ask(read, prompts[1], 6), method.ask(past, prompts[1], 6)), "no room: read again"
+    assert (
+        method.prepare_to_ask(past[:60], prompts[0]) is not read
+        and len(method.prepare_to_ask(past[:60], prompts[0])) == 60
+    )
+    assert torch.equal(create("dynamic-ntk", llm, 16).prepare_to_ask(past, prompts[0]), past), (
+        "older keys change with the length"
+    )
 
 
 @pytest.mark.parametrize("name", SCALED)

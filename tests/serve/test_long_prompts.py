@@ -16,7 +16,7 @@ pytest.importorskip("fastapi", reason="the server is not installed: pip install 
 from sharedllm.context import Context
 from sharedllm.serve.service import Service
 from sharedllm.serve.settings import Settings
-from sharedllm.store import Writer
+from sharedllm.store_write import Writer
 
 C = 16  # tokens of a chunk
 TURNS = [LONG, f"{LONG}\n\nWhere?\n\nIn a box.", f"{LONG}\n\nWhere?\n\nIn a box.\n\n{LONG[::-1]}"]

@@ -6,12 +6,14 @@ import dataclasses
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicLayer
 
 from sharedllm.serve.batch import Batch, take_in
 from sharedllm.serve.sampling import Sampler, Sampling
 from sharedllm.serve.written import Written
 from tests.conftest import CONFIG, byte_tokenizer, tokens
 from tests.contexts import encoded
+from tests.test_families import attach, family_model
 
 
 def run_to_end(slices):
@@ -79,6 +81,61 @@ def test_logits_of_a_batch_are_those_of_a_forward_pass(make):
         with torch.no_grad(), llm.injection.reading(read):
             whole = llm.model(torch.cat([ids, torch.tensor([new])])[None]).logits[0, -1]
         torch.testing.assert_close(logits[row], whole, atol=1e-4, rtol=1e-4)
+
+
+def test_a_step_adds_a_token_to_the_cache_and_copies_it_no_other_time(make, monkeypatch):
+    llm = make()
+    batch, update, sizes = Batch(llm), DynamicLayer.update, []
+    for rows in (2, 1):
+        batch.join(taken(llm, tokens(9, rows), encoded(llm, tokens(110, 3))), rows)
+    batch.keep([2, 0])
+
+    def watched(layer, keys, *rest):
+        sizes.append(keys.shape[2])
+        return update(layer, keys, *rest)
+
+    monkeypatch.setattr(DynamicLayer, "update", watched)
+    for _ in range(3):
+        batch.step([5, 6])
+    assert sizes == [1] * 3 * len(llm.parts.layers)
+
+
+def test_whether_rows_have_slots_is_asked_when_they_change_and_not_for_every_token(make, monkeypatch):
+    llm = make()
+    batch, any_of, asked = Batch(llm), torch.Tensor.any, []
+    context = encoded(llm, tokens(110, 3))
+    batch.join(taken(llm, tokens(9, 1), None))
+    batch.join(taken(llm, tokens(9, 2), context))
+    slots = batch._memory.mask[:, 1:].shape
+
+    def counted(x, *rest):
+        asked.append(x.shape)
+        return any_of(x, *rest)
+
+    monkeypatch.setattr(torch.Tensor, "any", counted)
+    batch.step([5, 6])
+    assert slots not in asked and batch._reads is batch._memory
+    batch.keep([0])
+    assert asked and batch._reads is None, "the row that is left has no context"
+
+
+@pytest.mark.parametrize("family", ["mistral, sliding", "gemma3_text"])
+def test_rows_of_a_model_whose_layers_see_a_few_tokens_back_decode_as_alone(family):
+    llm = attach(family_model(family).requires_grad_(False))
+    long, short = tokens(20, 1), tokens(6, 2)  # the layers see 4
+    batch, told = Batch(llm), [[5, 6, 7, 8, 9], [15, 16, 17]]
+    batch.join(taken(llm, long, None, most=7))
+    for new in told[0][:2]:
+        batch.step([new])
+    batch.join(taken(llm, short, None))
+    for news in zip(told[0][2:], told[1], strict=True):
+        logits = batch.step(news)
+    batch.keep([1])
+    logits = [logits[0], batch.step([18])[0]]
+    for row, ids in enumerate([[*long.tolist(), *told[0]], [*short.tolist(), *told[1], 18]]):
+        with torch.no_grad():
+            whole = llm.model(torch.tensor([ids])).logits[0, -1]
+        torch.testing.assert_close(logits[row] / whole.abs().max(), whole / whole.abs().max(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])

@@ -15,7 +15,7 @@ pytest.importorskip("fastapi", reason="the server is not installed: pip install 
 
 from sharedllm.context import Context
 from sharedllm.serve.budget import Budget
-from sharedllm.serve.entry import ABOUT, BROKEN, Entry, state_of
+from sharedllm.serve.entry import ABOUT, BROKEN, SLOTS, Entry, state_of
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.service import Service
 from sharedllm.serve.settings import Settings
@@ -229,6 +229,31 @@ def test_what_a_restart_finds_half_read_is_read_on_once_it_is_named(pair, look):
     assert again.shelf.contexts[key].partial.tokens > 0, "what was read is not read again"
     settle(again)
     assert again.shelf.get(key).status == "ready"
+
+
+def test_a_server_that_shuts_down_does_not_stop_what_others_read(pair):
+    a, b = pair
+    key, folder = begin(a, b)
+    ours, before = a.shelf.get(key), state_of(folder)
+    for _ in range(5):
+        a.engine._advance()
+    b.shelf.close()
+    assert Context.load(folder / SLOTS, a.llm).tokens == 3 * 16 and state_of(folder) == before
+    assert a.shelf.get(key) is ours and ours.partial.tokens == 5 * 16
+    settle(a)
+    assert a.shelf.get(key) is ours and ours.status == "ready"
+    assert Context.load(folder / SLOTS, a.llm).tokens == len(LONG)
+
+
+def test_of_the_parts_that_servers_had_read_the_longest_stays(pair):
+    a, b = pair
+    key, folder = begin(a, b)
+    for _ in range(9):
+        a.engine._advance()
+    a.shelf.close()
+    b.shelf.close()
+    assert Context.load(folder / SLOTS, a.llm).tokens == 9 * 16
+    assert Service(a.llm, a.settings).shelf.get(key).partial.tokens == 9 * 16
 
 
 def looked_at(shelf) -> None:

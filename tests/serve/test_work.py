@@ -80,6 +80,28 @@ def test_a_question_that_waits_for_an_upload_is_not_waited_for(engine):
     assert asked.result() == "answered"
 
 
+def test_all_who_wait_are_told_when_the_engine_ends(engine):
+    told: list[tuple[str, int]] = []
+
+    def task(name: str) -> Task:
+        def tell(event) -> None:
+            told.append((name, event.status))
+
+        def context():
+            yield from steps([], name, 9)
+
+        return Task([1], None, context, Sampling(), 1, 1, (), tell, time.monotonic() + 60)
+
+    engine._waiting += [task("begun"), task("not begun")]
+    engine._admit()
+    engine._advance()
+    engine._waiting.append(task("waits"))
+    uploaded = engine.do(steps([], "upload", 9))
+    engine._end()
+    assert sorted(told) == [("begun", 503), ("not begun", 503), ("waits", 503)]
+    assert uploaded.cancelled()
+
+
 def test_works_of_either_kind_count_towards_what_may_wait(tmp_path):
     from sharedllm.serve.failures import ApiError
 

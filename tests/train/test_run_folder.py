@@ -12,9 +12,10 @@ from sharedllm import UsageError, WorkError
 from sharedllm.adapter import WEIGHTS_FILE
 from sharedllm.data import build, recipe_from_dict
 from sharedllm.train.checkpoint import STATE, checkpoints
+from sharedllm.train.run_folder import RECIPE, RunFolder
 from tests.conftest import byte_tokenizer
 from tests.contexts import assert_one_sentence
-from tests.train.test_loop import assert_same, trainer, weights, write_data
+from tests.train.test_loop import assert_same, recipe, trainer, weights, write_data
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,15 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
         (tmp_path / "checkpoints" / name / STATE).write_text("{}")
     assert [c.name for c in checkpoints(tmp_path)] == ["step-999950", "step-1000000", "step-1000050"]
+
+
+def test_the_recipe_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    order, run = [], tmp_path / "run"
+    monkeypatch.setattr("sharedllm.files._to_disk", lambda path: order.append((path.name, (run / RECIPE).exists())))
+    RunFolder(run).open(recipe(tmp_path / "data", run))
+    (unfinished, named), folder = order
+    assert unfinished.startswith(RECIPE) and not named and folder == ("run", True)
+    assert [file.name for file in run.iterdir()] == [RECIPE]
 
 
 def test_what_killed_processes_left_of_checkpoints_is_removed(data, tmp_path):

@@ -15,13 +15,21 @@ if TYPE_CHECKING:
     from sharedllm.model import SharedLLM
     from sharedllm.prompts import Answer
 
-SlotsOption = Annotated[int | None, typer.Option("--slots-per-leaf", help="Tokens a leaf gives; else the adapter's.")]
-FineOption = Annotated[int | None, typer.Option("--fine-chunks", help="Chunks read in whole; else the adapter's.")]
+THE_ADAPTERS = "(default: the adapter's setting)"
+SlotsOption = Annotated[
+    int | None, typer.Option("--slots-per-leaf", help=f"Tokens kept of each part of a chunk {THE_ADAPTERS}.")
+]
+FineOption = Annotated[
+    int | None, typer.Option("--fine-chunks", help=f"Chunks of which every token is kept {THE_ADAPTERS}.")
+]
 ReadOption = Annotated[
-    int | None, typer.Option("--read-chunks", help="Chunks taken in, 0 for all; else the adapter's.")
+    int | None, typer.Option("--read-chunks", help=f"Chunks the question attends to; 0: all {THE_ADAPTERS}.")
 ]
 QuotedOption = Annotated[
-    int | None, typer.Option("--quoted-tokens", help="Nearest tokens shown as text too; else the adapter's.")
+    int | None,
+    typer.Option(
+        "--quoted-tokens", help=f"Tokens of the nearest passages shown as text before the question {THE_ADAPTERS}."
+    ),
 ]
 DocumentsOption = Annotated[
     int | None,
@@ -83,7 +91,20 @@ def ask(
     with common.status("answering"):
         answer = llm.answer(context, question, max_new_tokens, **resolution)
         read = llm.explain(context, question, max_new_tokens=max_new_tokens, **resolution) if explain else []
-    figures = {
+    if as_json:
+        figures = _figures(context, answer, encode_seconds)
+        passages = {"passages": [asdict(passage) for passage in read]} if explain else {}
+        found = {"documents": hits, "find_seconds": round(find_seconds, 3)} if hits else {}
+        common.print_json({**figures, **passages, **found, **machine(llm)})
+    else:
+        _show(llm, context, answer, read, encode_seconds)
+        if hits:
+            typer.echo(f"found in {find_seconds:.2f} s: " + ", ".join(hit["source"] for hit in hits), err=True)
+
+
+def _figures(context: Context, answer: Answer, encode_seconds: float) -> dict[str, Any]:
+    """An answer and what it took, for programs."""
+    return {
         "answer": answer.text,
         "context_tokens": context.tokens,
         "slots": answer.slots,
@@ -92,16 +113,7 @@ def ask(
         "search_seconds": round(answer.search_seconds, 3),
         "generate_seconds": round(answer.generate_seconds, 3),
         "generated_tokens": answer.generated_tokens,
-        **({"passages": [asdict(passage) for passage in read]} if explain else {}),
-        **({"documents": hits, "find_seconds": round(find_seconds, 3)} if hits else {}),
-        **machine(llm),
     }
-    if as_json:
-        common.print_json(figures)
-    else:
-        _show(llm, context, answer, read, encode_seconds)
-        if hits:
-            typer.echo(f"found in {find_seconds:.2f} s: " + ", ".join(hit["source"] for hit in hits), err=True)
 
 
 def _check_sources(sources: Sequence[str], keep_tags: bool, documents: int | None) -> None:

@@ -12,6 +12,7 @@ import typer
 from sharedllm.cli import common, given
 
 if TYPE_CHECKING:
+    from sharedllm.evaluate.results import Results
     from sharedllm.evaluate.speed.apart import Loading
     from sharedllm.evaluate.speed.longest import Longest
     from sharedllm.evaluate.speed.memory import Memory
@@ -42,7 +43,7 @@ BudgetOption = Annotated[
     float, typer.Option("--budget", help="Seconds one measurement may take, as shorter lengths let expect.")
 ]
 LongestOption = Annotated[
-    int | None, typer.Option("--longest", help="Have shared read a text of so many tokens too, once, and answer.")
+    int | None, typer.Option("--longest", help="Also let shared read a text of this many tokens once, and answer.")
 ]
 MemoryOption = Annotated[
     bool, typer.Option("--memory/--no-memory", help="Measure memory too, in a process of its own each time.")
@@ -77,18 +78,15 @@ def bench(
     _check(new_tokens, budget, longest, names)
     given.check_output(output, text or [])
     llm = common.load(model, adapter, device, dtype, seed)
-    from sharedllm.evaluate.results import Results
-    from sharedllm.evaluate.row import versions
     from sharedllm.evaluate.speed import floor
     from sharedllm.evaluate.speed.apart import Loading
     from sharedllm.evaluate.speed.phases import clock
     from sharedllm.evaluate.speed.run import Bench
-    from sharedllm.hardware import free_memory_bytes, processor_name
+    from sharedllm.hardware import free_memory_bytes
     from sharedllm.methods import create
     from sharedllm.prompts import Prompt
 
     prompt = Prompt(llm.tokenizer, QUESTION)
-    here = {"processor": processor_name(llm.device)}
     peak, read_longest = _apart(Loading(model, adapter, device, dtype), prompt, new_tokens)
     asked = Bench(
         llm=llm,
@@ -105,9 +103,7 @@ def bench(
         rates=cache(lambda: floor.rates(llm.device, llm.dtype, clock(llm.device))),
         longest=(longest, read_longest) if longest else None,
         say=common.say,
-        results=Results(
-            output, common.depends_on("bench", llm, seed), fresh, common.say, same=here, versions=versions()
-        ),
+        results=_results(output, llm, seed, fresh),
     )
     row: dict[str, Any] = {}
     for row in asked.rows(wanted):
@@ -115,6 +111,16 @@ def bench(
             print("\n".join(shown(row)), flush=True)
     if as_json:
         common.print_json({"results": str(output), "last": row})
+
+
+def _results(output: Path, llm: SharedLLM, seed: int, fresh: bool) -> Results:
+    """The file that rows go to; those of another processor are not taken for known."""
+    from sharedllm.evaluate.results import Results
+    from sharedllm.evaluate.row import versions
+    from sharedllm.hardware import processor_name
+
+    here = {"processor": processor_name(llm.device)}
+    return Results(output, common.depends_on("bench", llm, seed), fresh, common.say, same=here, versions=versions())
 
 
 def _check(new_tokens: int, budget: float, longest: int | None, names: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ def chat(
     device: common.DeviceOption = None,
     dtype: common.DtypeOption = None,
     seed: common.SeedOption = 0,
-    as_json: common.JsonOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a turn.")] = False,
 ) -> None:
     """Talk about files, turn by turn; what no longer fits the window is folded into the context.
 

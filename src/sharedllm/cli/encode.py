@@ -66,48 +66,66 @@ def encode(
     A compact context stays one: what is added to it is compact too.
     With --separate each file has a store of its own, and sources and --output may be addresses such as s3://bucket/folder.
     """
-    from sharedllm.config import STORED_BITS, check_choice
-    from sharedllm.errors import UsageError
-    from sharedllm.manifest import check_target
-
     common.check_engine(engine, ray_address, workers)
-    if stored_bits is not None:
-        check_choice("--stored-bits", stored_bits, STORED_BITS)
+    _check_bits(stored_bits)
+    others = append or dry_run or keep_tags or stored_bits is not None
     if separate:
-        if append or remove or dry_run or keep_tags or stored_bits or not sources:
-            raise UsageError(
-                "--separate takes sources alone, it always adds: no --append, --remove, --dry-run, --stored-bits or "
-                "--keep-tags."
-            )
+        _check_separate(sources, others or bool(remove))
         from sharedllm.cli.separate import read_separately
 
         loading = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
         keeping = {"most_bytes": _most_bytes(max_mb), "compact": compact}
-        read_separately(sources, output, loading, keeping, engine, ray_address, workers, as_json)
+        read_separately(sources or [], output, loading, keeping, engine, ray_address, workers, as_json)
         return
-    if engine != "local" or "://" in output or max_mb is not None:
-        raise UsageError("workers, addresses and --max-mb are for documents with a store each; add --separate.")
-    if bool(sources) == bool(remove):
-        raise UsageError("give either sources to read or --remove SOURCE.")
-    folder = Path(output)
-    check_target(folder)
+    _check_together(output, engine != "local" or max_mb is not None, sources, remove)
     if remove:
-        if append or dry_run or keep_tags or compact or stored_bits:
-            raise UsageError(
-                "--remove goes alone, without --append, --dry-run, --keep-tags, --compact or --stored-bits."
-            )
-        _remove(folder, remove, as_json)
+        _remove(Path(output), remove, others or compact, as_json)
         return
     from sharedllm.library import Library
 
     llm = common.load(model, adapter, device, dtype, seed, stored_bits)
-    library = Library(folder, llm, compact or None)
+    library = Library(Path(output), llm, compact or None)
     texts = named_texts(library, sources or [], append, keep_tags)
     keep: dict[str, Keep] | None = dict.fromkeys(texts, "tags") if keep_tags else None
     if dry_run:
         _predict(library, texts, keep, as_json)
     else:
         _update(library, texts, not append, keep, as_json)
+
+
+def _check_bits(stored_bits: int | None) -> None:
+    """Raise `UsageError` for a number of bits that nothing is kept in."""
+    from sharedllm.config import STORED_BITS, check_choice
+
+    if stored_bits is not None:
+        check_choice("--stored-bits", stored_bits, STORED_BITS)
+
+
+def _check_separate(sources: Sequence[str] | None, others: bool) -> None:
+    """Raise `UsageError` for documents with a store each that are not sources alone; `others`: whether other options are given."""
+    from sharedllm.errors import UsageError
+
+    if others or not sources:
+        raise UsageError(
+            "--separate takes sources alone, it always adds: no --append, --remove, --dry-run, --stored-bits or "
+            "--keep-tags."
+        )
+
+
+def _check_together(output: str, apart: bool, sources: Sequence[str] | None, remove: Sequence[str] | None) -> None:
+    """Raise `UsageError` where documents cannot be kept in, or forgotten from, the one store `output`.
+
+    Args:
+        apart: whether an option is given that is for documents with a store each.
+    """
+    from sharedllm.errors import UsageError
+    from sharedllm.manifest import check_target
+
+    if apart or "://" in output:
+        raise UsageError("workers, addresses and --max-mb are for documents with a store each; add --separate.")
+    if bool(sources) == bool(remove):
+        raise UsageError("give either sources to read or --remove SOURCE.")
+    check_target(Path(output))
 
 
 def _update(
@@ -179,9 +197,13 @@ def _most_bytes(max_mb: float | None) -> int:
     return int(megabytes * 1e6)
 
 
-def _remove(folder: Path, sources: Sequence[str], as_json: bool) -> None:
+def _remove(folder: Path, sources: Sequence[str], others: bool, as_json: bool) -> None:
+    """Forget sources; `UsageError` where `others` says that other options are given."""
+    from sharedllm.errors import UsageError
     from sharedllm.library import Library
 
+    if others:
+        raise UsageError("--remove goes alone, without --append, --dry-run, --keep-tags, --compact or --stored-bits.")
     library = Library(folder)
     known = _by_path(library)
     library.remove(*(known.get(os.path.normpath(source), source) for source in sources))

@@ -25,6 +25,15 @@ NameOption = Annotated[list[str] | None, typer.Option("--allow-host", help="A na
 ShareOption = Annotated[
     float, typer.Option("--reading-share", help="Share of the time for reading while answers are written.")
 ]
+MemoryOption = Annotated[
+    float, typer.Option("--memory-gb", help="GB of memory that contexts may take; the rest stays on disk.")
+]
+PromptsOption = Annotated[
+    float, typer.Option("--prompt-disk-gb", help="GB of disk for long prompts; the oldest are forgotten.")
+]
+DiskOption = Annotated[
+    float, typer.Option("--disk-gb", help="GB of disk for uploaded contexts; uploads beyond it are refused.")
+]
 ReplicasOption = Annotated[
     str | None, typer.Option("--replicas", help="Serve by Ray Serve: 4 of them, or 1-8 as there are requests.")
 ]
@@ -40,10 +49,10 @@ def serve(
     queue: Annotated[int, typer.Option("--queue", help="Requests that wait at most.")] = 64,
     window: Annotated[int, typer.Option("--window", help="Tokens left in the window beside a context.")] = 1024,
     reading_share: ShareOption = 0.5,
-    memory_gb: Annotated[float, typer.Option("--memory-gb", help="Of contexts in memory; others stay on disk.")] = 4.0,
-    prompt_disk_gb: Annotated[float, typer.Option("--prompt-disk-gb", help="Of long prompts on disk.")] = 16.0,
-    disk_gb: Annotated[float, typer.Option("--disk-gb", help="Of uploaded contexts on disk; then refused.")] = 64.0,
-    body_mb: Annotated[float, typer.Option("--body-mb", help="Largest request.")] = 64.0,
+    memory_gb: MemoryOption = 4.0,
+    prompt_disk_gb: PromptsOption = 16.0,
+    disk_gb: DiskOption = 64.0,
+    body_mb: Annotated[float, typer.Option("--body-mb", help="Largest request, in MB.")] = 64.0,
     seconds: Annotated[float, typer.Option("--seconds", help="Longest time of an answer.")] = 600.0,
     rate: Annotated[int, typer.Option("--rate", help="Requests a minute from one address; 0: any number.")] = 0,
     grace: Annotated[float, typer.Option("--grace", help="Seconds for running answers at the end.")] = 30.0,
@@ -57,17 +66,8 @@ def serve(
     seed: common.SeedOption = 0,
 ) -> None:
     """Serve an OpenAI-compatible API and a page; see docs/SERVE.md."""
-    from sharedllm.config import check_choice
-    from sharedllm.errors import UsageError
-
-    check_choice("--log-level", log_level, LEVELS)
-    if ray_address is not None and replicas is None:
-        raise UsageError("--ray-address is for --replicas; say how many, or leave it out.")
-    if not 0 <= port < 65536:
-        raise UsageError(f"--port is {port}; it must lie between 0 and 65535.")
-    for option, value, low in (("--rows", rows, 1), ("--queue", queue, 0), ("--rate", rate, 0)):
-        if value < low:
-            raise UsageError(f"{option} is {value}; it must be at least {low}.")
+    _check(log_level, port, rows, queue, rate)
+    _check_replicas(replicas, ray_address)
     _installed()
     from sharedllm.serve.settings import Settings
 
@@ -96,13 +96,29 @@ def serve(
 
         about = {"seed": seed, "log_level": log_level}
         run_until_told(loading, settings, _replicas(replicas), host, port, ray_address, **about)
-        return
-    from sharedllm.hardware import share_memory_between_threads
-    from sharedllm.serve.folder import held
+    else:
+        _run_alone({**loading, "seed": seed}, settings, host, port, log_level)
 
-    share_memory_between_threads()
-    with held(settings.folder):
-        _run(common.load(**loading, seed=seed), settings, host, port, log_level)
+
+def _check(log_level: str, port: int, rows: int, queue: int, rate: int) -> None:
+    """Raise `UsageError` for a value that is out of range."""
+    from sharedllm.config import check_choice
+    from sharedllm.errors import UsageError
+
+    check_choice("--log-level", log_level, LEVELS)
+    if not 0 <= port < 65536:
+        raise UsageError(f"--port is {port}; it must lie between 0 and 65535.")
+    for option, value, low in (("--rows", rows, 1), ("--queue", queue, 0), ("--rate", rate, 0)):
+        if value < low:
+            raise UsageError(f"{option} is {value}; it must be at least {low}.")
+
+
+def _check_replicas(replicas: str | None, ray_address: str | None) -> None:
+    """Raise `UsageError` for a cluster without replicas."""
+    from sharedllm.errors import UsageError
+
+    if ray_address is not None and replicas is None:
+        raise UsageError("--ray-address is for --replicas; say how many, or leave it out.")
 
 
 def _bytes(option: str, value: float, unit: int) -> int:
@@ -116,19 +132,29 @@ def _bytes(option: str, value: float, unit: int) -> int:
 
 def _installed() -> None:
     """Raise `UsageError` where a package that the server needs is missing, before a model is loaded."""
-    from sharedllm.errors import UsageError
+    from sharedllm.errors import UsageError, to_install
 
     try:
         import_module("sharedllm.serve.run")
         import_module("sharedllm.serve.service")
     except ModuleNotFoundError as error:
-        raise UsageError(f"the server needs the package {error.name}; install sharedllm[serve].") from error
+        raise UsageError(f"the server needs the package {error.name}; {to_install('serve')}.") from error
 
 
 def _names(host: str, allowed: list[str], key: str | None) -> tuple[str, ...]:
     """Names that clients may call a server by which listens on `host`, as `Settings.hosts` has them."""
     names = [*LOOPBACK, *allowed] if host in LOOPBACK else allowed or ([] if key else [host])
     return tuple(name.lower() for name in names)
+
+
+def _run_alone(loading: dict[str, Any], settings: Settings, host: str, port: int, log_level: str) -> None:
+    """Load the model and serve, with the folder of contexts to this process alone."""
+    from sharedllm.hardware import share_memory_between_threads
+    from sharedllm.serve.folder import held
+
+    share_memory_between_threads()
+    with held(settings.folder):
+        _run(common.load(**loading), settings, host, port, log_level)
 
 
 def _run(llm: SharedLLM, settings: Settings, host: str, port: int, log_level: str) -> None:

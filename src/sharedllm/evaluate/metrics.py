@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 from functools import cache
 from typing import Any
 
-from sharedllm.errors import UsageError
+from sharedllm.errors import UsageError, to_install
 
 CHINESE_PUNCTUATION = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】"
@@ -106,4 +106,4 @@ def required(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         name = module.partition(".")[0]
-        raise UsageError(f"this score needs {name}; install it with: pip install 'sharedllm[eval]'.") from error
+        raise UsageError(f"this score needs {name}; {to_install('eval')}.") from error

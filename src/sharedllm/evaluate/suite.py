@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sharedllm.errors import UsageError
+from sharedllm.errors import UsageError, to_install
 from sharedllm.evaluate.asking import (
     Asked,
     Examination,
@@ -153,8 +153,7 @@ def check_packages(datasets: Sequence[Dataset]) -> None:
     if lacking:
         names = dict.fromkeys(name for of in lacking.values() for name in of)
         raise UsageError(
-            f"the scores of {', '.join(names)} need {', '.join(lacking)}; install with: pip install 'sharedllm[eval]', or name "
-            "other --tasks."
+            f"the scores of {', '.join(names)} need {', '.join(lacking)}; {to_install('eval')}, or name other --tasks."
         )
 
 

@@ -15,7 +15,6 @@ dimension, E hidden size.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharedllm.adapter import check_adapter, load_weights, read_described, save_adapter, weights_digest
-from sharedllm.architectures import Parts, normed
+from sharedllm.architectures import Parts
 from sharedllm.attention import attend
 from sharedllm.config import check_keys
 from sharedllm.errors import UsageError
@@ -36,6 +35,7 @@ from sharedllm.methods.base import Method, plain_generate, plain_nll
 from sharedllm.methods.estimate import Passes, cache_bytes, in_chunks, one_pass
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
+from sharedllm.weights import copied, normed
 
 KIND = "sharedllm-encoder-decoder"
 
@@ -83,7 +83,7 @@ class CrossAttention(nn.Module):
         def drawn(outputs: int) -> nn.Parameter:
             return nn.Parameter((torch.randn(outputs, E, generator=random) / E**0.5).to(output))
 
-        self.norm = copy.deepcopy(parts.norm(layer)).requires_grad_(True)
+        self.norm = copied(parts.norm(layer)).requires_grad_(True)
         self.query, self.key, self.value = drawn(H), drawn(K), drawn(K)
         self.output = nn.Parameter(torch.zeros_like(output))
 

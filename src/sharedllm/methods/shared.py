@@ -17,7 +17,7 @@ from sharedllm.context import Context
 from sharedllm.methods.base import Method, new_tokens, target_nll
 from sharedllm.methods.estimate import Passes, attended_bytes, in_chunks, slot_bytes
 from sharedllm.prompts import Prompt
-from sharedllm.quote import with_quotes
+from sharedllm.quote import asked
 from sharedllm.relevance import ASKING_TOKENS, CONTINUED_TOKENS, going_on
 from sharedllm.tree import candidate_tokens
 
@@ -70,19 +70,17 @@ class Shared(Method):
         out = self.llm.generate(window[None], context=past, max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
         return new_tokens(out, len(window))
 
-    @torch.no_grad()
     def shown(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> list[int]:
-        return self._shown(past, prompt, max_new_tokens, self._memory(past, prompt))
-
-    def _shown(self, past: Context | None, prompt: Prompt, max_new_tokens: int, memory: Memory | None) -> list[int]:
-        if past is None or memory is None:
-            return prompt.alone()
-        return with_quotes(self.llm, past, prompt, max_new_tokens, memory.nearest[0])
+        return self._asked(past, prompt, max_new_tokens)[1]
 
     def ask(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> Tensor:
-        memory = self._memory(past, prompt)
-        shown = torch.tensor([self._shown(past, prompt, max_new_tokens, memory)], device=self.llm.device)
-        return written(self.llm, shown, memory, max_new_tokens, {"pad_token_id": prompt.pad_id})
+        memory, shown = self._asked(past, prompt, max_new_tokens)
+        ids = torch.tensor([shown], device=self.llm.device)
+        return written(self.llm, ids, memory, max_new_tokens, {"pad_token_id": prompt.pad_id})
+
+    @torch.no_grad()
+    def _asked(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> tuple[Memory | None, list[int]]:
+        return (None, prompt.alone()) if past is None else asked(self.llm, past, prompt, max_new_tokens)
 
     def peak_bytes(self, tokens: int, scored: int = 0) -> int:
         """The stored tokens of all chunks, one chunk being read, and the slots taken in."""
@@ -115,18 +113,12 @@ class Shared(Method):
     def kept_bytes(self, past: Context | None) -> int:
         return 0 if past is None else past.nbytes
 
-    @torch.no_grad()
     def attended_bytes(self, past: Context | None, prompt: Prompt, max_new_tokens: int) -> int:
         """Of the slots in the lowest M layers, with what a branch adds to them, and of what is quoted in all."""
-        memory = self._memory(past, prompt)
-        quoted = len(self._shown(past, prompt, max_new_tokens, memory)) - len(prompt.alone())
+        memory, shown = self._asked(past, prompt, max_new_tokens)
+        quoted = len(shown) - len(prompt.alone())
         slots = 0 if memory is None else int(memory.mask[:, 1:].sum())  # the null slot is no text
         return attended_bytes(self.llm, slots, quoted)
-
-    @torch.no_grad()
-    def _memory(self, past: Context | None, prompt: Prompt) -> Memory | None:
-        ids = torch.tensor([prompt.alone()], device=self.llm.device)
-        return self.llm.recall(past, ids, question_mask=prompt.question_mask())
 
     def settings(self) -> dict[str, Any]:
         settings = {**super().settings(), **self.llm.config.to_dict()}

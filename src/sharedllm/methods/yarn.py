@@ -20,18 +20,20 @@ from sharedllm.methods.full import Full, Read
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
 
+ROOM = 1024  # tokens of question and answer that a text which is read once has positions for
+
 
 class Yarn(Full):
-    """`full` with scaled positions; the factor is the smallest that covers text, question and answer.
+    """`full` with scaled positions; the factor is the smallest that covers what is read.
 
-    A text that fits the trained positions is read by the model as it is.
+    A text that fits the trained positions is read by the model as it is. One that is longer and asked about is read once, with
+    positions for `ROOM` tokens of question and answer.
 
     Raises:
         UsageError: the model's positions are scaled already, or differ between its layers.
     """
 
     name = "yarn"
-    keeps_cache = False
     rope_type: ClassVar[str] = "yarn"
 
     def __init__(self, llm: SharedLLM, window: int) -> None:
@@ -69,9 +71,12 @@ class Yarn(Full):
         finally:
             setattr(parts.base, parts.family.rotary, parts.rotary)
 
-    def prepare_to_ask(self, past: Tensor, prompt: Prompt) -> Tensor:
-        """Nothing is kept: how positions are scaled follows from question and answer too."""
-        return past
+    def prepare_to_ask(self, past: Tensor, prompt: Prompt) -> Tensor | Read:
+        """What fits the trained positions is read with each question: whether it still fits then follows from that too."""
+        if not self.keeps_cache or len(past) <= self.llm.window:
+            return past
+        with self.scaled(len(past) + ROOM):
+            return super().prepare_to_ask(past, prompt)
 
     def score(self, past: Tensor, window: Tensor, targets: int) -> Tensor:
         with self.scaled(len(past) + len(window)):
@@ -82,11 +87,16 @@ class Yarn(Full):
             return super().generate(past, window, max_new_tokens, **kwargs)
 
     def ask(self, past: Tensor | Read, prompt: Prompt, max_new_tokens: int) -> Tensor:
-        with self.scaled(len(self.shown(past, prompt, max_new_tokens)) + max_new_tokens):
+        """A text that was read is read again for what its positions have no room for."""
+        tokens = len(self.shown(past, prompt, max_new_tokens)) + max_new_tokens
+        if isinstance(past, Read):
+            room = len(past.ids) + ROOM
+            past, tokens = (past.ids, tokens) if tokens > room else (past, room)
+        with self.scaled(tokens):
             return super().ask(past, prompt, max_new_tokens)
 
     def rules(self, scored: bool, before: int = 0) -> dict[str, Any]:
-        return {}
+        return super().rules(scored, before) if self.keeps_cache else {}
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "rope_type": self.rope_type, "trained_positions": self.llm.window}
@@ -96,6 +106,7 @@ class DynamicNTK(Yarn):
     """The base follows the length read so far; in an answer it grows with every token, and older keys keep theirs."""
 
     name = "dynamic-ntk"
+    keeps_cache = False
     rope_type = "dynamic"
 
     def scaling(self, tokens: int) -> dict[str, Any]:

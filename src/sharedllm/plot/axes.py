@@ -11,6 +11,7 @@ from sharedllm.plot.page import on_page, paper
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.lines import Line2D
 
 
@@ -50,3 +51,14 @@ def length_axis(axes: Axes, lengths: Sequence[int]) -> None:
     axes.minorticks_off()
     axes.set_xlim(lengths[0] / 2**0.5, lengths[-1] * 2**0.5)
     axes.set_xlabel("length of the text (tokens; 1K is 1,024)")
+
+
+def log_ticks(axis: Axis) -> None:
+    """Number a logarithmic axis of what is drawn so far: each power of ten, and where that would be few also 2 and 5 times it."""
+    from matplotlib.ticker import LogLocator
+
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter("")

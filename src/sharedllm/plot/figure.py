@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sharedllm.errors import UsageError, WorkError
+from sharedllm.errors import UsageError, WorkError, to_install
 from sharedllm.plot import needle, perplexity, scores, speed, tradeoff, training
 from sharedllm.plot.page import DARK, STYLE
 from sharedllm.plot.rows import Row, read
@@ -144,7 +144,7 @@ def _save(planned: Plan, output: Path, style: dict[Any, Any]) -> None:
     try:
         from matplotlib import rc_context
     except ImportError as error:
-        raise UsageError("drawing needs matplotlib; install it with: pip install 'sharedllm[plot]'.") from error
+        raise UsageError(f"drawing needs matplotlib; {to_install('plot')}.") from error
     suffix = output.suffix.lower()
     try:
         handle, name = tempfile.mkstemp(prefix=f".{output.stem}-", suffix=suffix, dir=output.absolute().parent)

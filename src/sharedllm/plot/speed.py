@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sharedllm.plot import lines
-from sharedllm.plot.axes import draw_line, length_axis
+from sharedllm.plot.axes import draw_line, length_axis, log_ticks
 from sharedllm.plot.lines import Line
 from sharedllm.plot.page import on_page
 from sharedllm.plot.rows import Row
@@ -139,7 +139,7 @@ def draw(setting: Setting, place: SubFigure) -> None:
         axes.set_yscale("log")
         length_axis(axes, setting.lengths)
         axes.set_ylabel(LABELS[metric])
-        axes.yaxis.set_major_formatter("{x:,g}")
+        log_ticks(axes.yaxis)
     columns = 3 if max(map(len, handles)) < 40 else 2
     place.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sharedllm.plot import lines, needle, perplexity, scores, speed
-from sharedllm.plot.axes import look
+from sharedllm.plot.axes import log_ticks, look
 from sharedllm.plot.lines import Line
 
 if TYPE_CHECKING:
@@ -149,8 +149,7 @@ def draw(trade: Trade, place: SubFigure) -> None:
                 handles[named[line]] = _draw_points(axes, line, trade.lines, points)
             axes.set_xscale("log")
             axes.margins(x=0.12, y=0.12)
-            axes.xaxis.set_major_formatter("{x:,g}")
-            axes.xaxis.set_minor_formatter("")
+            log_ticks(axes.xaxis)
             axes.set_xlabel(LABELS[panel.cost])
         for spare in row[len(panels) :]:
             spare.set_axis_off()

@@ -8,7 +8,7 @@ Shapes: B rows, T cached tokens of the longest row, V vocabulary, S slots.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,30 +84,33 @@ class Batch:
     def clear(self) -> None:
         """Drop all rows."""
         self.rows = 0
-        self._layers: list[tuple[Tensor, Tensor]] = []  # keys, values [B, K, T, D] of each layer
+        self._cache = DynamicCache()  # of all rows; built anew when some join, else each step adds a token to it
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=self.llm.device)  # [B, T]
         self._next = torch.zeros(0, dtype=torch.long, device=self.llm.device)  # [B], position of the next token
         self._memory: Memory | None = None
+        self._reads: Memory | None = None  # the same, where any row has slots
 
     def join(self, prompt: TakenIn, rows: int = 1) -> None:
         """Add `rows` rows that go on from one prompt."""
-        new = cached(prompt.cache)
-        new = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in new]
+        layers: Iterable[tuple[Tensor, Tensor]] = (
+            (k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in cached(prompt.cache)
+        )
         mask = self._mask.new_ones(rows, prompt.tokens)
         place = self._next.new_full((rows,), prompt.tokens)
         memory = prompt.memory.expand(rows)
         if self.rows:
             width = max(self._mask.shape[1], prompt.tokens)
-            new = [
+            layers = (
                 (_stack(k, new_k, width), _stack(v, new_v, width))
-                for (k, v), (new_k, new_v) in zip(self._layers, new, strict=True)
-            ]
+                for (k, v), (new_k, new_v) in zip(cached(self._cache), layers, strict=True)
+            )
             mask = torch.cat([F.pad(m, (width - m.shape[1], 0)) for m in (self._mask, mask)])
             place = torch.cat([self._next, place])
             assert self._memory is not None
             memory = join_memories(self._memory, memory)
-        self._layers, self._mask, self._next, self._memory = new, mask, place, memory
-        self.rows += rows
+        self._cache = DynamicCache(layers)  # which copies each layer as it comes
+        self._mask, self._next, self.rows = mask, place, self.rows + rows
+        self._remember(memory)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone, in this order."""
@@ -117,27 +120,31 @@ class Batch:
         at = torch.tensor(rows, device=self.llm.device)
         mask = self._mask[at]
         first = int(mask.any(0).long().argmax())  # padding that only rows that left needed
-        self._layers = [(k[at, :, first:], v[at, :, first:]) for k, v in self._layers]
-        self._mask, self._next = mask[:, first:], self._next[at]
+        layers: Any = self._cache.layers
+        for layer in layers:
+            layer.keys, layer.values = layer.keys[at, :, first:], layer.values[at, :, first:]
+        self._mask, self._next, self.rows = mask[:, first:], self._next[at], len(rows)
         assert self._memory is not None
-        self._memory, self.rows = select_memory(self._memory, at), len(rows)
+        self._remember(select_memory(self._memory, at))
+
+    def _remember(self, memory: Memory) -> None:
+        """Read this memory from now on; whether it has slots is asked here, once, since a GPU is waited for to tell."""
+        self._memory = memory
+        self._reads = memory if bool(memory.mask[:, 1:].any()) else None
 
     @torch.no_grad()
     def step(self, ids: Sequence[int]) -> Tensor:
         """Take in one token a row; returns the logits of the next ones, [B, V] in fp32."""
-        assert len(ids) == self.rows and self._memory is not None
+        assert 0 < len(ids) == self.rows
         self._mask = F.pad(self._mask, (0, 1), value=1)
-        cache = DynamicCache(self._layers)
-        reads = self._memory if bool(self._memory.mask[:, 1:].any()) else None
-        with self.llm.injection.reading(reads):
+        with self.llm.injection.reading(self._reads):
             out = self.llm.model(
                 input_ids=torch.tensor(ids, device=self.llm.device)[:, None],
                 attention_mask=self._mask,
                 position_ids=self._next[:, None],
-                past_key_values=cache,
+                past_key_values=self._cache,
                 use_cache=True,
             )
-        self._layers = cached(cache)
         self._next = self._next + 1
         return out.logits[:, -1].float()
 

@@ -164,10 +164,11 @@ class Engine:
         """Take nothing more, and tell all who wait."""
         with self._changed:
             self._stopped = True
+        tasks = {row.task for row in self._rows} | self._preparing | set(self._waiting)
         for work in self._work:
-            work.slices.close()
+            work.slices.close()  # a task that it prepares is not among those that are prepared any more
             work.done.cancel()
-        for task in {row.task for row in self._rows} | self._preparing | set(self._waiting):
+        for task in tasks:
             task.fail(ApiError(503, ENDING, "shutting_down"))
 
     def _awake(self, seconds: float | None) -> bool:

@@ -26,9 +26,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sharedllm.context import Context
-from sharedllm.errors import UsageError
+from sharedllm.errors import SharedLLMError, UsageError
 from sharedllm.files import replaced_file
-from sharedllm.manifest import MANIFEST
+from sharedllm.manifest import MANIFEST, read_manifest
 from sharedllm.model import SharedLLM
 from sharedllm.serve.failures import ApiError
 
@@ -197,9 +197,11 @@ class Entry:
         """Write down what was read; the text goes when that is all of it.
 
         Args:
-            shared: whether other servers write there too; what one of them wrote or deleted meanwhile stays so.
+            shared: whether other servers write there too. What one of them wrote or deleted meanwhile stays so; a part of the
+                text, kept where it is longer than what is there, makes no new state, at which those that read it would stop.
         """
-        if self.deleted:
+        whole = context.tokens == len(self.ids)
+        if self.deleted or (shared and not whole and _stored_tokens(self.folder / SLOTS) >= context.tokens):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         context.save(self.folder / SLOTS)
@@ -207,8 +209,9 @@ class Entry:
             if state is None:
                 self.remove()
             return
-        self.save_about()
-        if context.tokens == len(self.ids):
+        if whole or not shared:
+            self.save_about()
+        if whole:
             (self.folder / TEXT).unlink(missing_ok=True)
         with self._lock:
             self.saved = context is self.context
@@ -261,6 +264,14 @@ def _text(file: Path) -> Tensor | None:
             return ids
     except FileNotFoundError:
         return None
+
+
+def _stored_tokens(folder: Path) -> int:
+    """Tokens of the context that a folder holds; 0 where it holds none that can be read."""
+    try:
+        return sum(document.tokens for document in read_manifest(folder).documents.values())
+    except SharedLLMError:
+        return 0
 
 
 def _size(file: str) -> int:

@@ -12,9 +12,9 @@ from contextlib import suppress
 from typing import Any
 
 from sharedllm.context import Context
+from sharedllm.encoded import MERGED_CHUNKS
 from sharedllm.errors import SharedLLMError
 from sharedllm.model import SharedLLM
-from sharedllm.saved import MERGED_CHUNKS
 from sharedllm.serve.budget import Budget, held_bytes
 from sharedllm.serve.entry import Entry
 from sharedllm.serve.failures import ApiError

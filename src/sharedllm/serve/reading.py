@@ -9,9 +9,8 @@ from torch import Tensor
 
 from sharedllm.chunks import Stored, chunk_rows
 from sharedllm.context import Context
-from sharedllm.encoded import Encoded
+from sharedllm.encoded import add
 from sharedllm.reader import Reader
-from sharedllm.saved import MERGED_CHUNKS
 
 
 def begun(reader: Reader, ids: Tensor, before: Context | None) -> Context:
@@ -40,19 +39,9 @@ def read_on(context: Context, ids: Tensor, chunks: int, told: Callable[[int], No
     while at < len(ids):
         piece = ids[at : at + chunks * C]
         for rows in chunk_rows(piece, C):
-            _put(context.blocks, reader.encode_rows(rows, stored=Stored(compact=context.compact)))
+            add(context.blocks, reader.encode_rows(rows, stored=Stored(compact=context.compact)))
         context.ids = torch.cat([context.ids, piece])
         at += len(piece)
         told(len(piece))
         yield
     return context
-
-
-def _put(blocks: list[Encoded], new: Encoded) -> None:
-    """Add chunks, joined to the last block while that is small, so that a question walks few blocks."""
-    last = blocks[-1] if blocks else None
-    alike = last is not None and bool(last.lengths[0] == new.lengths[0]) and last.tokens.shape[1] == new.tokens.shape[1]
-    if last is None or not alike or len(last.lengths) + len(new.lengths) > MERGED_CHUNKS:
-        blocks.append(new)
-    else:
-        blocks[-1] = Encoded.cat([last, new.to(last.lengths.device)])

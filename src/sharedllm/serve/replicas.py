@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from sharedllm.errors import UsageError, WorkError
+from sharedllm.errors import UsageError, WorkError, to_install
 from sharedllm.ray_pool import Setup, connect
 from sharedllm.serve.folder import held
 from sharedllm.serve.settings import Settings
@@ -215,7 +215,5 @@ def ray_serve() -> Any:
     try:
         from ray import serve
     except ImportError as error:
-        raise UsageError(
-            "replicas need Ray Serve, which is not installed; run `pip install 'sharedllm[ray]'`."
-        ) from error
+        raise UsageError(f"replicas need Ray Serve, which is not installed; {to_install('ray')}.") from error
     return serve

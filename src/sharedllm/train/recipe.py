@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,16 @@ from sharedllm.errors import UsageError
 TRAINABLE = ("shared", "encoder-decoder")
 """What can be trained."""
 PARALLEL = ("samples", "chunks")
+RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
+    (("accumulate", "reuse", "windows", "checkpoint_every"), lambda x: x >= 1, "be at least 1"),
+    (("window_tokens",), lambda x: x >= 2, "be at least 2, one to predict the other"),
+    (("seed", "warmup_steps", "recompute_from"), lambda x: 0 <= x < math.inf, "be at least 0"),
+    (("validate_every", "validate_samples", "weight_decay", "minutes"), lambda x: 0 <= x < math.inf, "be at least 0"),
+    (("learning_rate", "gate_learning_rate", "clip_norm"), lambda x: 0 < x < math.inf, "be a number above 0"),
+    (("distill", "quoted", "final_rate"), lambda x: 0 <= x <= 1, "lie between 0 and 1"),
+    (("distracted", "few_wordings", "whole_answers"), lambda x: 0 <= x <= 1, "lie between 0 and 1"),
+]
+"""Settings, what each of them fulfils, and how the sentence for one that does not goes on: it must ..."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,8 @@ class Recipe:
     """Share of continuation samples with one long window instead, after the fewest chunks of context."""
     long_window_tokens: int = 4096
     warm_tokens: int = 0
-    """Most tokens before the predicted ones in the windows of `warm`, 64 or more; with `window_tokens` at most a chunk."""
+    """Most tokens before the predicted ones in the windows of `warm`, at least 1: a window has 64 of them or more, or all where
+    they are fewer. With `window_tokens` at most a chunk."""
     warm: float = 0.0
     """Share of the other continuation samples whose windows begin with tokens that are not predicted; by the last of these the
     context is searched."""
@@ -121,85 +132,86 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, TRAINABLE)
-        for name in ("accumulate", "reuse", "windows", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.window_tokens < 2:
-            raise UsageError(f"window_tokens is {self.window_tokens}; it must be at least 2, one to predict the other.")
-        if self.steps < (0 if self.start else 1):
-            raise UsageError(f"steps is {self.steps}; it must be at least 1, or 0 with an adapter to start from.")
-        for name in (
-            "seed",
-            "warmup_steps",
-            "recompute_from",
-            "validate_every",
-            "validate_samples",
-            "weight_decay",
-            "minutes",
-        ):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0.")
-        for name in ("learning_rate", "gate_learning_rate", "clip_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be a number above 0.")
         check_choice("parallel", self.parallel, PARALLEL)
-        if not 0 <= self.keep_start < 1 or (self.keep_start and self.start is None):
-            raise UsageError(
-                f"keep_start is {self.keep_start}; it must be at least 0 and below 1, and needs an adapter to start from."
-            )
-        for name in ("distill", "quoted", "final_rate", "distracted", "few_wordings", "whole_answers"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
-        if self.quoted and not self.config.quoted_tokens:
-            raise UsageError(f"quoted is {self.quoted}, but config.quoted_tokens is 0; say how many are quoted.")
-        shares = (self.needles, self.questions, self.study)
-        if not 0 <= min(shares) <= sum(shares) <= 1:
-            raise UsageError(
-                "needles, questions and study are shares of the samples; together they must lie between 0 and 1."
-            )
-        if self.study and self.study_data is None:
-            raise UsageError(
-                f"study is {self.study}, but study_data names no folder; give one written by `sharedllm data study`."
-            )
-        if (
-            not 1
-            <= min(self.needle_windows, self.question_windows)
-            <= max(self.needle_windows, self.question_windows)
-            <= 64
-        ):
-            raise UsageError("needle_windows and question_windows must lie between 1 and 64.")
-        if not 0 <= min(self.pairs, self.hops, self.counts) <= self.pairs + self.hops + self.counts <= 1:
-            raise UsageError(
-                "pairs, hops and counts are shares of the hidden facts; together they must lie between 0 and 1."
-            )
-        if not 0 <= self.long_windows <= 1 or self.long_window_tokens < 2:
-            raise UsageError("long_windows must lie between 0 and 1, long_window_tokens must be at least 2.")
-        if not 0 <= self.warm <= 1 or self.warm_tokens < (1 if self.warm else 0):
-            raise UsageError("warm must lie between 0 and 1, and needs warm_tokens of at least 1.")
-        if len(self.context_chunks) != 2 or not 1 <= self.context_chunks[0] <= self.context_chunks[1]:
-            raise UsageError(f"context_chunks is {self.context_chunks}; give the fewest and the most, such as [4, 7].")
-        if self.window_tokens + self.warm_tokens > self.config.chunk_length:
-            together = f"window_tokens and warm_tokens are {self.window_tokens} and {self.warm_tokens}"
-            alone = f"window_tokens is {self.window_tokens}"
-            raise UsageError(
-                f"{together if self.warm_tokens else alone}, more than a chunk of {self.config.chunk_length} tokens."
-            )
-        self._refuse_idle()
+        for names, fits, words in RANGES:
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise UsageError(f"{name} is {getattr(self, name)}; it must {words}.")
+        for holds, sentence in (*self._together(), *self._of_effect()):
+            if not holds:
+                raise UsageError(sentence)
 
-    def _refuse_idle(self) -> None:
-        """Raise `UsageError` for a setting that changes nothing under the others."""
-        if self.quoted and self.method != "shared":
-            raise UsageError(f"quoted is {self.quoted}, but {self.method} quotes nothing; set quoted=0.")
-        if self.quoted and not self.needles + self.questions + self.study:
-            raise UsageError(
-                f"quoted is {self.quoted}, but no sample asks anything; set quoted=0, or needles, questions or study."
-            )
-        if self.distill and self.needles + self.study >= 1:
-            raise UsageError(
-                f"distill is {self.distill}, but all samples ask; set distill=0, or lower needles and study."
-            )
-        if self.warm_tokens and not self.warm:
-            raise UsageError(f"warm_tokens is {self.warm_tokens}, but warm is 0; set warm_tokens=0, or warm.")
+    def _together(self) -> list[tuple[bool, str]]:
+        """What must hold of settings together, each with the sentence for where it does not."""
+        shares, kinds = (self.needles, self.questions, self.study), (self.pairs, self.hops, self.counts)
+        windows, pair = (self.needle_windows, self.question_windows), self.context_chunks
+        long = f"window_tokens is {self.window_tokens}"
+        if self.warm_tokens:
+            long = f"window_tokens and warm_tokens are {self.window_tokens} and {self.warm_tokens}"
+        return [
+            (
+                self.steps >= (0 if self.start else 1),
+                f"steps is {self.steps}; it must be at least 1, or 0 with an adapter to start from.",
+            ),
+            (
+                0 <= self.keep_start < 1 and (not self.keep_start or self.start is not None),
+                f"keep_start is {self.keep_start}; it must be at least 0 and below 1, and needs an adapter to start from.",
+            ),
+            (
+                not self.quoted or self.config.quoted_tokens > 0,
+                f"quoted is {self.quoted}, but config.quoted_tokens is 0; say how many are quoted.",
+            ),
+            (
+                0 <= min(shares) <= sum(shares) <= 1,
+                "needles, questions and study are shares of the samples; together they must lie between 0 and 1.",
+            ),
+            (
+                not self.study or self.study_data is not None,
+                f"study is {self.study}, but study_data names no folder; give one written by `sharedllm data study`.",
+            ),
+            (1 <= min(windows) <= max(windows) <= 64, "needle_windows and question_windows must lie between 1 and 64."),
+            (
+                0 <= min(kinds) <= sum(kinds) <= 1,
+                "pairs, hops and counts are shares of the hidden facts; together they must lie between 0 and 1.",
+            ),
+            (
+                0 <= self.long_windows <= 1 and self.long_window_tokens >= 2,
+                "long_windows must lie between 0 and 1, long_window_tokens must be at least 2.",
+            ),
+            (
+                0 <= self.warm <= 1 and self.warm_tokens >= (1 if self.warm else 0),
+                "warm must lie between 0 and 1, and needs warm_tokens of at least 1.",
+            ),
+            (
+                len(pair) == 2 and 1 <= pair[0] <= pair[1],
+                f"context_chunks is {pair}; give the fewest and the most, such as [4, 7].",
+            ),
+            (
+                self.window_tokens + self.warm_tokens <= self.config.chunk_length,
+                f"{long}, more than a chunk of {self.config.chunk_length} tokens.",
+            ),
+        ]
+
+    def _of_effect(self) -> list[tuple[bool, str]]:
+        """What must hold so that each setting changes something under the others, with the sentence for where it does not."""
+        return [
+            (
+                not self.quoted or self.method == "shared",
+                f"quoted is {self.quoted}, but {self.method} quotes nothing; set quoted=0.",
+            ),
+            (
+                not self.quoted or self.needles + self.questions + self.study > 0,
+                f"quoted is {self.quoted}, but no sample asks anything; set quoted=0, or needles, questions or study.",
+            ),
+            (
+                not self.distill or self.needles + self.study < 1,
+                f"distill is {self.distill}, but all samples ask; set distill=0, or lower needles and study.",
+            ),
+            (
+                not self.warm_tokens or self.warm > 0,
+                f"warm_tokens is {self.warm_tokens}, but warm is 0; set warm_tokens=0, or warm.",
+            ),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sharedllm.errors import UsageError, WorkError
-from sharedllm.files import UNFINISHED
+from sharedllm.files import replaced_file
 from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sharedllm.train.rates import RATES, rates_by_step, rates_from
 from sharedllm.train.recipe import Recipe, recipe_from_dict
@@ -168,10 +168,9 @@ def _as_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file in one step, so that a process that is killed leaves the one before."""
-    unfinished = file.with_name(file.name + UNFINISHED)
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
+    """Write a file in one step, so that a process that is killed, or a machine that stops, leaves the one before."""
+    with replaced_file(file) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def _step_of(line: str) -> int:

@@ -20,6 +20,7 @@ from sharedllm.cli.given import check_output, documents_of
 from sharedllm.errors import UsageError
 
 if TYPE_CHECKING:
+    from sharedllm.evaluate.results import Results
     from sharedllm.methods import Method
     from sharedllm.model import SharedLLM
 
@@ -57,28 +58,21 @@ def evaluate(
 ) -> None:
     """Run a benchmark with several methods on the same tokens; rows go to a results file."""
     common.check_engine(engine, ray_address, workers)
-    if cross is not None and engine != "local":
-        raise UsageError("--cross is a folder of this machine; use it with --engine local.")
     names = _checked(task, methods, text or [], data)
     given = _given(context)
     _refuse_idle(task, given)
-    if cross is not None and "encoder-decoder" not in names:
-        raise UsageError(f"--cross is for encoder-decoder, which is not among the methods {', '.join(names)}.")
+    _check_cross(cross, engine, names)
     chosen = _subtasks(task, subtasks)
     samples_of = _samples_of(task, write_samples, output, text or [])
     check_output(output, text or [])
     windows, longest = common.windows(window, names), common.numbers_by_method("--at-most", at_most, names)
     wanted = common.positive_numbers("--lengths", lengths)
-    counts = {"--samples": samples, "--targets": targets, "--needles-per-text": needles}
-    for option, value in {**counts, "--max-new-tokens": max_new_tokens, "--stride": stride}.items():
-        common.positive(option, 1 if value is None else value)
+    _check_counts(samples, targets, needles, max_new_tokens, stride)
     if task == "perplexity" and "--window" in given:
         _check_windows(window, names, min(targets, min(wanted) - 1))
     documents = documents_of(text, output) if text else []
     loading: dict[str, Any] = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
     llm = common.load(**loading, seed=seed)
-    from sharedllm.evaluate.results import Results
-    from sharedllm.evaluate.row import versions
     from sharedllm.hardware import free_memory_bytes
 
     request = Request(
@@ -97,20 +91,34 @@ def evaluate(
         variant=variant,
         ceiling=ceiling,
         seed=seed,
-        results=Results(output, common.depends_on(task, llm, seed), fresh, common.say, versions=versions()),
+        results=_results(output, task, llm, seed, fresh),
         free=free_memory_bytes(llm.device),
     )
     _forecast(task, request, write_samples is not None)
     _write(write_samples, samples_of, request)
-    row: dict[str, Any] = {}
     with _spread(engine, request, loading, ray_address, workers) as spread:
-        for number, row in enumerate(TASKS[task].rows(spread)):
-            if not as_json and number == 0:
-                print_head(llm, request.windows)
-            if not as_json:
-                print_row(row)
+        last = _run(spread, as_json)
     if as_json:
-        common.print_json({"results": str(output), "last": row})
+        common.print_json({"results": str(output), "last": last})
+
+
+def _results(output: Path, task: str, llm: SharedLLM, seed: int, fresh: bool) -> Results:
+    """The file that rows go to."""
+    from sharedllm.evaluate.results import Results
+    from sharedllm.evaluate.row import versions
+
+    return Results(output, common.depends_on(task, llm, seed), fresh, common.say, versions=versions())
+
+
+def _run(request: Request, quiet: bool) -> dict[str, Any]:
+    """Measure, and print each row as it comes unless `quiet`; the last one."""
+    row: dict[str, Any] = {}
+    for number, row in enumerate(TASKS[request.task].rows(request)):
+        if not quiet and number == 0:
+            print_head(request.llm, request.windows)
+        if not quiet:
+            print_row(row)
+    return row
 
 
 def _methods(
@@ -201,6 +209,21 @@ def _refuse_idle(task: str, given: Sequence[str]) -> None:
             raise UsageError(f"{option} is for {able}, and does nothing for {task}; leave it out.")
     if {"--stride", "--samples"} <= set(given):
         raise UsageError("--stride takes all passages of the texts, however many; leave out --samples.")
+
+
+def _check_cross(cross: Path | None, engine: str, names: Sequence[str]) -> None:
+    """Raise `UsageError` for weights of encoder-decoder that nothing would use, or no worker could find."""
+    if cross is not None and engine != "local":
+        raise UsageError("--cross is a folder of this machine; use it with --engine local.")
+    if cross is not None and "encoder-decoder" not in names:
+        raise UsageError(f"--cross is for encoder-decoder, which is not among the methods {', '.join(names)}.")
+
+
+def _check_counts(samples: int, targets: int, needles: int, max_new_tokens: int | None, stride: int | None) -> None:
+    """Raise `UsageError` for a number that must be positive and is not."""
+    counts = {"--samples": samples, "--targets": targets, "--needles-per-text": needles}
+    for option, value in {**counts, "--max-new-tokens": max_new_tokens, "--stride": stride}.items():
+        common.positive(option, 1 if value is None else value)
 
 
 def _check_windows(text: str, names: Sequence[str], scored: int) -> None:

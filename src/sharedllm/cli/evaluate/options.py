@@ -29,7 +29,12 @@ Lengths = Annotated[
     ),
 ]
 Samples = Annotated[
-    int, typer.Option("--samples", help="perplexity: passages; needle, questions, real: questions; else of each task.")
+    int,
+    typer.Option(
+        "--samples",
+        help="perplexity: passages; needle, questions, real: questions; ruler, longbench, infinitebench: questions of each "
+        "task.",
+    ),
 ]
 Stride = Annotated[
     int | None,

@@ -1,34 +1,31 @@
-"""The rows of `sharedllm bench`: rounds that alternate between the methods, at one length after the other."""
+"""What `sharedllm bench` measures: rounds that alternate between the methods, at one length after the other."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
-from sharedllm.adapter import weights_digest
 from sharedllm.errors import WorkError
 from sharedllm.evaluate.results import Results
-from sharedllm.evaluate.row import RAN_OUT, machine, refused, too_large, unless_memory_ends
+from sharedllm.evaluate.row import RAN_OUT, too_large, unless_memory_ends
 from sharedllm.evaluate.speed import limits
-from sharedllm.evaluate.speed.floor import Floor, Rates, reading
-from sharedllm.evaluate.speed.limits import Compared, break_even, estimate
+from sharedllm.evaluate.speed.floor import Rates
+from sharedllm.evaluate.speed.limits import estimate
 from sharedllm.evaluate.speed.longest import Longest
 from sharedllm.evaluate.speed.memory import Memory
 from sharedllm.evaluate.speed.phases import Phases, Sample, clock, measure, rounds_of
+from sharedllm.evaluate.speed.rows import PEAK, TO_FIRST, Rows, held_bytes
 from sharedllm.methods import Method
-from sharedllm.methods.estimate import cache_bytes
 from sharedllm.methods.shared import Shared
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
-
-TASK, TO_FIRST, PEAK = "bench", "seconds_to_first_token", "working_peak_bytes"
 
 
 @dataclass
@@ -104,15 +101,21 @@ class Bench:
         if self.longest:
             yield from self._longest(*self.longest)
 
+    @property
+    def _made(self) -> Rows:
+        """What makes the rows."""
+        return Rows(self.llm, self.seed, self.new_tokens)
+
     def _over_lengths(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Rows of several lengths together, and what each depends on."""
         for method in self.methods:
             held = self.held[method.name]
             if len(held) > 1 and held[min(held)]:
-                yield self._growth(method), {"held": held}
+                yield self._made.growth(method, held), {"held": held}
             for other in self.against:
                 if other != method.name:
-                    yield self._break_even(method, other), {"first": self.first, "against": other}
+                    first = self.first[method.name], self.first[other]
+                    yield self._made.break_even(method, other, *first), {"first": self.first, "against": other}
 
     def _unit(self, method: Method, sample: Sample) -> dict[str, Any]:
         """What the rows of a method at a length depend on."""
@@ -152,22 +155,22 @@ class Bench:
                 row = known[name]
                 yield row
                 if self.peak and self.results.find({**self._unit(method, sample), "metric": PEAK}) is None:
-                    yield from self._memory_rows(method, length, *self._memory(method, sample))  # it failed before
+                    yield from self._made.memory(method, length, *self._memory(method, sample))  # it failed before
                 peak = {"peak_memory_bytes": row["peak_memory_bytes"]}
                 yield from self._compared(method, length, rounds, fresh, {}, row["seconds"], peak)
                 continue
             reason = reasons[name]
             if reason is not None:
-                yield self._without(method, length, TO_FIRST, reason)
+                yield self._made.without(method, length, TO_FIRST, reason)
                 if self.peak:
-                    yield self._without(method, length, PEAK, reason)
+                    yield self._made.without(method, length, PEAK, reason)
                 continue
             memory, memory_seconds = self._memory(method, sample)
             peak = {"peak_memory_bytes": memory.peak} if isinstance(memory, Memory) else {}
-            yield self._time(method, length, rounds[name], seconds[name], rates) | peak
+            yield self._made.time(method, length, rounds[name], seconds[name], rates) | peak
             for found in limits.limits(rounds[name]):
-                yield self._ratio(method, length, found, seconds[name]) | peak
-            yield from self._memory_rows(method, length, memory, memory_seconds)
+                yield self._made.ratio(method, length, found, seconds[name]) | peak
+            yield from self._made.memory(method, length, memory, memory_seconds)
             yield from self._compared(method, length, rounds, fresh, reasons, seconds[name], peak)
 
     def _compared(
@@ -187,9 +190,11 @@ class Bench:
                 apart = {} if {name, other} <= fresh else {"separate_runs": True}
                 goal = limits.faster(name, other, length)
                 for found in limits.compared(rounds[name], rounds[other], other, goal):
-                    yield {**self._ratio(method, length, found, seconds, against=other, **apart), **peak}
+                    yield {**self._made.ratio(method, length, found, seconds, against=other, **apart), **peak}
             elif (why := reasons.get(other)) is not None:
-                yield self._without(method, length, f"first_token_speed_over_{other}", f"{other}: {why}", against=other)
+                yield self._made.without(
+                    method, length, f"first_token_speed_over_{other}", f"{other}: {why}", against=other
+                )
 
     def _refusal(self, method: Method, length: int) -> str | None:
         """Why a method is not measured at a length, or None."""
@@ -234,81 +239,12 @@ class Bench:
             memory: Memory | str = self.peak(method, sample)
         except WorkError as error:
             memory = str(error)
+        if isinstance(memory, Memory) and isinstance(method, Shared):
+            self.held[method.name][len(sample.ids)] = held_bytes(memory)
         return memory, time.perf_counter() - started
 
-    def _time(
-        self, method: Method, length: int, rounds: Sequence[Phases], seconds: float, rates: Rates | None
-    ) -> dict[str, Any]:
-        by_phase = {f"{f.name}_seconds": [getattr(p, f.name) for p in rounds] for f in fields(Phases)}
-        by_phase = {name: values for name, values in by_phase.items() if None not in values}
-        return self._row(
-            method, length, TO_FIRST, [p.to_first_token for p in rounds], seconds,
-            **{name: median(values) for name, values in by_phase.items()}, rounds=by_phase, new_tokens=self.new_tokens,
-            **(Floor(reading(self.llm, length), rates).said() if rates and "bare_read_seconds" in by_phase else {}),
-        )  # fmt: skip
-
-    def _ratio(self, method: Method, length: int, found: Compared, seconds: float, **more: Any) -> dict[str, Any]:
-        return self._row(method, length, found.metric, found.ratios, seconds, **found.said(), **more)
-
-    def _memory_rows(
-        self, method: Method, length: int, memory: Memory | str | None, seconds: float
-    ) -> Iterator[dict[str, Any]]:
-        """What `_memory` found."""
-        if isinstance(memory, str):
-            yield self._without(method, length, PEAK, memory)
-        if not isinstance(memory, Memory):
-            return
-        full, peak = cache_bytes(self.llm, length), {"peak_memory_bytes": memory.peak}
-        parts = {
-            f"{name}_bytes": value for name, value in asdict(memory).items() if name not in ("peak", "working_peak")
-        }
-        counted = {"full_cache_bytes": full, "attended_bytes_a_token": memory.attended / length}
-        yield self._row(method, length, PEAK, [memory.working_peak], seconds, **parts, **counted) | peak
-        for found in limits.kept(memory, full):
-            yield self._ratio(method, length, found, seconds) | peak
-        if isinstance(method, Shared):
-            held = self.held[method.name][length] = max(0, memory.reading - memory.kept)
-            sides = {"ours": memory.reading, "other": memory.kept, "unit": limits.BYTES}
-            judged = limits.READING_GOAL.judged(held)
-            yield self._row(method, length, limits.READING, [held], seconds, **sides, **judged) | peak
-
-    def _row(
-        self, method: Method, length: int, metric: str, values: Sequence[float], seconds: float, **more: Any
-    ) -> dict[str, Any]:
-        return {
-            "task": TASK,
-            **method.settings(),
-            **method.rules(scored=False),
-            "method": method.name,
-            "length": length,
-            "metric": metric,
-            "value": median(values),
-            "low": min(values),
-            "high": max(values),
-            "samples": len(values),
-            "seconds": seconds,
-            **more,
-            **machine(self.llm),
-            "adapter_weights": weights_digest(self.llm.injection),
-            "seed": self.seed,
-            "threads": torch.get_num_threads(),
-        }
-
-    def _without(self, method: Method, length: int, metric: str, reason: str, **more: Any) -> dict[str, Any]:
-        return {
-            **method.settings(), **refused(self.llm, TASK, metric, method.name, length, reason, self.seed), **more,
-            "threads": torch.get_num_threads(),
-        }  # fmt: skip
-
-    def _growth(self, method: Method) -> dict[str, Any]:
-        """What reading takes at the longest length, over what it takes at the shortest."""
-        held = self.held[method.name]
-        lengths = [min(held), max(held)]
-        sides = Compared(limits.GROWTH, [held[lengths[1]]], [held[lengths[0]]], limits.BYTES, limits.GROWTH_GOAL, False)
-        return self._ratio(method, lengths[1], sides, 0.0, lengths=lengths)
-
     def _longest(self, length: int, measure: Callable[[Method, Sample], Longest]) -> Iterator[dict[str, Any]]:
-        """The row of the longest text; a goal is met where it was read to its end and answered in the bytes allowed."""
+        """The row of the longest text."""
         method = next(m for m in self.methods if m.name in limits.COMPRESSING)
         sample, metric = self.sample(length), limits.LONGEST
 
@@ -322,21 +258,7 @@ class Bench:
                 except WorkError as error:
                     reason = str(error)
             if reason is not None:
-                return self._without(method, length, metric, reason)
-            met = limits.LONGEST_GOAL.met(found.tokens) and found.peak <= limits.LONGEST_BYTES
-            return self._row(
-                method, length, metric, [found.tokens], time.perf_counter() - started,
-                read_seconds=found.read, first_token_seconds=found.first_token, answer=found.answer,
-                kept_bytes=found.kept, allowed_bytes=limits.LONGEST_BYTES, goal=str(limits.LONGEST_GOAL), met=met,
-            ) | {"peak_memory_bytes": found.peak}  # fmt: skip
+                return self._made.without(method, length, metric, reason)
+            return self._made.longest(method, length, found, time.perf_counter() - started)
 
         yield self.results.keep({**self._unit(method, sample), "rounds": 1, "metric": metric}, row)
-
-    def _break_even(self, method: Method, against: str) -> dict[str, Any]:
-        """From which length on a method reaches its first token earlier; its own `length` is the longest measured."""
-        ours, others = self.first[method.name], self.first[against]
-        longest = max(ours.keys() & others.keys(), default=0)
-        found, said = break_even(ours, others), {"against": against, "lengths": sorted(ours.keys() & others.keys())}
-        if found.tokens is None:
-            return self._without(method, longest, "break_even_tokens", str(found.reason), **said)
-        return self._row(method, longest, "break_even_tokens", [found.tokens], 0.0, **said)
