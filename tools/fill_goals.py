@@ -67,7 +67,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         "no more than keys and values, and so can be the faster.",
         about(rows),
         goals_table(rows),
-        "![Seconds to the first token, seconds a token and memory against length, with the floor of reading.](../figures/goals.png)",
+        "![Seconds to the first token and memory against length, with the floor of each.](../figures/goals.png)",
         *floor_section(rows),
         *counted_section(),
     ]

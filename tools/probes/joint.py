@@ -6,7 +6,7 @@ other and the window follows them; `text`: where its token stood. `weighed`: a s
 stands for, so that log(tokens) is added to its logit; `no first`: without the first four tokens of each chunk, which a model that
 begins there attends to as to nothing. The last 1,024 of 8,192 tokens, a window of as many, share of the gap between the
 window alone and the model that reads everything; beside it the shipped adapter with the same slots. Run after `make texts`:
-`python tools/probes/joint.py 2 > docs/results/probe-joint.jsonl` (passages of each text; 5 minutes on two cores).
+`python tools/probes/joint.py 2 > docs/results/probe-joint.jsonl` (passages of each text).
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from settings import TARGETS, TEXTS, mean_of
+from settings import TARGETS, mean_of, passages, summed_up
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -29,8 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from sharedllm import SharedLLM
 from sharedllm.architectures import rotate
 from sharedllm.chunks import Stored
-from sharedllm.evaluate.perplexity import Passage, cut_passages
-from sharedllm.evaluate.statistics import bootstrap
+from sharedllm.evaluate.perplexity import Passage
 from sharedllm.memory import Slots, build_memory, select_slots
 from sharedllm.methods.base import plain_nll, target_nll
 
@@ -129,26 +127,12 @@ def main(each: int) -> None:
     llm = SharedLLM.from_pretrained()
     every = replace(llm.config, injected_layers=len(llm.parts.layers), stored_bits=16)
     deep = SharedLLM.from_pretrained(adapter="none", config=every)
-    texts = [(n, llm.reader.token_ids(Path(f"data/heldout/{n}.txt").read_text()).long()) for n in TEXTS]
     rows: list[dict[str, float]] = []
-    for passage in cut_passages(texts, 8 * 1024, each * len(texts)):
+    for passage in passages(llm, each):
         rows.append(scores(llm, deep, passage))
-        print(
-            f"{passage.source} at {passage.start} " + str({k: round(v, 3) for k, v in rows[-1].items()}),
-            file=sys.stderr,
-        )
-    alone, everything = (sum(row[name] for row in rows) for name in ("window alone", "everything"))
-    for name in rows[0]:
-        nll = sum(row[name] for row in rows)
-        better = [row["the shipped adapter"] - row[name] for row in rows]
-        low, high = bootstrap(better)
-        said: dict[str, Any] = {
-            "way": name,
-            "nll": nll / len(rows),
-            "share_of_gap": (alone - nll) / (alone - everything),
-        }
-        said |= {"passages": len(rows), "better": sum(better) / len(rows), "better_low": low, "better_high": high}
-        print(json.dumps(said | {"values": [row[name] for row in rows]}))
+        print(f"{passage.source} at {passage.start}", file=sys.stderr)
+    for said in summed_up(rows, "the shipped adapter"):
+        print(json.dumps(said))
 
 
 if __name__ == "__main__":

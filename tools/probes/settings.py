@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,27 +113,33 @@ def mean_of(nats: Tensor) -> float:
     return float(nats.mean())
 
 
-def main(each: int, only: str | None = None) -> None:
-    settings = [setting for setting in SETTINGS if only is None or only in setting]
-    llm = SharedLLM.from_pretrained()
+def passages(llm: SharedLLM, each: int) -> list[Passage]:
+    """So many passages of 8,192 tokens of each held-out text."""
     texts = [(n, llm.reader.token_ids(Path(f"data/heldout/{n}.txt").read_text()).long()) for n in TEXTS]
-    rows: list[dict[str, float]] = []
-    for passage in cut_passages(texts, 8 * 1024, each * len(texts)):
-        rows.append(scores(llm, passage, settings))
-        print(f"{passage.source} at {passage.start}", file=sys.stderr)
+    return cut_passages(texts, 8 * 1024, each * len(texts))
+
+
+def summed_up(rows: Sequence[Mapping[str, float]], base: str) -> Iterator[dict[str, Any]]:
+    """Of each setting in rows of nats a passage: its mean, the share of the gap, and how much worse than `base` it is, paired."""
     alone, everything = (sum(row[name] for row in rows) for name in ("window alone", "everything"))
     for name in rows[0]:
         nll = sum(row[name] for row in rows)
-        share = (alone - nll) / (alone - everything)
-        worse = [row[name] - row["as shipped"] for row in rows]
+        worse = [row[name] - row[base] for row in rows]
         low, high = bootstrap(worse)
-        said = {"setting": name, "nll": nll / len(rows), "share_of_gap": share, "passages": len(rows)}
-        said |= {
-            "worse": sum(worse) / len(worse),
-            "worse_low": low,
-            "worse_high": high,
-            "values": [row[name] for row in rows],
-        }
+        yield {
+            "setting": name, "nll": nll / len(rows), "share_of_gap": (alone - nll) / (alone - everything), "passages": len(rows),
+            "worse": sum(worse) / len(worse), "worse_low": low, "worse_high": high, "values": [row[name] for row in rows],
+        }  # fmt: skip
+
+
+def main(each: int, only: str | None = None) -> None:
+    settings = [setting for setting in SETTINGS if only is None or only in setting]
+    llm = SharedLLM.from_pretrained()
+    rows: list[dict[str, float]] = []
+    for passage in passages(llm, each):
+        rows.append(scores(llm, passage, settings))
+        print(f"{passage.source} at {passage.start}", file=sys.stderr)
+    for said in summed_up(rows, "as shipped"):
         print(json.dumps(said))
 
 

@@ -4,7 +4,7 @@ Short runs side by side, each with weights of its own on a model of its own: eve
 for all of them. Continuations alone, windows of 384 tokens after each of some chunks. Then held-out loss on samples of other sources,
 paired with the first way's. Too short for an adapter that is any good; long enough to see what learns faster. Run after
 `sharedllm data build data-text -o data/text`:
-`python tools/probes/trained.py 30 --ways 7 -o docs/results/probe-trained.jsonl` (20 minutes on two cores with AVX512-BF16).
+`python tools/probes/trained.py 30 --ways 7 -o docs/results/probe-trained.jsonl`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from sharedllm.train import loop
 from sharedllm.train.learner import SharedLearner
 from sharedllm.train.newest import Newest
 from sharedllm.train.recipe import Recipe
+from sharedllm.train.validation import Compared
 
 CONFIG = SharedConfig(injected_layers=24, fine_chunks=1, read_chunks=8, rank=64, null_growth=True)
 HELD_OUT = 12
@@ -99,17 +101,11 @@ def changed(x: Tensor, change: nn.Module, D: int) -> Tensor:
     return torch.cat([x[..., :D] + more, x[..., D:]], dim=3)
 
 
-class Contexts(Newest[Context]):
-    """Contexts with every token, read once for all ways, as a way's own settings would have them stored."""
-
-    def __init__(self, read: Newest[Context], llm: SharedLLM) -> None:
-        super().__init__(1, read.of)
-        self.shape = {"slots_per_leaf": llm.config.slots_per_leaf}
-
-    def of(self, ids: np.ndarray) -> Context:
-        context = copy.copy(super().of(ids))
-        context.shape = {**context.shape, **self.shape}
-        return context
+def stored_as(read: Newest[Context], llm: SharedLLM, ids: np.ndarray) -> Context:
+    """A context with every token, read once for all ways, as this way's settings would have it stored."""
+    context = copy.copy(read.of(ids))
+    context.shape = {**context.shape, "slots_per_leaf": llm.config.slots_per_leaf}
+    return context
 
 
 def trainer(way: Way, steps: int, data: str, folder: Path) -> loop.Trainer:
@@ -121,6 +117,24 @@ def trainer(way: Way, steps: int, data: str, folder: Path) -> loop.Trainer:
     SlotsLearner.rank = way.slots_rank
     loop.learner = SlotsLearner if way.slots_rank else SharedLearner
     return loop.Trainer(recipe)
+
+
+def summed_up(
+    way: Way, run: loop.Trainer, losses: list[float], seconds: float, pairs: list[Compared], base: list[Compared]
+) -> dict[str, Any]:
+    """The row of a way: its losses in training, and those held out, paired with the base way's."""
+    held, without = [loss for _, (_, loss) in pairs], [loss for _, (loss, _) in pairs]
+    if not all(map(math.isfinite, held)):
+        raise SystemExit(f"{way.name}: a loss is not a number")
+    better = [was - now for (_, (_, was)), now in zip(base, held, strict=True)]
+    low, high = bootstrap(better)
+    return {
+        "way": way.name, "steps": len(losses), "target_tokens": run.tokens, "parameters": sum(p.numel() for p in run.module.parameters()),
+        "gain": sum(without) / len(held) - sum(held) / len(held), "better_than_base": sum(better) / len(better), "better_low": low,
+        "better_high": high, "samples": len(held), "kinds": [kind for kind, _ in pairs], "values": held, "without": without,
+        "last_ten_losses": sum(losses[-10:]) / len(losses[-10:]), "seconds": round(seconds, 1), "dtype": str(run.llm.dtype),
+        "processor": processor_name(run.llm.device),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -137,38 +151,25 @@ def main() -> None:
     losses: list[list[float]] = [[] for _ in trainers]
     seconds = [0.0] * len(trainers)
     for some in trainers:
-        some._contexts = Contexts(contexts, some.llm)
+        some._contexts = Newest(1, partial(stored_as, contexts, some.llm))
     for step in range(args.steps):
         for number, some in enumerate(trainers):
             started = time.perf_counter()
             losses[number].append(some._one_step()["loss"])
             seconds[number] += time.perf_counter() - started
         print(step + 1, [round(some[-1], 3) for some in losses], file=sys.stderr, flush=True)
-    compared: list[list[tuple[str, tuple[float, float]]]] = [[] for _ in trainers]
+    compared: list[list[Compared]] = [[] for _ in trainers]
     for i in range(HELD_OUT):
         for number, some in enumerate(trainers):
             with torch.no_grad():
                 compared[number].append(some._compare(i))
         print("held out", i + 1, [round(some[-1][1][1], 3) for some in compared], file=sys.stderr, flush=True)
-    rows = []
-    base = [loss for _, (_, loss) in compared[0]]
-    for way, some, took, pairs, run in zip(WAYS, losses, seconds, compared, trainers, strict=False):
-        held = [loss for _, (_, loss) in pairs]
-        better = [was - now for was, now in zip(base, held, strict=True)]
-        low, high = bootstrap(better)
-        mean = sum(better) / len(better)
-        rows.append({
-            "way": way.name, "steps": args.steps, "target_tokens": run.tokens, "parameters": sum(p.numel() for p in run.module.parameters()),
-            "gain": sum(without - loss for _, (without, loss) in pairs) / len(pairs), "better_than_base": mean, "better_low": low,
-            "better_high": high, "samples": len(pairs), "kinds": [kind for kind, _ in pairs], "values": held,
-            "without": [without for _, (without, _) in pairs], "last_ten_losses": sum(some[-10:]) / min(10, len(some)),
-            "seconds": round(took, 1), "dtype": str(run.llm.dtype), "processor": processor_name(run.llm.device),
-        })  # fmt: skip
-        if not all(map(math.isfinite, held)):
-            raise SystemExit(f"{way.name}: a loss is not a number")
-        print(json.dumps({k: v for k, v in rows[-1].items() if k not in ("values", "without", "kinds")}))
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with args.output.open("w", encoding="utf-8") as file:
+        for way, run, some, took, pairs in zip(WAYS, trainers, losses, seconds, compared, strict=False):
+            row = summed_up(way, run, some, took, pairs, compared[0])
+            file.write(json.dumps(row) + "\n")
+            print(json.dumps({k: v for k, v in row.items() if k not in ("values", "without", "kinds")}))
 
 
 if __name__ == "__main__":
