@@ -57,9 +57,10 @@ $(EXTRAS)/.done: pyproject.toml constraints.txt
 texts: setup
 	$(BIN)/sharedllm data texts data-heldout -o data/heldout
 
-# About three hours on two cores: what the context is worth by kind of text; where the window holds text already; with more and
-# more of it; with a large window against all positions of the model; whether facts are found and questions answered. What is
-# known already of the same adapter is not computed again.
+# About three hours on two cores: what the context is worth by kind of text, and what as many tokens as it attends to there are
+# worth in a window of the plain model (the second step: 2,816); where the window holds text already; with more and more of it;
+# with a large window against all positions of the model; whether facts are found and questions answered. What is known already of
+# the same adapter is not computed again.
 HELDOUT = $(foreach t,$(1),--text data/heldout/$(t).txt)
 LONG_TEXTS := python-library anarchist-faq
 EXPLAINING := python-library python-reference
@@ -68,6 +69,8 @@ ADAPTER_RESULTS := docs/results/adapter.jsonl
 
 measure: texts
 	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(KINDS)) --methods truncate,shared,full \
+	  --lengths 8192 --samples 30 -o $(ADAPTER_RESULTS)
+	$(BIN)/sharedllm eval perplexity $(call HELDOUT,$(KINDS)) --methods truncate --window 2816 \
 	  --lengths 8192 --samples 30 -o $(ADAPTER_RESULTS)
 	$(BIN)/sharedllm eval needle $(call HELDOUT,$(LONG_TEXTS)) --methods shared,retrieval --ceiling \
 	  --lengths 8192,32768 --samples 24 --needles-per-text 12 -o $(ADAPTER_RESULTS)
@@ -119,6 +122,7 @@ report: texts
 	$(BIN)/python tools/run_report.py $(PROFILE)
 	$(BIN)/sharedllm plot $(REPORT).jsonl -o docs/figures/report-$(PROFILE).png
 	$(BIN)/python tools/fill_report.py $(PROFILE)
+	$(BIN)/python tools/fill_readme.py
 	cat $(REPORT).md
 
 # Other people's methods on the same tokens, at as many bytes as ours keeps; what is known already is not computed again.

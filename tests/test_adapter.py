@@ -299,6 +299,24 @@ def test_a_missing_adapter_is_refused(tmp_path):
     assert hooks(model) == []
 
 
+def test_a_model_whose_adapter_is_refused_keeps_its_dtype(saved):
+    model = tiny_model()
+    cut(WEIGHTS, 0.5)(saved)
+    for folder in (saved, saved.parent / "nowhere"):
+        with pytest.raises((UsageError, WorkError)):
+            load(folder, model, dtype="bfloat16")
+        assert model.dtype == torch.float32 and hooks(model) == []
+
+
+@pytest.mark.parametrize("wrong", [{"injected_layers": 5}, {"rank": 33}, {"chunk_length": 65}], ids=str)
+def test_a_model_that_is_too_small_for_its_settings_keeps_its_dtype(wrong):
+    model, ((name, value),) = tiny_model(), wrong.items()
+    with pytest.raises(UsageError, match=f"{name} is {value}") as error:
+        SharedLLM.from_pretrained(model, "none", dataclasses.replace(CONFIG, **wrong), dtype="bfloat16")
+    assert_one_sentence(error)
+    assert model.dtype == torch.float32 and hooks(model) == []
+
+
 def test_no_adapter_is_an_untrained_one():
     model = tiny_model()
     plain = model(WINDOW).logits

@@ -10,6 +10,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from sharedllm import UsageError
 from tests.conftest import CONFIG, tokens
+from tests.contexts import assert_one_sentence
 
 TEXTS = [tokens(37, 1), tokens(16, 2), tokens(0), tokens(110, 3), tokens(1, 4)]
 WINDOWS = [tokens(n, 10 + n) for n in (7, 2, 9, 1, 5)]
@@ -137,6 +138,18 @@ def test_a_mask_over_past_and_window_works_with_a_query(make):
         expected = llm.model(ids[:, -1:], past_key_values=past[0]).logits
     step = llm(ids[:, -1:], context=context, past_key_values=past[1], attention_mask=torch.ones_like(ids)).logits
     assert_near(step, expected)
+
+
+def test_a_mask_of_pairs_is_taken_without_a_context_and_refused_with_one(make):
+    llm, ids = make(), torch.stack([tokens(5, 1), tokens(5, 2)])
+    pairs, context = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril(), llm.read(tokens(80))
+    assert torch.equal(llm(ids, attention_mask=pairs).logits, llm.model(ids, attention_mask=pairs).logits)
+    for wrong in (pairs, torch.ones(2, 4), torch.ones(1, 5)):
+        with pytest.raises(UsageError, match="attention_mask is of shape") as error:
+            llm(ids, context=context, attention_mask=wrong)
+        assert_one_sentence(error)
+    with pytest.raises(UsageError, match="attention_mask is of shape"):
+        llm.generate(tokens(70)[None], attention_mask=torch.ones(1, 1, 70, 70), max_new_tokens=2)
 
 
 def test_a_padded_batch_with_a_cache_gives_what_one_without_gives(make):

@@ -78,7 +78,8 @@ def test_a_quarter_of_the_tokens_is_stored_at_the_default_settings():
 
 
 def test_a_quarter_of_the_tokens_is_stored_in_a_real_context(make):
-    llm = make(SharedConfig(injected_layers=1, chunk_length=128, tree_depth=3, slots_per_leaf=4))
+    config = SharedConfig(injected_layers=1, chunk_length=128, tree_depth=3, slots_per_leaf=4)
+    llm = make(config, max_position_embeddings=128)
     context = llm.read(tokens(384))
     assert [b.keys.shape[3] for b in chunks_of(context)] == [32, 32, 32]
     assert context.slots == 3 * llm.config.slots_per_chunk == 48
@@ -128,6 +129,7 @@ def test_append_equals_reading_the_whole_bit_for_bit(llm, cuts):
         context.append(text[at:cut])
         at = cut
     whole = llm.read(text)
+    llm.reader.encode(context)
     assert torch.equal(context.ids, whole.ids)
     assert_same_chunks(context, whole)
     assert (context.nbytes, context.slots) == (whole.nbytes, whole.slots)
@@ -138,6 +140,7 @@ def test_what_is_appended_chunk_by_chunk_stands_in_as_few_blocks_and_files(llm, 
     text, context = tokens(16 * 20 + 5, 4), llm.reader.new_context()
     for cut in (16 * 5, *range(16 * 6, 16 * 21, 16), len(text)):
         context.append(text[context.tokens : cut])
+    llm.reader.encode(context)
     assert [len(block.lengths) for block in context.blocks] == [8, 8, 4, 1]
     assert_same_chunks(context, llm.read(text))
     context.save(tmp_path / "c")
@@ -158,6 +161,7 @@ def test_a_short_chunk_beside_another_is_taken_up_alone(llm):
     context = Context.compose([first, encoded(llm, last[:3])])
     context.append(last[3:7])
     context.append(last[7:])
+    llm.reader.encode(context)
     assert_same_chunks(context, Context.compose([first, encoded(llm, last)]))
 
 
@@ -178,7 +182,25 @@ def test_append_does_not_encode_complete_chunks_again(llm, monkeypatch):
     assert sum(ids.shape[0] for ids, *_ in calls) <= 2
     calls.clear()
     context.append(tokens(3, 4))  # nothing was ragged
+    assert calls == []
+    llm.reader.encode(context)
     assert [tuple(ids.shape) for ids, *_ in calls] == [(1, 4)], "3 are padded to 4"
+
+
+def test_small_appends_read_a_chunk_when_it_is_complete(llm, monkeypatch, tmp_path):
+    text = tokens(200, 4)
+    context, whole = llm.read(text[:80]), llm.read(text)
+    calls = counted(monkeypatch, llm.lower, "encode")
+    for at in range(80, 200, 2):
+        context.append(text[at : at + 2])
+    assert sum(ids.numel() for ids, *_ in calls) == 7 * 16
+    assert (context.tokens, context.encoded_tokens) == (200, 192)
+    context.save(tmp_path / "c")
+    assert_same_chunks(Context.load(tmp_path / "c", llm), whole)
+    context.append(tokens(1, 5))
+    longer = llm.read(torch.cat([text, tokens(1, 5)]))
+    assert torch.equal(llm(WINDOW, context=context).logits, llm(WINDOW, context=longer).logits)
+    assert_same_chunks(context, longer)
 
 
 def test_append_to_a_context_without_a_model_is_refused(llm, tmp_path):
@@ -226,8 +248,8 @@ def test_progress_is_told_and_ends_at_the_total(llm):
     assert told[-1] == (87, 87) and len(told) == 6
     assert [d for d, _ in told] == sorted({d for d, _ in told}) and {t for _, t in told} == {87}
     told.clear()
-    context.append(tokens(5, 2), lambda done, total: told.append((done, total)))
-    assert told == [(92, 92)]
+    context.append(tokens(9, 2), lambda done, total: told.append((done, total)))
+    assert told == [(96, 96)]
 
 
 @pytest.mark.parametrize("ids", [[-1], [300], torch.tensor([5, 300]), [2**40], torch.tensor([2**32 + 5])], ids=str)

@@ -283,11 +283,15 @@ def test_an_answer_is_as_long_as_its_configuration_says(llm, context):
         llm.answer(context, "who?")
 
 
-@pytest.mark.parametrize("told", [{"attention_mask": tokens(3)[None]}, {"num_return_sequences": 2}, None], ids=str)
+@pytest.mark.parametrize(
+    "told",
+    [{"attention_mask": tokens(3)[None]}, {"past_key_values": ()}, {"num_return_sequences": 2}, None],
+    ids=["mask", "past", "rows", "rows of a configuration"],
+)
 def test_what_a_question_has_no_use_for_is_refused(llm, context, told):
     told = told or {"generation_config": GenerationConfig(num_return_sequences=2, do_sample=True)}
     for use in (lambda: llm.ask(context, "who?", 4, **told), lambda: Session(llm).ask("who?", 4, **told)):
-        with pytest.raises(UsageError, match=r"^(attention_mask|num_return_sequences) is .* generate") as error:
+        with pytest.raises(UsageError, match=r"^(attention_mask|past_key_values|num_return_sequences) is ") as error:
             use()
         assert_one_sentence(error)
     assert llm.ask(context, "who?", 4, num_return_sequences=1) == llm.ask(context, "who?", 4)

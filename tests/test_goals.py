@@ -85,7 +85,7 @@ ROWS = [
 
 
 def lines(page: str) -> list[str]:
-    return [line for line in page.splitlines() if re.match(r"\| \d", line)]
+    return [line for line in page.splitlines() if re.match(r"\| (\d|– )", line)]
 
 
 def test_each_goal_has_the_row_that_answers_it(goals):
@@ -102,6 +102,7 @@ def test_each_goal_has_the_row_that_answers_it(goals):
         ["0.039 s", "0.03 s", "1.3, one round", "at most 1.25", "missed |"],
         ["not measured", "", "", "", " |"],
         ["2 s", "80 s", "0.025, one round", "at most 0.05", "met |"],
+        *[["not measured", "", "", "", " |"]] * 6,
         ["950 MB", "700 MB", "250 MB more", "at most 300 MB", "met |"],
         ["250 MB", "245 MB", "1.02", "at most 1.25", "met |"],
         ["1,000,000 tokens in 333 s, 5.0 GiB", "24 GiB", "", "at least 1,000,000 tokens", "met |"],
@@ -114,11 +115,38 @@ def test_each_goal_has_the_row_that_answers_it(goals):
 
 def test_what_was_measured_later_and_with_the_same_model_counts(goals):
     other = {"model": "large"}
-    page = goals.page([read_speed(16 * K, 0.4, False, **other), *ROWS, read_speed(128 * K, 0.99, True)])
+    page = goals.page([read_speed(16 * K, 0.4, False, **other), *ROWS, read_speed(128 * K, 0.99, True, samples=3)])
     assert "| 0.95, one round | at least 0.9 | met |" in page and "0.4" not in page and "0.92" not in page
     crossed = row("break_even_tokens", 4 * K, 1500.0, against="full", lengths=[K, 4 * K])
-    assert lines(goals.page([crossed, *ROWS]))[13].endswith("| 1,500 tokens |  |  |  |  |")
+    assert lines(goals.page([crossed, *ROWS]))[19].endswith("| 1,500 tokens |  |  |  |  |")
     assert "| 1 |" in goals.page([]) and "Nothing measured yet." in goals.page([])
+
+
+def test_a_further_question_has_figures_without_a_goal(goals):
+    """Of the most rounds, whatever was measured once after them."""
+    about = {"unit": "s", "against": "full"}
+    often = row("second_question_speed_over_full", 8 * K, 0.412, ours=0.69, other=0.28, **about)
+    often |= {"samples": 3, "low": 0.369, "high": 0.415}
+    once = {**often, "value": 0.298, "samples": 1}
+    even = row("second_question_speed_over_full", 32 * K, 1.0048, ours=0.853, other=0.857, **about)
+    page, short = (made([*ROWS, often, once, even]) for made in (goals.page, goals.short_table))
+    assert (
+        "| – | A further question at 8K; other: `full`, whose cache is kept | 0.69 s | 0.28 s | 0.412 [0.369, 0.415] |  |  |"
+        in page
+    )
+    assert "| 0.853 s | 0.857 s | 1.00, one round |  |  |" in page and "0.298" not in page
+    assert "full attention, whose cache is kept | 0.412 [0.369, 0.415] times |  |  |" in short
+    assert "| The same at 32K | 1.00 times, one round |  |  |" in short
+    assert (
+        goals.best([often, once], often["metric"], 8 * K) == often
+        and goals.best([even], often["metric"], 8 * K) is None
+    )
+
+
+def test_the_crossing_says_that_short_texts_are_read_plainly_by_ask(goals):
+    assert all(
+        "`ask` reads as the plain model does what fits" in made(ROWS) for made in (goals.page, goals.short_table)
+    )
 
 
 def test_a_ratio_of_two_runs_says_so(goals):
@@ -145,11 +173,11 @@ def test_the_goals_are_metrics_of_bench(goals):
     known = (
         {limit.metric for limit in limits.LIMITS}
         | limits.KEPT.keys()
-        | {f"first_token_speed_over_{n}" for n in limits.FASTER}
+        | {f"{which}_speed_over_{n}" for n in limits.FASTER for which in ("first_token", "second_question")}
     )
     known |= {limits.READING, limits.GROWTH, limits.LONGEST, "break_even_tokens"}
     assert {asked.metric for asked in goals.GOALS} == known
-    assert {asked.number for asked in goals.GOALS} == set(range(1, 10))
+    assert {asked.number for asked in goals.GOALS} == {*range(1, 10), None}
     assert all(asked.low == limits.FASTER_LENGTH for asked in goals.GOALS if "first_token" in asked.metric)
 
 
@@ -207,3 +235,5 @@ def test_the_page_says_which_rows_are_of_other_weights(goals, monkeypatch, tmp_p
     assert f"Measured with an {said}" in goals.page([before]) and f"Measured with an {said}" in goals.page(ROWS[1:3])
     assert f"Partly measured with an {said}" in goals.page([before, now])
     assert said not in goals.page([now]) and said not in goals.page([before | {"adapter": "another"}])
+    without = [row for row in ROWS if row["value"] is None]
+    assert said not in goals.page([now, *without]), "a row without a value is of no weights"

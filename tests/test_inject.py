@@ -96,6 +96,31 @@ def test_detach_gives_back_the_model_bit_for_bit():
         llm(ids, context=context)
 
 
+@pytest.mark.parametrize("search_by", ["tokens", "last"])
+def test_reading_puts_no_hooks_on_a_model_that_gives_its_hidden_states(search_by):
+    model, ids = tiny_model(), tokens(9)[None]
+    model.config.output_hidden_states = True
+    llm = attach(model, dataclasses.replace(CONFIG, search_by=search_by))
+    llm.read(tokens(70, 3))
+    llm.query(ids)
+    llm.detach()
+    assert hooks(model) == []
+    assert len(model(ids).hidden_states) == 5
+
+
+def test_what_torch_compiled_of_a_model_is_forgotten_where_hooks_come_and_go(monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: forgotten.append(True))
+    model = tiny_model()
+    model.model.layers[1].compile(backend="eager")
+    attach(tiny_model()).detach()
+    assert forgotten == []
+    llm = attach(model)
+    assert len(forgotten) == 1
+    llm.detach()
+    assert len(forgotten) == 2
+
+
 def test_a_forward_pass_that_fails_leaves_no_memory_behind(make):
     llm = make()
     ids, context = tokens(9)[None], llm.read(tokens(70, 3))

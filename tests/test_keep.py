@@ -106,6 +106,7 @@ def test_reading_on_gives_what_reading_the_whole_would_have(llm):
         context = llm.reader.new_context()
         context.append(TEXT[:cut], keep=[(a, min(b, cut)) for a, b in KEEP if a < cut])
         context.append(TEXT[cut:], keep=[(max(a, cut) - cut, b - cut) for a, b in KEEP if b > cut])
+        llm.reader.encode(context)
         same(llm, context, llm.read(TEXT, keep=KEEP))
 
 

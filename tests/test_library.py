@@ -277,7 +277,8 @@ def test_the_size_is_told_while_another_process_removes_a_segment(library, monke
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of a mapped file")
 def test_a_question_loads_what_it_takes_in_and_no_more(make, tmp_path, monkeypatch):
     sizes = dict(injected_layers=4, chunk_length=1024, tree_depth=3, slots_per_leaf=8, search_layer=1)
-    llm: SharedLLM = make(SharedConfig(**sizes, fine_chunks=1, read_chunks=2), head_dim=64)
+    config = SharedConfig(**sizes, fine_chunks=1, read_chunks=2)
+    llm: SharedLLM = make(config, head_dim=64, max_position_embeddings=1024)
     real = llm.reader.encode_rows
     monkeypatch.setattr(llm.reader, "encode_rows", lambda ids, told, *_: Encoded.cat([real(ids[:1], told)] * len(ids)))
     Library(tmp_path / "c", llm).add("text", tokens(1024 * 32))

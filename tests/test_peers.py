@@ -99,6 +99,8 @@ def test_rows_have_the_fields_of_ours(peers, tmp_path):
     assert (row["value"], row["method"], row["adapter"], row["bytes_kept"]) == (1.5, "kvpress-snapkv", None, 100)
     assert row["allowed_bytes"] == 100, "what `shared` keeps of the same samples"
     assert row["beyond_window"] and row["positions"] == 5
+    half = peers.result_row(samples, outcomes, {**ABOUT, "dtype": "bfloat16"})
+    assert (row["bits"], half["bits"]) == (32, 16), "of a number that is kept"
     assert (row["targets"], row["window"], row["starts"]) == (2, 3, [4, 4]), "so that they are drawn beside ours"
     values = [0.2, 0.9, 0.4]
     assert peers.bootstrap(values, 3) == bootstrap(values, 3)

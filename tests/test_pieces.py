@@ -71,6 +71,18 @@ def test_ids_of_pieces_are_those_of_the_whole(name, monkeypatch):
     assert len(encode.split(mixed(20))) > 3
 
 
+@pytest.mark.parametrize("name", EXACT)
+def test_a_text_with_the_line_ends_of_windows_is_cut_too(name, monkeypatch):
+    tokenizer, text = trained(**EXACT[name]), "a word.\r\n7 words, 12\r\n\r\nword\r\n½ é)\r\n" * 20
+    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(encode, "PIECE", 20)
+    pieces = encode.split(text)
+    assert len(pieces) > 10 and "".join(pieces) == text
+    assert piece_ids(tokenizer, text, lambda: True).tolist() == whole
+    tokenizer.add_tokens(["d.\r"])
+    assert not cuts_between_lines(tokenizer)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_of_other_tokenizers_nothing_is_promised(name, monkeypatch):
     tokenizer = trained(**OTHERS[name])

@@ -254,12 +254,19 @@ class Lora(nn.Module):
         rows, columns = base.weight.shape if isinstance(base, nn.Embedding) else reversed(base.weight.shape)
         self.base_layer, self.active_adapters, self.disable_adapters = base, ["mine"], False
         self.lora, self.scaling = nn.ParameterDict({"mine": torch.randn(rows, columns) * 0.1}), {"mine": 2.0}
+        self.merged_adapters: list[str] = []
 
     def get_base_layer(self) -> Any:
         return self.base_layer
 
+    def merge(self) -> None:
+        change = self.lora["mine"].data * self.scaling["mine"]
+        self.base_layer.weight.data += change if isinstance(self.base_layer, nn.Embedding) else change.T
+        self.merged_adapters.append("mine")
+
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.lora["mine"] * (0.0 if self.disable_adapters else self.scaling["mine"])
+        off = self.disable_adapters or self.merged_adapters
+        weight = self.lora["mine"] * (0.0 if off else self.scaling["mine"])
         return self.base_layer(x) + (x @ weight if x.is_floating_point() else weight[x])
 
 
@@ -320,6 +327,21 @@ def test_a_lora_that_learns_or_is_switched_off_makes_another_model(put_on):
         else:
             module.disable_adapters = True
     llm(IDS, context=bare)
+
+
+@pytest.mark.parametrize("put_on", [with_stand_in, with_lora])
+def test_branches_start_from_the_weights_that_a_lora_was_merged_into(put_on):
+    llm = attach(put_on(tiny_model()), LOW)
+    context = llm.read(tokens(90, 2))
+    with torch.no_grad():
+        before = [llm(ids, context=context).logits for ids in (IDS, IDS[:, :1])]
+    for module in loras(llm.model):
+        module.merge()
+    with torch.no_grad():
+        after = [llm(ids, context=context).logits for ids in (IDS, IDS[:, :1])]
+    learning = [llm(ids, context=context).logits for ids in (IDS, IDS[:, :1])]  # by the weights as they are
+    torch.testing.assert_close(after, learning, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(before[0], after[0], atol=1e-2), "the branches are the same; the test is empty"
 
 
 @pytest.mark.parametrize("put_on", [with_stand_in, with_lora])

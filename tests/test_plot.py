@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,18 @@ def test_a_large_window_stands_beside_the_best_that_truncate_does():
     assert large in perplexity.settings(rows(*EQUAL, *best, *ours, *others)), "nothing of other passages"
     legend = [text.get_text() for text in compose(plan(rows(*EQUAL, *best, *ours))).subfigs[1].legends[0].get_texts()]
     assert "truncate: the window alone, 8,192 of it" in legend
+    assert "won over truncate of 8,192 tokens, paired" in perplexity.title(large)[1]
+
+
+def test_a_larger_window_of_truncate_is_a_control():
+    """Where `shared` has no large window it stands beside the equal one, over which gains are all the same."""
+    (setting,) = perplexity.settings(rows(*EQUAL, nll("truncate", 8192, 2.8, 2816)))
+    own, control = (line for line in setting.points if line.method == "truncate")
+    (ours,) = (line for line in setting.points if line.method == "shared")
+    assert (setting.window, own.window, control.window) == (1025, 0, 2816)
+    assert setting.gains(ours)[8192].nats == pytest.approx(0.1) and not setting.gains(own)
+    assert setting.gains(control)[8192].nats == pytest.approx(0.2)
+    assert "over truncate, paired" in perplexity.title(setting)[1]
 
 
 def test_models_and_dtypes_are_never_mixed():
@@ -122,7 +135,9 @@ def test_gains_are_paired_and_the_gap_needs_all_three():
     assert gains[65536].nats == pytest.approx(0.05) and gains[65536].share is None
     assert "share of what full gains" in perplexity.title(setting)[1]
     (setting,) = perplexity.settings(rows(EQUAL[1], nll("truncate", 8192, 3.0)))
-    assert perplexity.title(setting)[1].endswith("what shared gains over truncate, paired by passage.")
+    assert perplexity.title(setting)[1].endswith(
+        "won over truncate, paired by passage; bars: the range of so few passages. Above: what shared gains."
+    )
 
 
 @pytest.mark.parametrize("change", [{"sources": ["a", "b", "b"]}, {"samples": 2}, {"starts": [1, 2, 4]}])
@@ -175,6 +190,37 @@ def test_budgets_windows_and_weights_are_lines_of_their_own():
     ]  # fmt: skip
 
 
+def test_weights_of_one_adapters_name_are_lines_of_their_own():
+    """Told apart only where there are several; a row that does not say its weights is of those that are said alone."""
+    one, two = ([row | {"adapter_weights": said} for row in EQUAL] for said in ("one", "two"))
+    (setting,) = perplexity.settings(rows(*EQUAL, *one))
+    assert [line.method for line in setting.points] == ["shared", "truncate", "full"]
+    assert (
+        setting.replaced == len(EQUAL)
+        and lines.names(setting.points)[next(iter(setting.points))] == lines.WORDS["shared"]
+    )
+    (setting,) = perplexity.settings(rows(*one, two[0], two[1] | {"value": 2.5}))
+    first, second, *others = setting.points
+    assert [lines.names(setting.points)[line] for line in (first, second)] == [
+        "shared A (weights one)", "shared B (weights two)",
+    ]  # fmt: skip
+    assert [p.nll for p in setting.points[first]] == [2.9, 2.95] and [p.nll for p in setting.points[second]] == [2.5]
+    assert [line.method for line in others] == ["truncate", "full"] and setting.replaced == 1
+    assert not lines.may_be_one(first, second) and lines.may_be_one(first, replace(second, weights=""))
+
+
+def test_a_line_that_leaves_open_what_others_say_is_of_the_one_that_says_most():
+    said = [{}, {"given_window": 1024}, {"given_window": 1024, "adapter_weights": "one"}]
+    (grid,) = needle.grids(rows(*(found("shared", 64, [0.1], [0], **given) for given in said)))
+    assert len(grid.cells) == 1 and grid.replaced == 2
+    (grid,) = needle.grids(
+        rows(*(found("shared", 64, [0.1], [0], **given) for given in (*said, {"adapter_weights": "two"})))
+    )
+    assert [line.weights for line in grid.cells] == ["", "one", "two"], (
+        "of which of two a row is that says neither is open"
+    )
+
+
 def test_the_bounds_of_few_passages_are_called_their_range():
     few, more = (nll("shared", 8192, 2.9, samples=n, values=[2.9] * n, sources=["a"] * n) for n in (4, 5))
     said = [perplexity.title(setting)[1] for row in (few, more) for setting in perplexity.settings(rows(row))]
@@ -201,21 +247,51 @@ def test_adapters_and_settings_of_shared_are_lines_of_their_own():
     figure = compose(plan(rows(*EQUAL, *second)))
     legend = [text.get_text() for text in figure.subfigs[0].legends[0].get_texts()]
     assert legend[:2] == ["shared A (first, tree depth 3)", "shared B (second, tree depth 2)"]
-    assert any("A gain" in t.get_text() and "B gain" in t.get_text() for t in figure.axes[0].texts)
+    assert any("A +0.090" in t.get_text() and "B +0.100" in t.get_text() for t in figure.axes[1].texts)
 
 
 def test_a_panel_of_perplexity_says_what_it_shows():
     figure = compose(plan(rows(*EQUAL, *BEST)))
-    first, second = figure.axes
+    first, won, second, _ = figure.axes
     assert "1,025" in figure.subfigs[0].get_suptitle() and "8,192" in figure.subfigs[1].get_suptitle()
     assert all(word in figure.subfigs[0].get_suptitle() for word in ("tiny", "float32", "3 passages"))
     assert "nats per token" in first.get_ylabel() and "lower is better" in first.get_ylabel()
     assert first.get_xscale() == "log" and [t.get_text() for t in first.get_xticklabels()] == ["8K", "64K"]
-    assert [t.get_text() for t in first.texts] == ["gain 0.100\n[0.100, 0.100]\n25 % of the gap"]
+    assert "truncate" in won.get_ylabel() and "higher is better" in won.get_ylabel()
+    assert [t.get_text() for t in won.texts] == ["+0.100\n25 %"] and not first.texts
+    _, ours, full = won.lines
+    assert [*ours.get_ydata(), *full.get_ydata()] == pytest.approx([0.1, 0.4]), (
+        "and none where truncate was not measured"
+    )
     drawn = {line.get_label().split(":")[0]: line for line in first.lines}
     assert drawn.keys() == {"shared", "truncate", "full"}
     assert list(drawn["shared"].get_ydata()) == [2.9, 2.95] and list(second.lines[0].get_ydata()) == [2.65]
     assert {to_hex(axes.lines[0].get_color()).upper() for axes in (first, second)} == {SHARED}
+
+
+def test_what_is_beyond_the_models_positions_does_not_stretch_the_axis():
+    """It is hollow and marked; where the axis does not reach it, it stands at the edge with its number."""
+    far = [nll("full", 16384, 6.5, beyond_window=True), nll("yarn", 16384, 2.7, beyond_window=True)]
+    planned = plan(rows(*EQUAL, *far, nll("truncate", 16384, 3.0)))
+    with rc_context(STYLE):
+        means, won = compose(planned).axes
+    assert 2.5 < means.get_ylim()[0] < means.get_ylim()[1] < 3.2 and -0.2 < won.get_ylim()[0]
+    assert [t.get_text() for t in means.texts] == ["6.50 †", "†"]
+    assert [t.get_text() for t in won.texts] == ["-3.50 †", "†", "+0.100\n25 %"]
+    joined = {line.get_label().split(":")[0]: list(line.get_ydata()) for line in means.lines}
+    assert joined["full"] == [2.6] and joined["yarn"] == [2.7]
+    alone = [line for line in means.lines if line.get_label().startswith("_")]
+    assert [to_hex(line.get_markerfacecolor()) for line in alone] == ["#ffffff"] * 2
+    assert alone[0].get_ydata()[0] < means.get_ylim()[1]
+    words = "more positions than the model was trained for"
+    assert words in planned.strips[0].below and words not in plan(rows(*EQUAL)).strips[0].below
+
+
+def test_without_truncate_the_means_have_the_bars():
+    (means,) = compose(plan(rows(EQUAL[1], EQUAL[2]))).axes
+    assert [len(bars.get_segments()) for bars in means.collections] == [1, 1]
+    low, high = means.get_ylim()
+    assert low < 2.4 and high > 3.1, "the bars are shown whole"
 
 
 def test_needles_are_counted_by_depth():

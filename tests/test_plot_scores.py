@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sharedllm.plot import scores, tradeoff
+from sharedllm.plot import scores, speed, tradeoff
 from sharedllm.plot.figure import compose, plan
 from sharedllm.plot.rows import Row
 from tests.test_plot import found, nll
@@ -123,6 +123,14 @@ def test_other_passages_are_a_quality_of_their_own():
     (trade,) = [s.draw.args[0] for s in plan(rows(*nats, *others, *COSTS)).strips if s.kind == "quality and cost"]
     labels = [[panel.label.split("\n")[1] for panel in row] for row in trade.panels]
     assert labels == [["3 passages of 2 texts"] * 2, ["2 passages of 2 texts"] * 2]
+
+
+def test_what_likelihoods_axis_does_not_reach_is_no_quality():
+    far = [nll("full", 8192, 9.0, beyond_window=True), time("full", 8192, 9.0)]
+    (trade,) = [s.draw.args[0] for s in plan(rows(*QUALITY, *COSTS, *far)).strips if s.kind == "quality and cost"]
+    (panel,) = (p for row in trade.panels for p in row if p.cost == speed.TIME and p.label.startswith("nats"))
+    at = {line.method: [point.length for point in points] for line, points in panel.points.items()}
+    assert at == {"shared": [4096, 8192], "full": [4096]}
 
 
 @pytest.mark.parametrize("costs", [[], [{**cost, "dtype": "bfloat16"} for cost in COSTS], COSTS[:2]])

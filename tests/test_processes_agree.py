@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sharedllm import SharedLLM, UsageError, WorkError
-from sharedllm.processes import Processes
+from sharedllm import SharedLLM, UsageError
+from sharedllm.processes import Processes, ProcessGone
 from tests.conftest import CONFIG, byte_tokenizer, tiny_model
 from tests.contexts import assert_one_sentence
 
@@ -51,6 +51,6 @@ def test_a_process_whose_others_are_gone_when_it_ends_says_so():
 
     processes = Processes.__new__(Processes)
     processes.accelerator = SimpleNamespace(wait_for_everyone=gone)
-    with pytest.raises(WorkError, match="another process of this run ended") as error:
+    with pytest.raises(ProcessGone, match="another process of this run ended") as error:
         processes.end()
     assert_one_sentence(error)

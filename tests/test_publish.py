@@ -116,6 +116,19 @@ def test_what_was_refused_is_not_in_the_card(make, tmp_path):
     assert "2.036 [1.900, 2.100]" in card and "| full |" not in card
 
 
+def test_the_card_says_what_it_was_trained_on_and_where_it_is(make, tmp_path, hub):
+    llm = make()
+    llm.save_pretrained(tmp_path / "mine")
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert 'adapter="user/name")' in card and "**Not for**" in card and "## Trained on" not in card
+    llm.about = {"sources": {"manuals": {"licence": "CC0-1.0", "version": "1.2", "tokens": 12345}}}
+    llm.push_to_hub("me/mine")
+    card = (hub.folder / "me/mine/README.md").read_text()
+    assert 'adapter="me/mine")' in card
+    assert "\n\n## Trained on\n\n| source | version | licence | tokens |\n" in card
+    assert "\n| manuals | 1.2 | CC0-1.0 | 12,345 |\n\n## Measured\n" in card
+
+
 def test_the_model_of_a_repository_is_named_and_a_path_is_not(make, tmp_path):
     for name, says in (("someone/model", True), ("/home/me/model", False), ("", False)):
         llm = make()

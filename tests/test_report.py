@@ -154,6 +154,52 @@ def test_a_table_has_rows_of_the_same_texts_alone(report):
     assert "| full |" not in report.page("small", means, MACHINE, "")
 
 
+def test_a_table_is_of_the_last_weights_of_the_adapter(report):
+    """Rows that do not say theirs stay, and those of methods that do not read it."""
+
+    def of(weights: str, method: str, length: int, values: list[float]) -> dict:
+        return {**nll(method, length, values), "adapter_weights": weights}
+
+    rows = [
+        of("before", "shared", 4096, [2.0, 3.0]), of("before", "truncate", 4096, [3.0, 4.0]), of("before", "retrieval", 4096, [2.5, 3.5]),
+        of("now", "shared", 8192, [2.5, 3.5]), nll("shared", 16384, [2.6, 3.6]),
+    ]  # fmt: skip
+    page = report.page("small", rows, MACHINE, "")
+    assert "| shared | not measured | 3.000 [2.500, 3.500] | 3.100 [2.600, 3.600] |" in page
+    assert "| truncate | 3.500 [3.000, 4.000] | not measured | not measured |" in page and "| retrieval |" not in page
+
+
+def test_a_page_says_of_what_it_shows_whether_an_earlier_adapter_made_it(report, monkeypatch, tmp_path):
+    import fill_goals
+
+    measured = tmp_path / "adapter.jsonl"
+    measured.write_text(json.dumps({"method": "shared", "adapter": "first", "adapter_weights": "now"}) + "\n")
+    monkeypatch.setattr(fill_goals, "MEASURED", measured)
+    before, again = nll("shared", 4096, [2.5]), {**nll("shared", 4096, [2.0]), "adapter_weights": "now"}
+    without = other("bench", "break_even_tokens", "shared", 8192, None, reason="faster at every length measured")
+    assert "Measured with an earlier adapter" in report.page("small", [before], MACHINE, "")
+    assert "earlier adapter" not in report.page("small", [before, without, again], MACHINE, "")
+    assert "Partly measured" in report.page("small", [before, {**again, "length": 8192}], MACHINE, "")
+
+
+def test_an_equal_window_says_what_is_seen_besides(report):
+    """Slots beside it, and passages, as far as rows say their settings."""
+    settings = {"injected_layers": 24, "chunk_length": 1024, "tree_depth": 3, "slots_per_leaf": 32, "fine_chunks": 1, "read_chunks": 8}  # fmt: skip
+    ours = [{**nll("shared", n, [2.5, 3.5]), **settings} for n in (4096, 8192)]
+    page = report.page("small", [nll("truncate", 4096, [3.0, 4.0]), *ours], MACHINE, "")
+    assert "`truncate` sees 1,025 tokens; `shared`" in page and "1,279 to 1,791 slots besides, in 24 layers." in page
+    passages = {**nll("retrieval", 4096, [3.0, 4.0]), "quoted_tokens": 256}
+    assert "1,025 tokens and `retrieval` 256 more; `shared`" in report.page("small", [passages, *ours], MACHINE, "")
+    assert "slots besides" not in report.page("small", ROWS, MACHINE, "")
+
+
+def test_a_text_that_was_read_again_has_no_time_of_a_further_question(report):
+    about = {"search_seconds": 0.1, "first_token_seconds": 6.9}
+    row = other("bench", "seconds_to_first_token", "full", 4096, 7.0, **about)
+    assert "| full | 7.0, then not measured |" in report.page("small", [row], MACHINE, "")
+    assert "| full | 7.0, then 7.0 |" in report.page("small", [{**row, "read_once": True}], MACHINE, "")
+
+
 def test_a_page_says_what_its_figures_are_of(report):
     """Few passages, and what was measured in a way that is no longer taken."""
     page = report.page("small", ROWS, MACHINE, "")
@@ -261,6 +307,7 @@ def test_kvpress_stands_beside_ours_at_equal_bytes(report):
     assert (
         "| kvpress-snapkv | attended to by one question | 0.0 | 25 % [10, 90] | not measured | not measured |" in page
     )
+    assert "packed to 4 bits a number and theirs has 16" in page and "what `shared` takes after it has seen it" in page
     kept = "7.7 kept for any question, 0.3 attended to by one question"
     assert f"| shared |  | {kept} | 50 % [10, 90] | 2.500 [0.100, 0.900] |  |" in page
     same = {"sources": ["a", "b"], "starts": [0, 9], "targets": 4}

@@ -37,7 +37,8 @@ def folder(monkeypatch):
 
 @pytest.fixture(scope="module")
 def llm():
-    model = tiny_model(attn_implementation="eager")  # whose attention is matrix products over all pairs
+    # The attention of which is matrix products over all pairs.
+    model = tiny_model(attn_implementation="eager", max_position_embeddings=128)
     return SharedLLM.from_pretrained(model, adapter="none", config=CONFIG, tokenizer=byte_tokenizer())
 
 
@@ -158,7 +159,8 @@ def test_kept_and_attended_bytes_are_those_of_the_library(bits, tokens):
     from scale_counts import memory_bytes, stored_bytes, wider_bytes
 
     config = replace(CONFIG, stored_bits=bits)
-    llm = SharedLLM.from_pretrained(tiny_model(), adapter="none", config=config, tokenizer=byte_tokenizer())
+    model = tiny_model(max_position_embeddings=128)
+    llm = SharedLLM.from_pretrained(model, adapter="none", config=config, tokenizer=byte_tokenizer())
     method, prompt = create("shared", llm, 32), Prompt(llm.tokenizer, "Who?")
     past = method.prepare(ids(tokens))
     assert method.kept_bytes(past) == stored_bytes(shape(llm), tokens, config)

@@ -17,6 +17,7 @@ from sharedllm.session import Session
 from tests.cli.test_cli import MODEL, home, run  # noqa: F401
 from tests.conftest import CONFIG, byte_tokenizer, tiny_model, tokens
 from tests.contexts import assert_one_sentence, assert_same_chunks, encoded
+from tests.test_generate import Kept
 
 ENDLESS = {"suppress_tokens": [257]}  # the tiny model would end its answer anywhere
 SETTINGS: list[dict[str, Any]] = [
@@ -260,6 +261,14 @@ def test_an_answer_ends_by_the_token_of_its_configuration(llm, monkeypatch):
         assert Session(llm).ask("a?", 9, eos_token_id=given).text == llm.tokenizer.decode([65, 66])
 
 
+def test_a_streamer_hears_of_an_answer_past_the_window_as_of_any_other(llm):
+    streamer, ends, session = Kept(), [], Session(llm)
+    streamer.end = lambda: ends.append(len(streamer.tokens))
+    session.ask("a?", 80, streamer=streamer, **ENDLESS)
+    assert session.said.tokens > 0 and streamer.tokens == transcript(session)
+    assert ends == [len(streamer.tokens)]
+
+
 def test_a_small_window_has_smaller_chunks_so_that_it_can_be_folded():
     llm = SharedLLM.from_pretrained(tiny_model(), adapter="none", tokenizer=byte_tokenizer())
     assert llm.config.chunk_length == 16 and Session(llm).ask("a?", 80, **ENDLESS).generated_tokens == 80
@@ -275,6 +284,8 @@ def test_what_cannot_go_past_the_window_is_one_sentence(llm):
         lambda: llm.generate(
             one, max_new_tokens=30, generation_config=GenerationConfig(num_return_sequences=2, num_beams=2)
         ),
+        lambda: llm.generate(one, max_new_tokens=30, generation_config=GenerationConfig(no_repeat_ngram_size=2)),
+        lambda: llm.generate(one, max_new_tokens=30, generation_config=GenerationConfig(return_dict_in_generate=True)),
         lambda: llm.generate(one, max_new_tokens=30, search="later"),
     ):
         with pytest.raises(UsageError, match="window 64; past it") as error:
@@ -287,6 +298,8 @@ def test_arguments_that_ask_for_nothing_go_past_the_window(llm):
     one, plain = tokens(60, 1)[None], dict(max_new_tokens=30, do_sample=False, pad_token_id=258, suppress_tokens=[257])
     idle = dict(num_beams=1, num_return_sequences=1, return_dict_in_generate=False, output_scores=False)
     assert torch.equal(llm.generate(one, **plain, **idle), llm.generate(one, **plain))
+    config = GenerationConfig(bos_token_id=256, length_penalty=1.0, no_repeat_ngram_size=0, **plain)
+    assert torch.equal(llm.generate(one, generation_config=config), llm.generate(one, **plain))
 
 
 @pytest.mark.parametrize(

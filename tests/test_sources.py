@@ -281,9 +281,16 @@ def test_libraries_are_silent_and_their_loggers_left_as_they_were(
 
 
 def test_importing_the_module_loads_no_heavy_library() -> None:
-    check = "import sys, sharedllm.sources; print({'pypdf', 'trafilatura', 'lxml'} & set(sys.modules))"
+    check = "import sys, sharedllm.sources; print({'pypdf', 'trafilatura', 'lxml', 'torch'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_text_is_taken_out_for_a_user_without_a_home() -> None:
+    homeless = "import os, pwd, sys; os.environ.pop('HOME', None); pwd.getpwuid = lambda uid: {}[uid]; "
+    check = f"{homeless}import sharedllm.collection.place, sharedllm.extract; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert (result.stdout.strip(), result.stderr) == ("False", "")
 
 
 def test_what_the_library_keeps_in_a_folder_is_no_text_of_it(tmp_path: Path) -> None:

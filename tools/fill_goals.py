@@ -24,14 +24,17 @@ TO_FIRST, READING, LONGEST, BREAK_EVEN = (
 SAME = ("model", "adapter", "dtype", "device", "processor", "threads")
 APART = ", both sides in separate runs"
 ONE_ROUND = ", one round"
+PLAINLY = "In `bench`, which compresses any text (`ask` reads as the plain model does what fits its 8,192 positions)"
+RATIOS = ("first_token", "second_question", "full_cache", "per_token")
 K = 1024
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked, and which rows of a method answer: a metric at lengths from `low` to `high`, the worst of them."""
+    """What is asked, and which rows of a method answer: a metric at lengths from `low` to `high`, the worst of them. `number` is the
+    goal's; None where there is none."""
 
-    number: int
+    number: int | None
     what: str
     metric: str
     low: int = 0
@@ -51,10 +54,16 @@ GOALS = (
     Asked(5, "Decoding a token with 128K of context; other: with none", "per_token_over_alone", 128 * K, 128 * K),
     Asked(6, "A second question at 128K; other: the first", "second_over_first", 128 * K, 128 * K),
     Asked(6, "The same of a compact context", "second_over_first", 128 * K, 128 * K, method="shared-compact"),
+    Asked(None, "A further question at 8K; other: `full`, whose cache is kept", "second_question_speed_over_full", 8 * K, 8 * K),
+    Asked(None, "A further question at 8K; other: `streaming`", "second_question_speed_over_streaming", 8 * K, 8 * K),
+    Asked(None, "A further question at 8K; other: `encoder-decoder`", "second_question_speed_over_encoder-decoder", 8 * K, 8 * K),
+    Asked(None, "A further question at 32K; other: `full`, whose cache is kept", "second_question_speed_over_full", 32 * K, 32 * K),
+    Asked(None, "A further question at 32K; other: `streaming`", "second_question_speed_over_streaming", 32 * K, 32 * K),
+    Asked(None, "A further question at 32K; other: `encoder-decoder`", "second_question_speed_over_encoder-decoder", 32 * K, 32 * K),
     Asked(7, "Peak of memory beyond the model while 128K are read; other: what is kept of it", READING, 128 * K, 128 * K),
     Asked(7, "What of it is not kept, longest text measured; other: shortest", "reading_memory_growth", 128 * K, 128 * K),
     Asked(8, "Longest text, read to its end, asked and answered; other: memory allowed", LONGEST),
-    Asked(9, "Faster than `full` to the first token from", BREAK_EVEN, against="full"),
+    Asked(9, f"{PLAINLY}: faster than `full` to the first token from", BREAK_EVEN, against="full"),
 )  # fmt: skip
 
 
@@ -98,7 +107,7 @@ def of_other_weights(rows: Sequence[dict[str, Any]]) -> str:
     last = [row for row in read_rows(MEASURED) if row["method"] == "shared"][-1:]
     if not last:
         return ""
-    named = [row for row in rows if row["adapter"] == last[0]["adapter"]]
+    named = [row for row in rows if row["value"] is not None and row["adapter"] == last[0]["adapter"]]
     other = [row for row in named if row.get("adapter_weights") != last[0]["adapter_weights"]]
     how = "Measured" if len(other) == len(named) else "Partly measured"
     return f"{how} with an earlier adapter of that name" if other else ""
@@ -114,10 +123,10 @@ def goals_table(rows: Sequence[dict[str, Any]]) -> str:
             cells = ["not measured", "", "", "", ""]
         elif row["value"] is None:
             cells = ["–", "", "", "", ""]
-            reasons.append(f"- {asked.number}, {asked.what}: {row['reason']}.")
+            reasons.append(f"- {asked.number or '–'}, {asked.what}: {row['reason']}.")
         else:
             cells = shown(row)
-        lines.append(f"| {asked.number} | {asked.what} | " + " | ".join(cells) + " |")
+        lines.append(f"| {asked.number or '–'} | {asked.what} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, *([""] if reasons else []), *reasons])
 
 
@@ -132,10 +141,16 @@ SHORT = (
     "A token of an answer with 128K of text, slower than with none",
     "A second question at 128K: share of the time of the first",
     "The same of a compact context",
+    "A further question at 8K, sooner than with full attention, whose cache is kept",
+    None,
+    None,
+    "The same at 32K",
+    "At 32K, sooner than with streaming",
+    "At 32K, sooner than with an encoder-decoder",
     "Memory of reading 128K, beyond what is kept",
     None,
     "Longest text read to its end, asked and answered",
-    "Sooner than full attention from",
+    f"{PLAINLY}: sooner than full attention from",
 )
 """The goals as the README says them, in the order of `GOALS`; None: left to the page."""
 
@@ -151,17 +166,25 @@ def short_table(rows: Sequence[dict[str, Any]]) -> str:
             lines.append(f"| {said} | not measured | | |")
             continue
         ours, _, ratio, goal, met = shown(row)
-        times = " times" if asked.metric.startswith(("first_token", "full_cache", "per_token")) else ""
+        times = " times" if asked.metric.startswith(RATIOS) else ""
         said_of_it = "".join(words for words in (ONE_ROUND, APART) if words in ratio)
         figure = ratio.removesuffix(said_of_it).removesuffix(" more") + times + said_of_it if ratio else ours
         lines.append(f"| {said} | {figure} | {goal} | {met} |")
     return "\n".join(lines)
 
 
+def best(rows: Sequence[dict[str, Any]], metric: str, length: int) -> dict[str, Any] | None:
+    """The last of our rows with a value and the most rounds; None where there is none."""
+    found = [row for row in rows if (row["method"], row["metric"], row["length"]) == ("shared", metric, length)]
+    measured = [row for row in reversed(found) if row["value"] is not None]
+    return max(measured, key=lambda row: row["samples"], default=None)
+
+
 def answer(rows: Sequence[dict[str, Any]], asked: Asked) -> dict[str, Any] | None:
-    """The row that answers; of a length the last that has a value, of several lengths the one furthest from the goal."""
+    """The row that answers; of a length the last of those with a value and the most rounds, of several lengths the one furthest
+    from the goal."""
     found: dict[int, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: row["value"] is not None):
+    for row in sorted(rows, key=lambda row: (row["value"] is not None, row["samples"])):
         if row["metric"] == asked.metric and asked.low <= row["length"] <= asked.high:
             if asked.method == row["method"] and asked.against in (None, row.get("against")):
                 found[row["length"]] = row
@@ -174,7 +197,7 @@ def answer(rows: Sequence[dict[str, Any]], asked: Asked) -> dict[str, Any] | Non
     measured = [row for row in found.values() if row["value"] is not None]
     if not measured:
         return next(iter(found.values()), None)
-    worst: Callable[..., dict[str, Any]] = min if measured[0]["goal"].startswith("at least") else max
+    worst: Callable[..., dict[str, Any]] = min if measured[0].get("goal", "at least").startswith("at least") else max
     return worst(measured, key=lambda row: row["value"])
 
 
@@ -182,11 +205,11 @@ def shown(row: dict[str, Any]) -> list[str]:
     """Ours, other, ratio, goal and whether it is met."""
     if row["metric"] == BREAK_EVEN:
         return [f"{row['value']:,.0f} tokens", "", "", "", ""]
-    verdict = [row["goal"], "met" if row["met"] else "missed"]
+    verdict = [row["goal"], "met" if row["met"] else "missed"] if "goal" in row else ["", ""]
     if row["metric"] == LONGEST:
         ours = f"{row['value']:,} tokens in {row['read_seconds']:,.0f} s, {row['peak_memory_bytes'] / 2**30:.1f} GiB"
         return [ours, f"{row['allowed_bytes'] / 2**30:.0f} GiB", "", *verdict]
-    ratio = f"{row['value']:.3g}"
+    ratio = f"{row['value']:.3g}" if round(row["value"], 2) != 1 else "1.00"
     if row["metric"] == READING:  # a difference, not a ratio
         bound, number = row["goal"].removesuffix(" bytes").rsplit(" ", 1)
         verdict[0] = f"{bound} {megabytes(float(number.replace(',', '')))}"

@@ -11,20 +11,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fill_goals import ROWS as SPEED
-from fill_goals import short_table
+from adapter_tables import best_use, by_length, by_text, in_warm_windows, needles, questions, written
+from fill_goals import K, best, same_setting, short_table
+from fill_report import earlier_weights
 from ray_table import ray_block, search_block
-from report_table import NOT_MEASURED, THEIR_RANGE, interval, same_passages, searched_before
 from serving_table import load_block
 
-from sharedllm.evaluate.results import read_rows
-from sharedllm.evaluate.statistics import bootstrap_ratio, bounds
-from sharedllm.plot.lines import PLAIN
-from sharedllm.plot.perplexity import FEW
+from sharedllm.evaluate.results import PLAIN
 
 DOCS = Path(__file__).parent.parent / "docs"
 README = DOCS.parent / "README.md"
-RETRIEVED = "retrieval: the same passages as text, nothing compressed"
+SOONER = 1.05
+"""A ratio of speeds from which on the one is said to be sooner than the other."""
 UNIT = ("metric", "method", "length", "sources", "starts")
 PAGES = (DOCS / "SERVE.md", DOCS / "distributed/ray.md")
 CARD = DOCS.parent / "src/sharedllm/adapters/smollm2-135m-instruct/README.md"
@@ -60,15 +58,6 @@ def demo_block() -> str:
     return "\n".join(lines)
 
 
-def gains_by_text(ours: dict[str, Any], alone: dict[str, Any]) -> dict[str, list[float]]:
-    """Paired gains in nats of each text's passages, and of all under `all`."""
-    gains: dict[str, list[float]] = {"all": []}
-    for source, a, b in zip(ours["sources"], alone["values"], ours["values"], strict=True):
-        for name in (source.removesuffix(".txt"), "all"):
-            gains.setdefault(name, []).append(a - b)
-    return gains
-
-
 def last_adapter() -> list[dict[str, Any]]:
     """Rows of the adapter that the last row of `shared` is of, as far as rows say whose weights they are of, and of the model
     alone; of what was measured again the last."""
@@ -99,194 +88,6 @@ def adapter_block() -> str:
     return "\n\n".join(block for block in blocks if block) or "Not measured yet."
 
 
-def beside_full(found: list[dict[str, Any]], warm: bool) -> dict[str, dict[str, Any]]:
-    """Rows of likelihood by method, of the passages and the window that `full` was measured with last, ours among them; none
-    where there are no such. `warm`: where the window holds text before what is scored."""
-    nll = [r for r in found if r["metric"] == "nll" and (r["window"] > r["targets"] + 1) == warm]
-    for whole in (r for r in reversed(nll) if r["method"] == "full"):
-        same = {r["method"]: r for r in nll if passages(r) == passages(whole) and r["window"] == whole["window"]}
-        if {"truncate", "shared"} <= same.keys():
-            return same
-    return {}
-
-
-def by_text(found: list[dict[str, Any]]) -> str:
-    """Gains at the length that `full` was measured at, on the passages it was measured on."""
-    same = beside_full(found, warm=False)
-    if not same:
-        return ""
-    alone, ours = same["truncate"], same["shared"]
-    gaps = gains_by_text(same["full"], alone)
-    lines = [
-        f"**What the compressed context is worth.** Nats a token of the last {ours['targets']:,} of {ours['length']:,} tokens, in texts from sources never "
-        "trained on, with a window of as many: paired gain over the window alone, and its share of what the same model gains by reading all "
-        "tokens itself, both with 95 % bootstrap interval.",
-        "",
-        "| text | passages | gain | share of the gap |",
-        "| --- | --- | --- | --- |",
-    ]
-    by_name = gains_by_text(ours, alone)
-    for name, gains in by_name.items():
-        lines.append(f"| {name} | {len(gains)} | {interval(gains)} | {share_of_gap(gains, gaps[name])} |")
-    return "\n".join([*lines, *few([len(gains) for gains in by_name.values()])])
-
-
-def in_warm_windows(found: list[dict[str, Any]]) -> str:
-    """The same where the window holds text before what is scored."""
-    same = beside_full(found, warm=True)
-    if not same:
-        return ""
-    gains, gaps = (gains_by_text(same[name], same["truncate"])["all"] for name in ("shared", "full"))
-    window, targets = same["full"]["window"], same["full"]["targets"]
-    return (
-        f"Where a window of {window:,} holds at least {window - targets:,} tokens of text before each scored one (its last {targets:,} are scored), the gain is "
-        f"{interval(gains)}, {share_of_gap(gains, gaps)} of that of all tokens, over {len(gains)} passages."
-    )
-
-
-def share_of_gap(gains: list[float], gaps: list[float]) -> str:
-    """What passages gain together, as a share of their gaps, with its interval where there is one."""
-    said, (low, high) = f"{100 * sum(gains) / sum(gaps):.0f} %", bootstrap_ratio(gains, gaps)
-    return f"{said} [{100 * low:.0f}, {100 * high:.0f}]" if len(gains) > 1 and high < math.inf else said
-
-
-def by_length(found: list[dict[str, Any]]) -> str:
-    """The same last tokens with more and more context before them."""
-    groups: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
-    for r in found:
-        if r["metric"] == "nll" and r["method"] in ("shared", "truncate") and r["window"] <= r["targets"] + 1:
-            stretches = json.dumps([r["sources"], r["starts"]])
-            groups[stretches] = by_method = groups.pop(stretches, {})  # what was measured last stands last
-            by_method.setdefault(r["method"], {})[r["length"]] = r
-    both = ((by.get("shared", {}), by.get("truncate", {})) for by in reversed(groups.values()))
-    ours, alone = next(((a, b) for a, b in both if len(a.keys() & b.keys()) > 1), ({}, {}))
-    if not ours:
-        return ""
-    lengths = sorted(ours.keys() & alone.keys())
-    first = ours[lengths[0]]
-    lines = [
-        f"**Longer than anything trained on.** The same {first['samples']} stretches of {first['targets']:,} tokens with more and more before them; trained "
-        "on 8,192 tokens. Without a question the model attends to the newest eight chunks, so what lies further back neither helps nor hurts.",
-        "",
-        "| all tokens | window alone, nats | with the context, nats | gain |",
-        "| --- | --- | --- | --- |",
-    ]
-    for n in lengths:
-        a, b = ours[n], alone[n]
-        gain = interval([y - x for x, y in zip(a["values"], b["values"], strict=True)])
-        lines.append(f"| {n:,} | {b['value']:.3f} | {a['value']:.3f} | {gain} |")
-    return "\n".join([*lines, *few([first["samples"]])])
-
-
-def best_use(found: list[dict[str, Any]]) -> str:
-    """A large window and the rest compressed, against all positions of the model, and against that window alone."""
-    of_shared = [r for r in found if r["metric"] == "nll_gain_over_truncate" and r["method"] == "shared"]
-    nll = [r for r in found if r["metric"] == "nll"]
-    plain = [r for r in nll if r["method"] == "truncate"]
-    larger = [(r, w) for r in of_shared if (w := truncate_window(r, plain)) > r["window"]]
-    gains = {(r["window"], r["length"]): r for r, w in larger if r["window"] > r["targets"] + 1}
-    if not gains:
-        return ""
-    whole = max(w for _, w in larger)
-    lines = [
-        f"**What a user gains.** A large window and the rest compressed, against the model's own {whole:,} positions, all used, and against that "
-        "window without the rest.",
-        "",
-        "| all tokens | window | passages | gain over the plain model | over the window alone |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for _, r in sorted(gains.items()):
-        same = [x for x in nll if (x["sources"], x["starts"], x["window"]) == (r["sources"], r["starts"], r["window"])]
-        alone = next((x["values"] for x in same if x["method"] == "truncate"), None)
-        ours = next((x["values"] for x in same if x["method"] == "shared" and x["length"] == r["length"]), None)
-        over = NOT_MEASURED if None in (alone, ours) else interval([a - b for a, b in zip(alone, ours, strict=True)])
-        lines.append(f"| {r['length']:,} | {r['window']:,} | {r['samples']} | {interval(r['values'])} | {over} |")
-    before = [f"{n:,}" for (_, n), r in sorted(gains.items()) if searched_before({**r, "method": "shared"})]
-    said = ["", f"At {', '.join(dict.fromkeys(before))} tokens measured by an older search."] if before else []
-    return "\n".join([*lines, *few([r["samples"] for r in gains.values()]), *said])
-
-
-def truncate_window(gain: dict[str, Any], plain: list[dict[str, Any]]) -> int:
-    """The window that `truncate` had in a paired difference; where its row does not say it, the largest on the same passages."""
-    largest = max((row["window"] for row in plain if same_passages(row, gain)), default=0)
-    return int(gain.get("truncate_window", largest))
-
-
-def needles(found: list[dict[str, Any]]) -> str:
-    asked = {(r["method"], r["length"]): r for r in found if r["metric"] == "found"}
-    lengths = sorted({n for _, n in asked})
-    if not lengths:
-        return ""
-    methods = [m for m in ("shared", "retrieval", "passage", "truncate", "full") if any(name == m for name, _ in asked)]
-    named = {
-        "retrieval": RETRIEVED,
-        "passage": "the model shown the right 1,024 tokens",
-        "truncate": "the newest tokens alone",
-    }
-    lines = [
-        "**Finding a fact.** A sentence with a number, a name or a colour hidden in the text, in wordings, places and names that training never "
-        "used; share of questions answered exactly, with 95 % interval.",
-        "",
-        "| tokens | questions | " + " | ".join(named.get(m, m) for m in methods) + " |",
-        "| --- " * (len(methods) + 2) + "|",
-    ]
-    for n in lengths:
-        row = next(asked[m, n] for m in methods if (m, n) in asked)
-        shares = [share(asked[m, n]) if (m, n) in asked else NOT_MEASURED for m in methods]
-        lines.append(f"| {n:,} | {asked_of(row)} | " + " | ".join(shares) + " |")
-    return "\n".join(lines)
-
-
-def questions(found: list[dict[str, Any]]) -> str:
-    asked = {(r["method"], r["length"]): r for r in found if r["metric"] == "f1"}
-    lines = [
-        "**Questions about real text.** What a function does, what a term means, drawn by rule from the documents; token F1 of the answer.",
-        "",
-        f"| tokens | questions | shared | {RETRIEVED} | the model shown the right 1,024 tokens | ours, as a share of that |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for n in sorted({n for method, n in asked if method == "shared"}):
-        ours, found_alone, right = (asked.get((method, n)) for method in ("shared", "retrieval", "passage"))
-        others = [f1(row) if row else NOT_MEASURED for row in (found_alone, right)]
-        share_of = f"{100 * ours['value'] / right['value']:.0f} %" if right else NOT_MEASURED
-        lines.append(f"| {n:,} | {asked_of(ours)} | {f1(ours)} | {' | '.join(others)} | {share_of} |")
-    return "\n".join(lines) if asked else ""
-
-
-def asked_of(row: dict[str, Any]) -> str:
-    """How many questions on how many texts: those on one text have it in common what is easy to take for what."""
-    texts = len(row["sources"])
-    return f"{row['samples']} on {texts} text{'s' if texts > 1 else ''}"
-
-
-def f1(row: dict[str, Any]) -> str:
-    low, high = bounds(row["scores"], most=1.0)
-    return f"{row['value']:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def written(found: list[dict[str, Any]]) -> str:
-    """Questions written by hand about the text that ships."""
-    asked = {r["method"]: r for r in found if r["metric"] == "answered"}
-    if "shared" not in asked:
-        return ""
-    ours = asked["shared"]
-    named = {
-        "shared": "shared",
-        "retrieval": RETRIEVED,
-        "passage": "the model shown the right 1,024 tokens",
-        "truncate": f"the newest {asked.get('truncate', ours)['window']:,} tokens alone",
-    }
-    lines = [
-        f"**Questions written by hand** about {ours['length']:,} tokens of the Jargon File, which ships (`sharedllm eval real`); share of {ours['samples']} answers that have the right words in them, with 95 % interval.",
-        "",
-        "| | answered |",
-        "| --- | --- |",
-    ]
-    for method in (m for m in named if m in asked):
-        lines.append(f"| {named[method]} | {share(asked[method])} |")
-    return "\n".join(lines)
-
-
 def no_harm() -> str:
     """What the adapter changes where it is not wanted."""
     found = rows("no-harm.jsonl")
@@ -300,29 +101,41 @@ def no_harm() -> str:
     )
 
 
-def share(row: dict[str, Any]) -> str:
-    low, high = bounds(row["scores"], most=1.0)
-    return f"{100 * row['value']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
-
-
 def headline() -> str:
     """What a reader should know first, in one paragraph."""
     asked = {r["method"]: r for r in last_adapter() if r["metric"] == "answered"}
-    sooner = [
-        r for r in rows("bench.jsonl") if r["metric"] == "first_token_speed_over_full" and r["method"] == "shared"
-    ]
-    at = [r for r in sooner if r["length"] == 32 * 1024 and r["value"]]
-    at_8k = [r for r in sooner if r["length"] == 8 * 1024 and r["value"]]
-    if not {"shared", "retrieval", "passage"} <= set(asked) or not (at and at_8k):
+    timed = same_setting(rows("bench.jsonl"))
+    first, again = (
+        [best(timed, f"{which}_speed_over_full", n) for n in (8 * K, 32 * K)]
+        for which in ("first_token", "second_question")
+    )
+    if not {"shared", "retrieval", "passage"} <= set(asked) or None in (*first, *again):
         return "Not measured yet."
     ours, found, right = (f"{100 * asked[m]['value']:.0f} %" for m in ("shared", "retrieval", "passage"))
+    at_8k, at_32k = first
     return (
         f"Measured with the default model of 135 million weights on two cores: of {asked['shared']['samples']} questions written by hand about "
         f"{asked['shared']['length']:,} tokens **{ours}** are answered; {found} where the same passages are retrieved as text and nothing is compressed, "
-        f"{right} where the plain model is shown the right 1,024 tokens. The first token of an answer comes **{at[-1]['value']:.1f} times sooner** than with full "
-        f"attention about 32,768 tokens (too many for this model to make sense of with it), and **{at_8k[-1]['value']:.1f} times** about 8,192, its own positions; a further question starts in a "
-        "second. [What falls short](#what-works-and-what-does-not-yet)."
+        f"{right} where the plain model is shown the right 1,024 tokens. The first token of an answer comes **{at_32k['value']:.1f} times sooner** than with full "
+        f"attention about 32,768 tokens (too many for this model to make sense of with it{one_round(at_32k)}), and **{at_8k['value']:.1f} times** about 8,192, "
+        f"its own positions{one_round(at_8k)}. {further_question(*again)} [What falls short](#what-works-and-what-does-not-yet)."
     )
+
+
+def one_round(row: dict[str, Any], mark: str = ";") -> str:
+    """What is said behind the figure of a row that was measured once."""
+    return "" if row["samples"] > 1 else f"{mark} one round"
+
+
+def further_question(*over_full: dict[str, Any]) -> str:
+    """When a further question on a text starts, of rows that hold it against full attention."""
+    later = all(row["value"] < SOONER for row in over_full)
+    said = [
+        f"{row['ours']:.2f} s against {row['other']:.2f} s about {row['length']:,} tokens{one_round(row, ',')}"
+        for row in over_full
+    ]
+    beside = "starts no sooner than with" if later else "against one with"
+    return f"A further question {beside} full attention, whose cache is kept: {' and '.join(said)}."
 
 
 def before() -> str:
@@ -341,28 +154,26 @@ def before() -> str:
     )
 
 
-def passages(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["length"], row["sources"], row["starts"]
-
-
-def few(passages: list[int]) -> list[str]:
-    """What stands under a table of which some rows have few passages."""
-    return ["", THEIR_RANGE] if min(passages) < FEW else []
+def report_of() -> str:
+    """What stands behind the link to the full report as long as its rows are of an adapter that ships no longer."""
+    said = earlier_weights(rows("report-full.jsonl")).removesuffix(" of that name")
+    return f", {said[0].lower()}{said[1:]}" if said else ""
 
 
 def filled(text: str) -> str:
+    """A page with every block between its marks: on lines of its own where the first mark ends a line."""
     blocks = {
         "headline": headline(),
         "before": before(),
         "demo": demo_block(),
         "adapter": "\n\n".join(filter(None, (adapter_block(), no_harm()))),
+        "report": report_of(),
     }
-    blocks |= {"goals": short_table(read_rows(SPEED)), "load": load_block(rows("serving.jsonl"))}
+    blocks |= {"goals": short_table(rows("bench.jsonl")), "load": load_block(rows("serving.jsonl"))}
     blocks |= {"ray": ray_block(rows("ray-speed.jsonl")), "search": search_block(rows("library-search.jsonl"))}
     for name, block in blocks.items():
-        text = re.sub(
-            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL
-        )
+        marks = rf"(<!-- {name} -->(\n?)).*?(<!-- /{name} -->)"
+        text = re.sub(marks, lambda m, b=block: f"{m[1]}{b}{m[2]}{m[3]}", text, flags=re.DOTALL)
     return text
 
 

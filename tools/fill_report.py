@@ -13,7 +13,7 @@ from functools import partial
 
 from fill_goals import SAME, of_other_weights
 from report_peers import peers_table
-from report_table import Row, interval, latest, table
+from report_table import NOT_MEASURED, Row, interval, latest, read_each_time, slots, table, with_branches
 from run_report import DOCS, PROFILES, PROFILES_AT, as_typed, commands, machine_file, rows_file
 
 from sharedllm.evaluate.results import read_rows
@@ -39,7 +39,7 @@ def page(name: str, rows: Sequence[Row], machine: Row, reading: str, peers: Sequ
         *section(
             "Likelihood, equal window",
             "Nats a token (lower is better) of a passage's last 1,024 tokens, the same ones at every length. Methods with a window see as many "
-            "tokens of it themselves; `full`, `yarn` and `dynamic-ntk` have none and read everything.",
+            f"tokens of it themselves; `full`, `yarn` and `dynamic-ntk` have none and read everything.{seen(equal_window(rows))}",
             [nll_table(equal_window(rows)), gain_table(equal_window(rows))],
         ),
         *section(
@@ -73,7 +73,9 @@ def page(name: str, rows: Sequence[Row], machine: Row, reading: str, peers: Sequ
         *section(
             "Beside kvpress",
             "Methods of [kvpress](https://github.com/NVIDIA/kvpress), which nobody here wrote, on the same samples at as many bytes as "
-            "`shared` has (`make peers`). They read all tokens with the model's own attention and keep some of its keys and values.",
+            "`shared` has (`make peers`). They read all tokens with the model's own attention and keep some of its keys and values. "
+            "What `shared` keeps is packed to 4 bits a number and theirs has 16, so that as many bytes hold fewer of their tokens. They "
+            "choose before a question is known, while what is attended to by one question is what `shared` takes after it has seen it.",
             [peers_table(peers)],
         ),
         "## Reading",
@@ -116,13 +118,22 @@ def about(rows: Sequence[Row], machine: Row) -> str:
     memory = f", {here['memory_bytes'] / 2**30:.0f} GiB" if here else ""
     found = row.get("versions") or here.get("versions", {})
     versions = ", ".join(f"{name} {found[name]}" for name in ("sharedllm", "torch", "transformers") if name in found)
-    before = of_other_weights([found for found in rows if found["method"] == "shared"])
+    before = earlier_weights(rows)
     return (
         f"Model {row['model']}, adapter {row['adapter']}, {row['dtype']}, on {row['device']} with "
         f"{row.get('threads', machine['threads'])} threads ({processor}{memory}), seed {row['seed']}"
         + (f"; {versions}." if versions else ".")
         + (f" {before}." if before else "")
     )
+
+
+def earlier_weights(rows: Sequence[Row]) -> str:
+    """Says that figures of `shared` are of an adapter that ships no longer (`fill_goals.of_other_weights`), of each figure the last."""
+    last: dict[tuple[object, ...], Row] = {}
+    for row in (row for row in same_setting(rows) if row["method"] == "shared" and row["value"] is not None):
+        window = row["window"] if "targets" in row else 0  # of an answer it is only what was used
+        last[row["task"], row["metric"], row["length"], row.get("targets"), window] = row
+    return of_other_weights(list(last.values()))
 
 
 def section(title: str, about: str, tables: Sequence[str]) -> list[str]:
@@ -145,6 +156,21 @@ def likelihood(rows: Sequence[Row], few: bool) -> list[Row]:
 def equal_window(rows: Sequence[Row]) -> list[Row]:
     """Rows of likelihood where a window has the targets and one token more."""
     return [row for row in likelihood(rows, few=False) if not large(row)]
+
+
+def seen(rows: Sequence[Row]) -> str:
+    """What methods see in an equal window, as far as our rows say their settings."""
+    measured = [row for row in latest(rows).values() if row["value"] is not None]
+    ours = [row for row in measured if row["method"] == "shared"]
+    taken = sorted({count for row in ours if (count := slots(row)) is not None})
+    if not taken:
+        return ""
+    counted = f"{taken[0]:,} to {taken[-1]:,}" if len(taken) > 1 else f"{taken[0]:,}"
+    more = [f" and `retrieval` {row['quoted_tokens']:,} more" for row in measured if row["method"] == "retrieval"]
+    return (
+        f" In that window `truncate` sees {ours[-1]['window']:,} tokens{more[-1] if more else ''}; `shared` sees as many as `truncate` and attends to {counted} "
+        f"slots besides, in {with_branches(ours[-1])}."
+    )
 
 
 def few_targets(rows: Sequence[Row]) -> list[Row]:
@@ -225,14 +251,16 @@ def ruler_mean(tasks: Mapping[str, Mapping[tuple[str, int], Row]], row: Row) -> 
 
 
 def first_and_second(row: Row) -> str:
-    """Seconds to the first token of the first question, and of a further one; of several rounds also the least and the most."""
+    """Seconds to the first token of the first question, and of a further one, unless the text was read again for it; of several
+    rounds also the least and the most."""
     rounds = row.get("rounds") or {}
     second, first = (
         [sum(parts) for parts in zip(*(rounds.get(f"{name}_seconds", []) for name in phases), strict=True)]
         for phases in (("search", "first_token"), ("read", "search", "first_token"))
     )
     again = row["search_seconds"] + row["first_token_seconds"]
-    return f"{row['value']:.1f}{between(first)}, then {again:.1f}{between(second)}"
+    then = NOT_MEASURED if read_each_time(row) else f"{again:.1f}{between(second)}"
+    return f"{row['value']:.1f}{between(first)}, then {then}"
 
 
 def between(values: Sequence[float]) -> str:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
+from fill_goals import COUNTED
+
+from sharedllm.config import SharedConfig
+from sharedllm.evaluate.results import read_rows
 from sharedllm.evaluate.statistics import bootstrap
 from sharedllm.methods import METHODS
+from sharedllm.plot.lines import READ_THE_ADAPTER
 from sharedllm.plot.perplexity import FEW
 from sharedllm.relevance import ASKING_TOKENS
 
@@ -42,11 +48,20 @@ def table(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
 
 
 def latest(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
-    """By method and length, of the texts of `shared`; what has a value counts before what has none, otherwise the last."""
+    """By method and length, of the weights and the texts of `shared`; what has a value counts before what has none, otherwise the
+    last."""
     found: dict[tuple[str, int], Row] = {}
-    for row in sorted(of_our_texts(rows), key=lambda row: row["value"] is not None):
+    for row in sorted(of_our_texts(of_last_weights(rows)), key=lambda row: row["value"] is not None):
         found[row["method"], row["length"]] = row
     return found
+
+
+def of_last_weights(rows: Sequence[Row]) -> list[Row]:
+    """Without rows of other weights of the adapter than the last row of `shared` that says its; rows that do not say theirs stay,
+    and those of methods that do not read it."""
+    said = [row["adapter_weights"] for row in rows if row["method"] == "shared" and row.get("adapter_weights")]
+    last = {None, *said[-1:]}
+    return [r for r in rows if not said or r["method"] not in READ_THE_ADAPTER or r.get("adapter_weights") in last]
 
 
 def of_our_texts(rows: Sequence[Row]) -> list[Row]:
@@ -118,6 +133,28 @@ def searched_before(row: Row) -> bool:
 def same_passages(row: Row, other: Row) -> bool:
     """Whether two rows score the same tokens, with whatever is before them."""
     return all(row.get(name) == other.get(name) for name in ("sources", "starts", "targets"))
+
+
+def slots(row: Row) -> int | None:
+    """How many slots a layer with a branch attended to in a row of likelihood: as it says, or where it is older by its settings, of
+    the newest of a text: every token of the chunks that are taken whole, of the others what their trees keep. None of a row without
+    either."""
+    if "slots" in row or "read_chunks" not in row:
+        return row.get("slots")
+    config = SharedConfig.from_dict({f.name: row[f.name] for f in fields(SharedConfig) if f.name in row})
+    past = row["length"] - row["window"]
+    chunks = -(-past // config.chunk_length)
+    read = min(chunks, config.read_chunks or chunks)
+    fine = min(read, config.fine_chunks)
+    missing = chunks * config.chunk_length - past  # the newest chunk ends with the text
+    return fine * config.chunk_length - (missing if fine else 0) + (read - fine) * config.slots_per_chunk
+
+
+def with_branches(row: Row) -> str:
+    """Which layers attend to slots, of a row of `shared`."""
+    counted = [found for found in read_rows(COUNTED) if found["task"] == "scale-model"]
+    layers = next((f" of the model's {m['layers']}" for m in counted if row["model"].startswith(m["model"])), "")
+    return f"{row['injected_layers'] - row.get('skipped_layers', 0)}{layers} layers"
 
 
 def interval(values: Sequence[float], form: str = "+.3f") -> str:

@@ -170,12 +170,23 @@ def load_weights(folder: str | Path, injection: nn.Module, partly: bool = False)
         raise WorkError(f"{file} cannot be read ({error}); train or copy the adapter again.") from error
     if bad := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
         raise WorkError(f"{file} holds values that are not numbers in {bad[0]}; train or copy the adapter again.")
-    recorded = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8")).get("weights_sha256")
-    if recorded is not None and recorded != _sha256(file):
+    check_weights(folder)
+    injection.load_state_dict({name: t.to(expected[name]) for name, t in weights.items()}, strict=not partly)
+
+
+def check_weights(folder: str | Path) -> None:
+    """Raise `WorkError` where an adapter's weights cannot be read, or are not those that were saved with its settings."""
+    file, described = Path(folder) / WEIGHTS_FILE, Path(folder) / CONFIG_FILE
+    recorded = json.loads(described.read_text(encoding="utf-8")).get("weights_sha256")
+    try:
+        with safe_open(file, "pt"):
+            same = recorded is None or recorded == _sha256(file)
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"{file} cannot be read ({error}); train or copy the adapter again.") from error
+    if not same:
         raise WorkError(
             f"{file} is not the file that was saved with its {CONFIG_FILE}; train or copy the adapter again."
         )
-    injection.load_state_dict({name: t.to(expected[name]) for name, t in weights.items()}, strict=not partly)
 
 
 def _check_shapes(file: Path, shapes: dict[str, tuple[int, ...]], expected: dict[str, Tensor], partly: bool) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NEW_TOKENS = 128
 """Of an answer at most, where nothing says how many."""
-RESERVED = ("attention_mask", "input_ids", "inputs", "inputs_embeds")
+RESERVED = ("attention_mask", "input_ids", "inputs", "inputs_embeds", "past_key_values")
 """Of the arguments of `generate`, what is made of the question."""
 BY_LENGTH = "max_length counts text and question as well as the answer; say max_new_tokens instead."
 

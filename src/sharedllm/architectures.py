@@ -188,6 +188,14 @@ class Parts:
         head, rest = x[..., :rotated], x[..., rotated:]
         return torch.cat([head[..., ::2], head[..., 1::2], rest], dim=-1)
 
+    def own_order(self, x: Tensor) -> Tensor:
+        """The other way round: heads [..., D] in half-split order as the model itself has them."""
+        if not self.family.interleaved:
+            return x
+        half = self.rotary.inv_freq.shape[0]
+        pairs = torch.stack([x[..., :half], x[..., half : 2 * half]], dim=-1)
+        return torch.cat([pairs.flatten(-2), x[..., 2 * half :]], dim=-1)
+
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of the first R dimensions of x, half-split pairs, in fp32, back in x's dtype.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
-from sharedllm.context import LAYERS, Context, layers_of
+from sharedllm.context import LAYERS, Context, layers_of, view_of
 from sharedllm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,20 +40,13 @@ def bound(reader: Reader, context: Context) -> Context:
         )
     fewer = any(context.shape[name] != shape[name] for name in ("injected_layers", "skipped_layers"))
     if fewer or shape["fine_chunks"] == 0 < context.shape["fine_chunks"]:
-        context = _view(context)
+        context = view_of(context)
     if fewer:
         _narrow(context, reader.about(context.compact))
     context.again.clear()  # chunks that another reader read once more
     context.shape = {**context.shape, "fine_chunks": reader.config.fine_chunks}
     context.reader = reader
     return context
-
-
-def _view(context: Context) -> Context:
-    """A context with the same storage: what is done to it leaves the one given alone."""
-    view = copy.copy(context)
-    view.blocks, view.again = list(context.blocks), {}
-    return view
 
 
 def _compares(reader: Reader, shape: dict[str, int]) -> bool:

@@ -1,4 +1,4 @@
-"""The model card of an adapter: what it is for, its settings, and what was measured, drawn from results rows."""
+"""The model card of an adapter: what it is for, what it was trained on, its settings, and what was measured, drawn from results rows."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def model_card(
     injection: nn.Module,
     results: Sequence[Mapping[str, Any]] = (),
     license: str | None = None,
+    about: Mapping[str, Any] | None = None,
+    repository: str | None = None,
 ) -> str:
     """Markdown with the front matter that the Hugging Face Hub reads.
 
@@ -30,8 +32,10 @@ def model_card(
         name: of the model that the adapter was trained for.
         results: rows as `sharedllm eval` writes them, all of them of this adapter.
         license: an identifier such as `apache-2.0`; None leaves it unsaid.
+        about: what training wrote into the adapter; of it the sources it was trained on.
+        repository: `user/name`, where others find it; None: it is not known yet.
     """
-    shown = Path(name).name or parts.model_type
+    shown, place = Path(name).name or parts.model_type, repository or "user/name"
     model = "" if name == DEFAULT_NAME else f"{named_for_others(name) or shown!r}, "
     weights = sum(parameter.numel() for parameter in injection.parameters())
     first, last = config.skipped_layers, config.injected_layers - 1
@@ -49,10 +53,15 @@ not changed and not part of these files.
 ```python
 from sharedllm import SharedLLM
 
-llm = SharedLLM.from_pretrained({model}adapter="user/name")  # this repository, or its folder
+llm = SharedLLM.from_pretrained({model}adapter="{place}")  # this repository, or its folder
 print(llm.ask(llm.read(text), "Who ...?"))
 ```
 
+**For** texts longer than those positions, of the kinds it was trained on: going on with them, and answering questions about them.
+
+**Not for** other models, whose weights are others, and not for being trusted without a look at the text: most of that is kept
+compressed, so that wording, figures and counts may come out wrong, the more so in kinds of text and languages it was not trained on.
+{_sources(about or {})}
 ## Measured
 
 {_table(results)}
@@ -76,6 +85,16 @@ def _front_matter(name: str, license: str | None) -> str:
     if license is not None:
         about["license"] = license
     return yaml.safe_dump(about, sort_keys=False)
+
+
+def _sources(about: Mapping[str, Any]) -> str:
+    """What the adapter was trained on, with licences; nothing where training did not note it, as of earlier releases."""
+    sources = about.get("sources")
+    if not sources:
+        return ""
+    lines = [f"| {name} | {s['version']} | {s['licence']} | {s['tokens']:,} |" for name, s in sources.items()]
+    head = ["## Trained on", "", "| source | version | licence | tokens |", "| --- | --- | --- | --- |"]
+    return "\n".join(["", *head, *lines, ""])
 
 
 def _table(results: Sequence[Mapping[str, Any]]) -> str:

@@ -7,8 +7,9 @@ each), so that a text which fits the model's window need not be compressed at al
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,8 @@ class Context:
         return SharedConfig.from_dict({n: v for n, v in self.shape.items() if n not in ("compared_layer", "compact")})
 
     def append(self, more: str | Sequence[int] | Tensor, progress: Progress | None = None, keep: Keep = None) -> None:
-        """Read on; the complete chunks before are not read again. Where that fails or is stopped, the context stays as it was.
+        """Read on; the complete chunks before are not read again, and a ragged one when the text completes it, is asked or saved.
+        Where that fails or is stopped, the context stays as it was.
 
         Args:
             progress, keep: as for `SharedLLM.read`; ranges are counted from where `more` begins.
@@ -121,23 +123,25 @@ class Context:
         return self._cut(chunks, None)
 
     def _cut(self, start: int, end: int | None) -> Context:
-        if self.encoded_tokens < self.tokens:
-            if self.reader is None:
-                raise UsageError(NOT_ENCODED)
-            self.reader.encode(self)
-        end = self.chunks if end is None else end
+        with _apart(self.reader):
+            if self.encoded_tokens < self.tokens:
+                if self.reader is None:
+                    raise UsageError(NOT_ENCODED)
+                self.reader.encode(self)
+            whole = view_of(self)
+        end = whole.chunks if end is None else end
         part = Context(self.reader, self.fingerprint, self.shape)
         before = 0
-        for block in self.blocks:
+        for block in whole.blocks:
             size = len(block.lengths)
             first, last = max(start - before, 0), min(end - before, size)
             if first < last:
                 part.blocks.append(block if last - first == size else block[first:last])
             before += size
-        lengths = torch.cat([block.lengths for block in self.blocks]) if self.blocks else torch.empty(0)
+        lengths = torch.cat([block.lengths for block in whole.blocks]) if whole.blocks else torch.empty(0)
         skipped = int(lengths[:start].sum())
-        part.ids = self.ids[skipped : skipped + part.encoded_tokens]
-        part.keep = clipped(self.keep, skipped, skipped + part.tokens)
+        part.ids = whole.ids[skipped : skipped + part.encoded_tokens]
+        part.keep = clipped(whole.keep, skipped, skipped + part.tokens)
         return part
 
     @classmethod
@@ -152,6 +156,12 @@ class Context:
         if not contexts:
             raise UsageError("there is nothing to compose; give at least one context.")
         reader = next((c.reader for c in contexts if c.reader is not None), None)
+        with _apart(reader):
+            return cls._composed(reader, contexts)
+
+    @classmethod
+    def _composed(cls, reader: Reader | None, contexts: Sequence[Context]) -> Context:
+        """The same, with the contexts in this thread's hands alone, for the first reader that one of them has."""
         if reader is not None:
             contexts = [reader.bind(context) for context in contexts]
         shapes = [context.shape for context in contexts]
@@ -184,15 +194,18 @@ class Context:
         return whole
 
     def save(self, folder: str | Path) -> None:
-        """Write the context into `folder`, as one document; chunks that are there are not written again.
+        """Write the context into `folder`, as one document; chunks that are there are not written again. What another thread
+        appends meanwhile is not written.
 
         Raises:
             UsageError: `folder` is not a saved context, or holds several documents (see `Library`).
             WorkError: the disk is full or cannot be written; what was there before stays, whole.
         """
-        if self.blocks and self.encoded_tokens < self.tokens and self.reader is not None:
-            self.reader.encode(self)
-        write(Path(folder), self)
+        with _apart(self.reader):
+            if self.blocks and self.encoded_tokens < self.tokens and self.reader is not None:
+                self.reader.encode(self)
+            whole = view_of(self)
+        write(Path(folder), whole)
 
     @classmethod
     def load(cls, folder: str | Path, llm: SharedLLM | None = None, documents: Sequence[str] | None = None) -> Context:
@@ -221,7 +234,10 @@ class Context:
         return parts[0] if len(parts) == 1 else cls.compose(parts)
 
     def check(self, parts: Parts) -> None:
-        """Raise `WorkError` when the stored shapes contradict each other, the settings or the model."""
+        """Raise `WorkError` when what is stored contradicts itself, the settings or the model."""
+        if self.tokens and not 0 <= int(self.ids.min()) <= int(self.ids.max()) < parts.vocab_size:
+            raise WorkError("the context has token ids that are not in the model's vocabulary; encode the text again.")
+        C, fitting = self.shape["chunk_length"], self.encoded_tokens <= self.tokens
         M = self.shape["injected_layers"] - self.shape["skipped_layers"]
         K, D, E = parts.kv_heads, parts.head_dim, parts.hidden_size
         for block in self.blocks:
@@ -237,7 +253,8 @@ class Context:
                 Z = int(block.lengths[0]) if self.compact else P
                 searched = [(*s[1:3], Z, *s[4:]) if len(s) == 5 else s[1:] for s in (kept[1], *scales[2:])]
             expected = [(X,), (X, P), *kept, *scales, (X, R), (X, R, E), *searched]
-            if [tuple(tensor.shape) for tensor in vars(block).values()] != expected:
+            fitting &= 0 < int(block.lengths.min()) <= int(block.lengths.max()) <= C
+            if not fitting or [tuple(tensor.shape) for tensor in vars(block).values()] != expected:
                 raise WorkError("the parts of the context do not fit together; encode the text again.")
         if self.keep and not self._holds_its_spans():
             raise WorkError("the context lacks tokens that it is to keep; encode the text again.")
@@ -253,6 +270,18 @@ class Context:
                     return False
                 start += n
         return True
+
+
+def view_of(context: Context) -> Context:
+    """A context with the same storage: what is done to either leaves the other alone."""
+    view = copy.copy(context)
+    view.blocks, view.again = list(context.blocks), {}
+    return view
+
+
+def _apart(reader: Reader | None) -> AbstractContextManager[None]:
+    """A block in which no other thread reads on; without a reader none can."""
+    return nullcontext() if reader is None else reader.lower.apart()
 
 
 @contextmanager

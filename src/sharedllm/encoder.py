@@ -10,6 +10,7 @@ Shapes: as in `encoded`.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from transformers import DynamicCache
 from sharedllm.architectures import Parts, rotate
 from sharedllm.encoded import LAYERED, Encoded, gather_tokens, packed_layer, packed_values
 from sharedllm.weights import unhook
+
+NO_MORE = {"output_hidden_states": False, "output_attentions": False}
+"""Whatever the model's configuration says: nobody reads them here."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,12 @@ class LowerModel:
         self.parts, self.kept = parts, range(skipped, layers)
         self.apart: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered while chunks are read, so that slots of a running answer stay out of them."""
+        self.reweighted: Callable[[], None] = lambda: None
+        """Called where weights of the model may have become others without torch's knowing: peft merges LoRAs through `.data`."""
         self._view: Any = copy.copy(parts.base)
         unhook(self._view)
+        # Else transformers puts hooks on the layers in the name of the view, which the model would put there once more.
+        self._view._output_capturing_hooks_installed = True
         lowest = nn.ModuleList(list(parts.layers[:layers]))
         self._own = {parts.family.layers: lowest, parts.family.final_norm: nn.Identity()}
 
@@ -136,7 +144,8 @@ class LowerModel:
         """Normed hidden state after the first layer, [B, T, E]."""
         short = LowerModel(self.parts, 1).module
         with self.apart(), evaluating(short):
-            hidden = short(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+            out = short(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **NO_MORE)
+        hidden: Tensor = out.last_hidden_state
         return self._norm_first(hidden)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor | None, layer: int) -> Tensor:
@@ -168,7 +177,7 @@ class LowerModel:
     def fill(self, caught: _Catch, **inputs: Any) -> None:
         """A forward pass into a cache."""
         with evaluating(self.module), suppress(_Caught):
-            self.module(**inputs, past_key_values=caught, use_cache=True)
+            self.module(**inputs, past_key_values=caught, use_cache=True, **NO_MORE)
 
     def _norm_first(self, hidden: Tensor) -> Tensor:
         return self.parts.norm(1)(hidden).to(self.device)
@@ -183,8 +192,11 @@ class LowerModel:
         stop = self.kept.stop > 1 and self.may_stop  # what comes out of the first layer is wanted
         caught = _Catch(wanted, self.parts, self.kept, stop)
         first: list[Tensor] = []
+        thread = threading.get_ident()
 
         def note(_module: nn.Module, _args: object, output: Any) -> None:
+            if not torch.compiler.is_compiling() and threading.get_ident() != thread:
+                return  # the model's own pass in another thread
             hidden = output[0] if isinstance(output, tuple) else output
             first.append(gather_tokens(hidden[:, None], wanted.rep_tokens.to(hidden.device))[:, 0])
 

@@ -3,6 +3,7 @@
 Every message is one sentence or two: what was wrong, what was expected, what to do.
 """
 
+import errno
 import sys
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -33,10 +34,10 @@ def to_install(extra: str) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out: Python's own, or one of torch's, which is not loaded for this."""
-    if isinstance(error, MemoryError):
+    """Whether an error says that memory ran out: Python's own, the system's, or one of torch's, which is not loaded for this."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     torch = sys.modules.get("torch")
     return torch is not None and (
-        isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+        isinstance(error, torch.OutOfMemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
     )

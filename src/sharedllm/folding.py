@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
 from sharedllm.prompts import setting
 from sharedllm.recall import Contexts
+from sharedllm.relevance import check_mask
 
 if TYPE_CHECKING:
     from sharedllm.model import SharedLLM
@@ -34,10 +36,15 @@ IDLE = {
     "num_beams": 1,
     "num_return_sequences": 1,
     "early_stopping": False,
+    "length_penalty": 1.0,
+    **dict.fromkeys(("min_length", "no_repeat_ngram_size"), 0),
     **dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits"), False),
     **dict.fromkeys(("output_attentions", "output_hidden_states"), False),
 }
 """Of what else there is the values that ask for nothing."""
+
+TOLD = ("bos_token_id", "transformers_version")
+"""What a configuration says beside."""
 
 DEFAULT_NEW_TOKENS = 20
 """That `generate` writes where nothing says how many."""
@@ -82,15 +89,21 @@ def generated(
     much = f"prompt and answer have {input_ids.shape[1] + most:,} tokens and the model's window {llm.window:,}"
     if len(input_ids) > 1:
         raise UsageError(f"{much}; past it one row is written at a time: give them one by one, or ask for less.")
-    idle = {name for name, value in IDLE.items() if name in kwargs and kwargs[name] == value}
-    others = [n for n, value in kwargs.items() if n not in SETTINGS and n not in idle and value is not None]
-    config = kwargs.get("generation_config")
-    others += [n for n in ("num_beams", "num_return_sequences") if n not in idle and (getattr(config, n, 1) or 1) > 1]
+    asked = {**_configured(kwargs.get("generation_config")), **{n: v for n, v in kwargs.items() if v is not None}}
+    others = [n for n, value in asked.items() if n not in SETTINGS and not (n in IDLE and value == IDLE[n])]
     if others or search not in ("query", "continue"):
         raise UsageError(f"{much}; past it there is no {(others or ['search'])[0]}: leave it out, or ask for less.")
+    check_mask(input_ids, attention_mask)
     kwargs = {name: value for name, value in kwargs.items() if name not in ("max_new_tokens", "max_length")}
     real = attention_mask[0].bool()
     asking = None if question_mask is None else question_mask.to(real.device)[0].bool()[real]
     context = contexts if contexts is None or isinstance(contexts, Context) else contexts[0]
     new = Session(llm, context).go_on(input_ids[0][real].tolist(), most, asking, search, **kwargs)
     return torch.cat([input_ids, input_ids.new_tensor([new])], dim=1)
+
+
+def _configured(config: GenerationConfig | None) -> dict[str, Any]:
+    """What a configuration of a call says beyond Hugging Face's defaults, as if it were said among the arguments."""
+    usual = vars(GenerationConfig())
+    said = {} if config is None else vars(config)
+    return {n: v for n, v in said.items() if n[0] != "_" and n not in TOLD and v is not None and v != usual.get(n)}

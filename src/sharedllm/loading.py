@@ -190,9 +190,12 @@ def identity(parts: Parts, known: str) -> str:
 
 
 def lora_state(parts: Parts) -> list[Any]:
-    """What a change of the LoRAs on a model shows in, at little cost: their factors, and which weights in which version."""
-    found = [_lora(module) for module in _adapted(parts)]
-    return [(scales, [(id(w), 0 if w.is_inference() else w._version) for w in weights]) for scales, weights in found]
+    """What a change of the LoRAs on a model shows in, at little cost: of each module which are merged into its weights, their
+    factors, and which weights in which version."""
+    found = [(list(getattr(module, "merged_adapters", ())), *_lora(module)) for module in _adapted(parts)]
+    return [
+        (merged, factors, [(id(w), 0 if w.is_inference() else w._version) for w in ws]) for merged, factors, ws in found
+    ]
 
 
 def _own(root: nn.Module) -> list[nn.Module]:

@@ -26,7 +26,7 @@ from sharedllm.encoder import LowerModel
 from sharedllm.errors import UsageError
 from sharedllm.explain import Passage
 from sharedllm.hardware import DTYPES, choose_device, choose_dtype
-from sharedllm.inject import Injection
+from sharedllm.inject import DETACHED, Injection, forget_compiled
 from sharedllm.keep import Keep
 from sharedllm.loading import fingerprint, load_model, moved
 from sharedllm.prompts import Answer, not_padding
@@ -35,7 +35,7 @@ from sharedllm.reader import Reader
 from sharedllm.recall import Contexts, recalled
 from sharedllm.relevance import asked
 from sharedllm.resolution import AS_TRAINED, Resolution
-from sharedllm.selfcheck import checked_parts
+from sharedllm.selfcheck import parts_for
 
 SEARCHES = ("query", "continue", "later")
 
@@ -54,13 +54,7 @@ class SharedLLM(Published):
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: SharedConfig, name: str = "") -> None:
-        self.parts = checked_parts(model, config.injected_layers)
-        layers = len(self.parts.layers)
-        if not 2 <= layers or config.injected_layers > layers:
-            raise UsageError(
-                f"injected_layers is {config.injected_layers}, but the model has {layers} layers; "
-                "use at most that many, and a model of at least two."
-            )
+        self.parts = parts_for(model, config)
         self.model, self.tokenizer, self.config, self.name = model, tokenizer, config, name
         self.adapter = "none"
         self.about, self.stored = {}, None
@@ -69,7 +63,9 @@ class SharedLLM(Published):
         self.reader = Reader(self.lower, config, self.fingerprint, tokenizer)
         self.injection = Injection(self.parts, config)
         self.lower.apart = partial(self.injection.reading, None)  # which follows a deep copy, as a closure would not
+        self.lower.reweighted = self.injection.forget
         self._attached = True
+        forget_compiled(model)
 
     @classmethod
     def from_pretrained(
@@ -86,7 +82,7 @@ class SharedLLM(Published):
 
         Args:
             model: None for the default model; a Hugging Face name, a folder or a `.gguf` file; or an
-                already loaded model, which is taken as it is.
+                already loaded model, which is taken as it is, and left so where it is refused.
             adapter: `default` (the one shipped for this model, untrained if there is none), `none`, a folder
                 written by `sharedllm train` or `save_pretrained`, or `user/name`, `user/name@revision` on the Hub.
             config: the mechanism's settings where no adapter brings its own. One that ships and was trained with others (than
@@ -98,11 +94,10 @@ class SharedLLM(Published):
             UsageError: no such model, adapter or device; or they do not fit each other.
             WorkError: a file is broken.
         """
-        name = ""
+        name, given = "", isinstance(model, nn.Module)
         if isinstance(dtype, torch.dtype):
             dtype = str(dtype).removeprefix("torch.")
-        if isinstance(model, nn.Module):
-            model = moved(model, device, dtype)
+        if given:
             name = str(getattr(model, "name_or_path", "") or type(model).__name__)
         else:
             place = choose_device(device).value
@@ -117,6 +112,11 @@ class SharedLLM(Published):
             config = replace(fitting, rank=min(fitting.rank, parts.hidden_size, parts.heads * parts.head_dim))
         if stored_bits is not None:
             config = replace(config, stored_bits=stored_bits)
+        if given and (device, dtype) != (None, None):
+            parts_for(model, config)
+            if folder is not None:
+                adapters.check_weights(folder)
+            model = moved(model, device, dtype)  # once nothing is left to refuse: what was rounded stays so
         llm = cls(model, tokenizer, config, name)
         if folder is not None and described is not None:
             try:
@@ -147,6 +147,7 @@ class SharedLLM(Published):
         """Take the injection off; the model returned computes bit for bit what it did before."""
         self.injection.remove()
         self._attached = False
+        forget_compiled(self.model)
         return self.model
 
     def read(
@@ -205,7 +206,8 @@ class SharedLLM(Published):
             resolution: settings of this reading alone.
         Raises:
             UsageError: the model was detached, there is no such `search`, the window is empty, the contexts are not one a row or
-                were made with another model or other settings, a row has no token to ask with, or a setting is out of range.
+                were made with another model or other settings, a row has no token to ask with, the mask is none of its tokens,
+                or a setting is out of range.
         """
         self._check_attached()
         check_choice("search", search, SEARCHES)
@@ -235,7 +237,7 @@ class SharedLLM(Published):
 
         Args:
             input_ids: [B, T], padded at either side with `attention_mask` [B, T] saying where. With `past_key_values` of
-                S tokens the mask is [B, S + T]: it must cover the past.
+                S tokens the mask is [B, S + T]: it must cover the past. Without a context any that the model takes.
             context: one `Context` for all rows, or a list with one (or None) a row.
             search, question_mask: as of `recall`: `query` for what asks, `continue` for a text that goes on.
             kwargs: whatever the model's own forward takes.
@@ -243,9 +245,9 @@ class SharedLLM(Published):
             UsageError: as `recall`.
         """
         input_ids = input_ids.to(self.device)
-        if attention_mask is not None:
+        if isinstance(attention_mask, Tensor):
             attention_mask = attention_mask.to(self.device)
-            if "position_ids" not in kwargs:
+            if attention_mask.ndim == 2 and "position_ids" not in kwargs:
                 positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
                 kwargs["position_ids"] = positions[:, -input_ids.shape[1] :]
         memory = self.recall(context, input_ids, attention_mask, search, question_mask=question_mask)
@@ -352,4 +354,4 @@ class SharedLLM(Published):
 
     def _check_attached(self) -> None:
         if not self._attached:
-            raise UsageError("this model was detached; call SharedLLM.from_pretrained again to attach it.")
+            raise UsageError(DETACHED)

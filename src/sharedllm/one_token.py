@@ -88,6 +88,10 @@ class OneToken:
         """Let go of the memory."""
         self._keys, self._values, self._place = [], [], None
 
+    def forget(self) -> None:
+        """Let the next `begin` take in the weights, although no change of them shows."""
+        self._state = []
+
     def locate(self, place: Place) -> None:
         """Where the next token stands."""
         assert self._keys, "begin comes first"

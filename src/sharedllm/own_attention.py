@@ -10,7 +10,7 @@ Shapes: B rows, H query heads, K key/value heads, D head dimension, S tokens in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,22 +58,34 @@ def attention(
 
 @contextmanager
 def by_products(parts: Parts) -> Iterator[None]:
-    """Within this block the layers' attention of one token is `attention`, where it is torch's fused one and on a CPU.
+    """Within this block the layers' attention of one token is `attention`, where it is torch's fused one and on a CPU."""
+    with attending_by(NAME, attention, [c for layer, c in fused(parts) if parts.device_of(layer).type == "cpu"]):
+        yield
 
-    Models that call the fused one themselves (Falcon) keep it: they would take its name for another way to attend.
+
+def fused(parts: Parts) -> list[tuple[int, Any]]:
+    """Layers whose attention is torch's fused one by transformers' `AttentionInterface`, each with the config that says so.
+
+    Models that call the fused one themselves (Falcon) are not among them: they would take another's name for another way
+    to attend.
     """
-    configs: dict[int, Any] = {}
-    for layer in range(len(parts.layers) if getattr(parts.base, "_supports_attention_backend", False) else 0):
-        config = getattr(parts.attention(layer), "config", None)
-        if getattr(config, "_attn_implementation", None) == "sdpa" and parts.device_of(layer).type == "cpu":
-            configs[id(config)] = config
-    if configs:
-        ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    for config in configs.values():
-        config._attn_implementation = NAME
+    layers = range(len(parts.layers) if getattr(parts.base, "_supports_attention_backend", False) else 0)
+    configs = [(layer, getattr(parts.attention(layer), "config", None)) for layer in layers]
+    return [(layer, config) for layer, config in configs if getattr(config, "_attn_implementation", None) == "sdpa"]
+
+
+@contextmanager
+def attending_by(name: str, function: Callable[..., Any], configs: Iterable[Any]) -> Iterator[None]:
+    """Within this block layers with one of these `configs`, which attend by torch's fused attention, do so by `function`, which
+    transformers finds under `name`."""
+    apart = {id(config): config for config in configs}
+    if apart:
+        ALL_ATTENTION_FUNCTIONS.register(name, function)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    for config in apart.values():
+        config._attn_implementation = name
     try:
         yield
     finally:
-        for config in configs.values():
+        for config in apart.values():
             config._attn_implementation = "sdpa"

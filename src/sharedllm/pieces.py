@@ -28,7 +28,7 @@ def piece_ids(tokenizer: Any, text: str, cuts: Callable[[], bool]) -> Tensor:
 
 
 def cuts_between_lines(tokenizer: Any) -> bool:
-    """Whether a text may be cut before a single line end between two characters that are no white space.
+    """Whether a text may be cut before a single line end (`\\n` or `\\r\\n`) between two characters that are no white space.
 
     So it is where words are told apart by the pattern of GPT-2, to which such a line end is a word of its own. Others join it to
     what stands before (Llama 3: `.` and the line end), or know no words (SentencePiece): of those nothing is said.
@@ -42,7 +42,9 @@ def cuts_between_lines(tokenizer: Any) -> bool:
     by_pattern = [w for w in words if w.get("type") == "ByteLevel" and w["use_regex"] and not w["add_prefix_space"]]
     others = [w for w in words if w not in by_pattern and w.get("type") != "Digits"]
     reaching = [
-        a for a in told["added_tokens"] if a["lstrip"] or a["rstrip"] or a["single_word"] or "\n" in a["content"]
+        a
+        for a in told["added_tokens"]
+        if a["lstrip"] or a["rstrip"] or a["single_word"] or not {"\n", "\r"}.isdisjoint(a["content"])
     ]
     plain = model["type"] == "BPE" and not model["dropout"] and told["normalizer"] is None
     return plain and bool(by_pattern) and not others and not reaching

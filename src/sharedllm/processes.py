@@ -27,6 +27,10 @@ DTYPES = {"no": None, "bf16": "bfloat16", "fp16": "float16"}
 T = TypeVar("T")
 
 
+class ProcessGone(WorkError):
+    """Another process of this launch ended, or gave no answer in time."""
+
+
 def launched() -> int:
     """How many processes a launcher (accelerate, torchrun) started this one among; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -165,7 +169,7 @@ def _heard(kind: type[RuntimeError] = RuntimeError) -> Iterator[None]:
     try:
         yield
     except kind as error:
-        raise WorkError(
+        raise ProcessGone(
             f"another process of this run ended or gave no answer in time ({str(error).splitlines()[0][:200]}); "
             "give the same command again to go on from what is on the disk."
         ) from error

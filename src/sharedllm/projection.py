@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharedllm.errors import UsageError
-
 MERGED = 2**21
 """Numbers of a matrix up to which it is kept, with its change of low rank, as one where nothing is learnt: in a small model
 calls cost more than bytes."""
@@ -21,9 +19,6 @@ class Projection(nn.Module):
     With rank 0 a matrix of its own, trained whole; else the model's matrix (the same storage, never
     saved with the adapter) and a trained change of that rank, as in LoRA (arXiv 2106.09685). Weights are to be changed under
     `torch.no_grad`, as an optimizer does: see `versions`.
-
-    Raises:
-        UsageError: the rank is above that of any matrix of this size.
     """
 
     def __init__(self, weight: Tensor, rank: int, seed: int) -> None:
@@ -33,11 +28,6 @@ class Projection(nn.Module):
         if rank == 0:
             self.weight = nn.Parameter(weight.detach().clone())
             return
-        if rank > min(weight.shape):
-            raise UsageError(
-                f"rank is {rank}, but a projection of this model is {weight.shape[0]} by {weight.shape[1]}; "
-                f"use {min(weight.shape)} at most, or 0."
-            )
         self.frozen.append(weight)
         draw = torch.randn(rank, weight.shape[1], generator=torch.Generator().manual_seed(seed))
         self.down = nn.Parameter((draw / weight.shape[1] ** 0.5).to(weight))
@@ -63,6 +53,10 @@ class Projection(nn.Module):
         if self._merged is None or self._merged[0] != state:
             self._merged = state, self.matrix(torch.float32).to(self.up.dtype)  # rounded once
         return self._merged[1]
+
+    def forget(self) -> None:
+        """Let go of the one matrix, whose parts changed unseen; see `versions`."""
+        self._merged = None
 
     def matrix(self, dtype: torch.dtype | None = None) -> Tensor:
         """The map as one matrix [out, in], computed in `dtype` (None: in the weights' own)."""

@@ -29,7 +29,7 @@ class Published:
     fingerprint: str
     name: str
     about: dict[str, Any]
-    """What training wrote into the adapter that was loaded: recipe, steps and rates."""
+    """What training wrote into the adapter that was loaded, such as its recipe and sources."""
     stored: torch.dtype | None
     """What the weights of that adapter are stored in; None: in several dtypes, or nothing was loaded."""
 
@@ -57,7 +57,18 @@ class Published:
             UsageError: `folder` holds anything but an adapter.
             WorkError: the folder cannot be written; what was there before stays.
         """
-        card = model_card(self.name, self.parts, self.config, self.injection, results, license)
+        self._save(folder, results, license)
+
+    def _save(
+        self,
+        folder: str | Path,
+        results: Sequence[Mapping[str, Any]],
+        license: str | None,
+        repository: str | None = None,
+    ) -> None:
+        """The same, with a card that says in which repository the adapter is."""
+        known = (self.name, self.parts, self.config, self.injection)
+        card = model_card(*known, results, license, self.about, repository)
         self.save_adapter(folder, _named(self.about), self.stored, card)
 
     def push_to_hub(
@@ -79,7 +90,7 @@ class Published:
         """
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "adapter"
-            self.save_pretrained(folder, results, license)
+            self._save(folder, results, license, repository if "/" in repository else None)
             return pushed(folder, repository, commit_message, private, token)
 
 

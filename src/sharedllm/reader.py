@@ -37,12 +37,17 @@ class Reader:
     def __init__(self, lower: LowerModel, config: SharedConfig, fingerprint: str, tokenizer: Any) -> None:
         self.lower, self.config, self.fingerprint, self.tokenizer = lower, config, fingerprint, tokenizer
         self._identity: tuple[list[Any], str] | None = None  # under which LoRAs, and what it is
+        self._loras: list[Any] | None = None  # when the identity was asked for last
         self._views: WeakKeyDictionary[Context, Context] = WeakKeyDictionary()  # by the contexts of other adapters
 
     @property
     def identity(self) -> str:
         """Of the model that reads, with the LoRAs that are on it now; see `loading.identity`."""
-        state = lora_state(self.lower.parts)
+        loras = lora_state(self.lower.parts)
+        if self._loras is not None and loras != self._loras:
+            self.lower.reweighted()
+        self._loras = loras
+        state = [lora[1:] for lora in loras]  # merged ones change nothing of what the model computes
         if self._identity is None or self._identity[0] != state:
             self._identity = state, identity(self.lower.parts, self.fingerprint)
         return self._identity[1]
@@ -91,8 +96,8 @@ class Reader:
     ) -> None:
         """Read `more` on; the context's complete chunks are not read again. Other threads wait.
 
-        Nothing is encoded while all of it fits the model's window. Where reading fails or is stopped, the context stays as it
-        was.
+        Nothing is encoded while all of it fits the model's window, nor while no chunk is completed: what asks or saves the
+        context takes up the rest. Where reading fails or is stopped, the context stays as it was.
 
         Raises:
             UsageError: as `bind`, or the context keeps more than this reader would read on.
@@ -111,8 +116,14 @@ class Reader:
         with restored(context):
             context.keep = merged([*context.keep, *shifted(spans, context.tokens)])
             context.ids = torch.cat([context.ids, ids])
-            if context.blocks or context.tokens > self.lower.parts.window:
+            if self._completes(context) if context.blocks else context.tokens > self.lower.parts.window:
                 self._encode(context, progress)
+
+    def _completes(self, context: Context) -> bool:
+        """Whether what is not encoded yet completes a chunk of a context; else the last one would be read again for each line
+        that is appended."""
+        last, C = int(context.blocks[-1].lengths[-1]), self.config.chunk_length
+        return last % C + context.tokens - context.encoded_tokens >= C
 
     def bind(self, context: Context) -> Context:
         """A context that this reader's adapter can ask, and go on with: the same one, or a view of it; see `binding.bound`.

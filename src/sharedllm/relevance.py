@@ -150,6 +150,7 @@ def asking_tokens(
 ) -> Tensor:
     """Which tokens of each row ask, [B, T]: without a `question_mask` its `last`; arguments and errors as of `asked`."""
     T = input_ids.shape[1]
+    check_mask(input_ids, attention_mask)
     seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -T:].long()
     asking = seen > 0
     if question_mask is None:
@@ -159,6 +160,16 @@ def asking_tokens(
     if not asking.any(1).all():
         raise UsageError("a row of the window has no token to ask with; check question_mask and attention_mask.")
     return asking
+
+
+def check_mask(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """Raise `UsageError` for a mask that does not say of each token of `input_ids` [B, T] whether it is text."""
+    (B, T), shape = input_ids.shape, tuple(getattr(attention_mask, "shape", ()))
+    if attention_mask is not None and (len(shape) != 2 or shape[0] != B or shape[1] < T):
+        raise UsageError(
+            f"attention_mask is of shape {list(shape)}; beside a context, or past the window, it must be [{B}, {T}], or longer "
+            "where it covers a past."
+        )
 
 
 def asked(
@@ -174,7 +185,7 @@ def asked(
         attention_mask: [B, T], or longer where it covers a past as well.
         question_mask: [B, T], which tokens ask; None: the last `ASKING_TOKENS` of each row.
     Raises:
-        UsageError: in some row no token asks.
+        UsageError: in some row no token asks, or the mask is of another shape.
     """
     T = input_ids.shape[1]
     asking = asking_tokens(input_ids, attention_mask, question_mask)

@@ -17,7 +17,7 @@ from sharedllm.errors import UsageError
 from sharedllm.keep import Span
 from sharedllm.loading import same_model
 from sharedllm.manifest import VERSION_2_SLOTS, Document, Manifest, broken, read_about, shape_of
-from sharedllm.store import chunk_kind, chunk_name, read_documents
+from sharedllm.store import check_kept, chunk_kind, chunk_name, read_documents
 from sharedllm.store_write import Writer, writing
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def _version_2(folder: Path) -> tuple[str, dict[str, int], list[Opened]]:
             for i in range(int(about["blocks"])):
                 names = [n for n in Encoded.__dataclass_fields__ if n not in SEARCHED]
                 blocks.append(Encoded.of({n: stored.get_tensor(f"{i:06d}.{n}") for n in names}))
+                check_kept(blocks[-1])
         if len(ids) != about["tokens"]:
             raise ValueError(f"it holds {len(ids)} tokens, not {about['tokens']}")
         return str(about["model"]), shape, [(ids, blocks, [])]

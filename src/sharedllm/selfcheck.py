@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from sharedllm.architectures import Parts, rotate
+from sharedllm.config import SharedConfig
 from sharedllm.encoder import evaluating
 from sharedllm.errors import UsageError
 from sharedllm.families import guesses
@@ -23,6 +24,32 @@ from sharedllm.weights import without_peft
 TOKENS = 4  # fewer than any sliding window
 ODD = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What code that was written for other parts or another cache may raise."""
+
+
+def parts_for(model: Any, config: SharedConfig) -> Parts:
+    """The parts of a model that some settings are for.
+
+    Raises:
+        UsageError: as `checked_parts`; or the model is too small for the settings.
+    """
+    parts = checked_parts(model, config.injected_layers)
+    layers, rows, columns = len(parts.layers), parts.heads * parts.head_dim, parts.hidden_size
+    if not 2 <= layers or config.injected_layers > layers:
+        raise UsageError(
+            f"injected_layers is {config.injected_layers}, but the model has {layers} layers; "
+            "use at most that many, and a model of at least two."
+        )
+    if config.rank > min(rows, columns):
+        raise UsageError(
+            f"rank is {config.rank}, but a projection of this model is {rows} by {columns}; "
+            f"use {min(rows, columns)} at most, or 0."
+        )
+    if config.chunk_length > parts.window:
+        raise UsageError(
+            f"chunk_length is {config.chunk_length} tokens, more than the {parts.window} positions of the model; lower it, or "
+            "take a model with more."
+        )
+    return parts
 
 
 def checked_parts(model: Any, layers: int) -> Parts:

@@ -41,6 +41,21 @@ class Written:
     search_seconds: float = 0.0
 
 
+class _Streamed:
+    """A caller's streamer for what is written a window at a time: of the prompts it hears the first alone, of their ends none."""
+
+    def __init__(self, streamer: Any) -> None:
+        self._streamer, self._first, self._prompt = streamer, True, True
+
+    def put(self, value: Tensor) -> None:
+        if self._first or not self._prompt:
+            self._streamer.put(value)
+        self._first = self._prompt = False
+
+    def end(self) -> None:
+        self._prompt = True  # what comes next
+
+
 class Session:
     """Questions and answers that follow each other.
 
@@ -156,7 +171,9 @@ class Session:
         Where something may be quoted the window counts as full as soon as the quotes would have no room, and before a question
         is first searched for, neither would its answer.
         """
-        marked = bool(self._asked)
+        marked, streamer = bool(self._asked), kwargs.get("streamer")
+        if streamer is not None:
+            kwargs = {**kwargs, "streamer": _Streamed(streamer)}
         while len(done.ids) < max_new_tokens and not done.over:
             quotes = self._room_for_quotes(quoting)
             answer = min(max_new_tokens, self.window // 4) if quotes and not done.ids else 1
@@ -174,6 +191,8 @@ class Session:
             self.ids += part
             done.ended = part[-1] in self._ends(kwargs)
             done.over = done.ended or len(part) < room  # shorter: a stopping criterion of the caller's
+        if streamer is not None:
+            streamer.end()
 
     def _take_in(self, prompt: Prompt) -> None:
         """Put a question behind what was said; before the first one goes a text that is short enough."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from sharedllm.collection.records import RECORDS, STORES
+from sharedllm.collection import RECORDS, STORES
 from sharedllm.errors import UsageError
 from sharedllm.manifest import FORMAT, MANIFEST
 from sharedllm.sources_html import html_text

@@ -27,6 +27,7 @@ from sharedllm.errors import UsageError
 from sharedllm.keep import Span
 from sharedllm.manifest import Manifest, Segment, broken, find_document, read_manifest
 
+WHOLE = (torch.int32, torch.int64)
 READ_ERRORS = (SafetensorError, OSError, KeyError, TypeError, ValueError)
 """What reading a file of chunks ends by that was removed, cut short or is of another content."""
 
@@ -122,16 +123,40 @@ def _open_segment(file: Path, listed: Segment) -> tuple[Tensor, Encoded | None]:
     if file.stat().st_size != listed.bytes:
         raise ValueError(f"{file.name} has {file.stat().st_size} bytes, not {listed.bytes}")
     ids, kept = read_chunks(file)
-    if len(ids) != len(listed.chunks) or (kept is not None and kept.lengths.shape != ids.shape[:1]):
+    if len(ids) != len(listed.chunks):
         raise ValueError(f"{file.name} does not hold {len(listed.chunks)} chunks")
     return ids, kept
 
 
 def read_chunks(file: Path) -> tuple[Tensor, Encoded | None]:
-    """Token ids [X, n] of the chunks in a file, and what is kept of them."""
+    """Token ids [X, n] of the chunks in a file, and what is kept of them.
+
+    Raises:
+        ValueError: their numbers contradict each other; also whatever else is in `READ_ERRORS`.
+    """
     with safe_open(file, framework="pt") as stored:
         tensors = {n: stored.get_tensor(n) for n in stored.keys() if n in Encoded.__dataclass_fields__}
-        return stored.get_tensor("ids"), Encoded.of(tensors) if tensors else None
+        ids, kept = stored.get_tensor("ids"), Encoded.of(tensors) if tensors else None
+    if ids.ndim != 2 or ids.dtype not in WHOLE:
+        raise ValueError(f"{file.name} holds no token ids of chunks")
+    if kept is not None:
+        if kept.lengths.tolist() != [ids.shape[1]] * len(ids):
+            raise ValueError(f"{file.name} does not hold {ids.shape[1]} tokens a chunk")
+        check_kept(kept)
+    return ids, kept
+
+
+def check_kept(kept: Encoded) -> None:
+    """Raise `ValueError` where what is kept of chunks is of tokens that they do not have, or that are out of order."""
+    if kept.lengths.ndim != 1 or kept.lengths.dtype not in WHOLE:
+        raise ValueError("lengths are not whole numbers, one a chunk")
+    for tokens in (kept.tokens, kept.rep_tokens):
+        if tokens.ndim != 2 or len(tokens) != len(kept.lengths) or tokens.dtype not in WHOLE:
+            raise ValueError("stored tokens are not whole numbers, a row a chunk")
+        before, after = tokens[:, :-1], tokens[:, 1:]
+        falls = (after <= before) & (after < kept.lengths[:, None])  # behind a chunk's end nothing is said
+        if bool((tokens < 0).any()) or bool(falls.any()):
+            raise ValueError("stored tokens are out of order")
 
 
 def part_files(folder: Path) -> Iterator[Path]:

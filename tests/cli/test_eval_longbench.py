@@ -46,6 +46,8 @@ def test_longbench(command, data, tmp_path):
     assert all(set(row) >= ROW_FIELDS and row["variant"] == "v1" for row in made)
     assert made[1]["cut"] == 2 and made[1]["cut_to"] == 697 and made[0]["cut"] == 0
     assert "hotpotqa, f1" in out and "cut in the middle: 2 of 2" in out
+    assert out.count(" over 2 of 16 data sets") == 2
+    assert err.count("hotpotqa: 2 of 3 examples\n") == 1 and [row.get("samples_of") for row in made[:3]] == [3, 3, 1]
     assert [line.split()[:4] for line in err.splitlines() if line.startswith("  ") and " mean " in line] == [
         [method, name, "mean", f"{next(row['length'] for row in made if row['dataset'] == name):,}"]
         for method in ("shared", "truncate") for name in ("hotpotqa", "lcc")
@@ -63,7 +65,7 @@ def test_the_other_variants(command, data, tmp_path):
 
 
 def test_infinitebench(command, data, tmp_path):
-    run(command, tmp_path, "infinitebench", "--data", data, "--methods", "truncate")
+    out, _ = run(command, tmp_path, "infinitebench", "--data", data, "--methods", "truncate")
     passkey, math_find, average = rows(tmp_path)
     assert (passkey["dataset"], passkey["max_new_tokens"], passkey["cut"], passkey["answer_lost"]) == (
         "passkey",
@@ -72,6 +74,7 @@ def test_infinitebench(command, data, tmp_path):
         0,
     )
     assert (math_find["metric"], average["dataset"], average["samples"]) == ("first_number", "average", 2)
+    assert " over 2 of 12 data sets" in out
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -33,6 +34,23 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_read(run, monkeypatc
     monkeypatch.setattr("sharedllm.cli.given.read", lambda *_: pytest.fail("read"))
     code, out, err = run("ask", text, "-q", "What?", *MODEL, *options)
     assert code == 2 and word in err and out == ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ask", "gone.txt", "-q", "What?"),
+        ("chat", "gone.txt"),
+        ("encode", "long.txt", "gone.txt", "-o", "none"),
+        ("encode", "long.txt", "gone.txt", "-o", "none", "--separate"),
+    ],
+    ids=lambda command: f"{command[0]} {command[-1]}",
+)
+def test_a_source_that_is_missing_is_told_before_the_model_is_loaded(run, monkeypatch, command):  # noqa: F811
+    monkeypatch.setattr("sharedllm.cli.common.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\n"))
+    code, out, err = run(*command, *MODEL)
+    assert (code, out, err) == (2, "", "sharedllm: 'gone.txt' does not exist: check the path.\n")
 
 
 def test_a_context_of_another_model_is_refused_by_name_before_texts_are_read(run, texts, monkeypatch):  # noqa: F811
@@ -137,6 +155,59 @@ def test_a_reader_that_has_enough_is_no_failure(home):  # noqa: F811
     finally:
         os.close(write)
     assert done.returncode == 0 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def broken(program: str, *closed: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program whose `closed` of stdout and stderr nobody reads any more."""
+    read, write = os.pipe()
+    os.close(read)
+    pipes: dict[str, Any] = {**dict.fromkeys(("stdout", "stderr"), subprocess.PIPE), **dict.fromkeys(closed, write)}
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    try:
+        return subprocess.run([sys.executable, "-c", program], **pipes, env=buffered, text=True, check=False)
+    finally:
+        os.close(write)
+
+
+PROGRAM = """
+import typer
+from sharedllm.cli import common, main
+from sharedllm.cli.ending import Command
+app = typer.Typer()
+@app.command(cls=Command)
+def run() -> None:
+    {0}
+main([], app)
+"""
+
+
+def test_work_goes_on_where_nobody_follows_its_progress():
+    reading = "with common.reading_bar() as progress: progress(1, 1)"
+    done = broken(
+        PROGRAM.format(f"common.say('going on'); common.say('still')\n    {reading}\n    common.tell('done')"), "stderr"
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+@pytest.mark.parametrize(
+    ("told", "code"),
+    [
+        ("common.tell('one of many'); common.say('work')", 141),
+        ("common.print_json({}, more=True); common.say('work')", 141),
+        ("common.print_json({})", 0),
+        ("common.finished(); common.tell('all')", 0),
+        ("print('all')", 0),
+    ],
+)
+def test_a_closed_output_is_a_success_only_of_work_that_was_done(told, code):
+    done = broken(PROGRAM.format(told), "stdout")
+    assert (done.returncode, done.stderr) == (code, "")
+    assert broken(PROGRAM.format(told), "stdout", "stderr").returncode == code
+
+
+def test_a_mistake_has_its_exit_code_where_nobody_reads_what_it_was():
+    mistake = "from sharedllm import UsageError; raise UsageError('wrong')"
+    assert broken(PROGRAM.format(mistake), "stderr").returncode == 2
 
 
 def test_an_interrupt_says_that_what_was_read_is_kept(home, tmp_path):  # noqa: F811

@@ -61,6 +61,18 @@ def test_a_debian_source_without_apt_is_a_usage_error(tmp_path: Path, monkeypatc
         fetch.fetch(wheel(type="debian", version=""), tmp_path, tmp_path)
 
 
+def test_a_package_that_is_not_there_is_named_also_where_the_lists_cannot_be_refreshed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"download": "E: Unable to locate package made-up\n", "update": "E: Could not open lock file\n"}
+    monkeypatch.setattr(fetch.shutil, "which", lambda name: name)
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 100, "", said[command[1]])
+    )
+    with pytest.raises(WorkError, match="Unable to locate package made-up"):
+        fetch.fetch(wheel(type="debian", version=""), tmp_path, tmp_path)
+
+
 def test_own_folders_give_their_text_files_only(tmp_path: Path) -> None:
     for name in ("notes/a.txt", "notes/deep/b.md", "notes/c.png", "notes/skip/d.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from sharedllm.data.hops import draw_hops
 from sharedllm.data.needles import HELD_OUT_NAMES, HELD_OUT_PLACES, Needle
 from sharedllm.data.pairs import draw_pairs
 from sharedllm.data.retrieval import draw_facts
-from sharedllm.data.vocabulary import vocabulary
+from sharedllm.data.vocabulary import most_facts, vocabulary
 from sharedllm.evaluate.needle import is_found
 from tests.data.test_needles import HELD_OUT_PHRASES
 
@@ -108,3 +108,9 @@ def test_shares_of_the_kinds():
     assert len(mixed) == 500
     for kind, share in {"pairs": 0.2, "hops": 0.3, "counts": 0.1}.items():
         assert abs(mixed.count(kind) / 500 - share) < 0.07
+
+
+@pytest.mark.parametrize("shares", [{"pairs": 1.0}, {"hops": 1.0}, {"counts": 1.0}, {}], ids=str)
+def test_as_many_facts_as_a_recipe_may_ask_for_can_be_drawn(shares):
+    needles = draw_facts(np.random.default_rng(0), most_facts(), **shares, distracted=1.0)
+    assert len({needle.question for needle in needles}) == most_facts() == 256

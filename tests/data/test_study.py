@@ -91,6 +91,14 @@ def test_another_model_other_data_and_other_settings_are_refused(folder, tmp_pat
     assert content(tmp_path / "s") == before
 
 
+def test_a_study_by_a_model_with_other_upper_layers_is_refused(folder, tmp_path):
+    write(tmp_path / "s", folder, model="f+1")
+    with pytest.raises(UsageError, match=r"by another model \(fingerprint f\+1, not f\+2\)"):
+        Study.open(tmp_path / "s", folder, "f+2")
+    for known in ("f+1", "f"):  # a fingerprint alone says less, as it did in earlier releases
+        assert Study.open(tmp_path / "s", folder, known).passages
+
+
 def test_what_is_no_study_is_left_alone(folder, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     for attempt in (lambda: Study.open(tmp_path, folder, "m"), lambda: write(tmp_path, folder)):

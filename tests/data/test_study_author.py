@@ -58,6 +58,14 @@ def test_the_seed_decides_the_questions_and_leaves_the_callers_stream_alone(auth
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_what_a_models_own_settings_forbid_is_written_all_the_same(author, passages, monkeypatch):
+    monkeypatch.setattr(study_author, "first_question", lambda text: f"{text!r}?")
+    model = tiny_model(max_position_embeddings=512)
+    model.generation_config.repetition_penalty, model.generation_config.no_repeat_ngram_size = 5.0, 1
+    penalised = Author(model, author.tokenizer, author.writing)
+    assert penalised.write(passages, KINDS, seed=3) == author.write(passages, KINDS, seed=3)
+
+
 def test_what_is_written_ends_with_the_end_token(author):
     end = author.tokenizer.eos_token_id
     assert author._ended([5, end, 9, 9]) == [5, end]

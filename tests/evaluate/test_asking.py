@@ -166,6 +166,32 @@ def test_memory_that_runs_out_gives_a_row_that_says_so_and_the_others_are_asked(
         fails(RuntimeError("something else"))
 
 
+def test_a_penalty_of_the_models_own_falls_on_no_answer_and_rows_say_so(make, monkeypatch):
+    llm, results, given = make(max_position_embeddings=2048), Results(), []
+    own, generate = llm.model.generation_config, llm.model.generate
+    quiz = Examination("quiz", "letters", 1500, [Text("a", tokens(1500), [question("p", 1200, 20)])])
+
+    def go() -> list[dict]:
+        methods = [create(name, llm, 200) for name in ("truncate", "shared")]
+        return list(ask_methods(llm, methods, quiz, 0, lambda line: None, results, ceiling=True))
+
+    def noted(*args, **kwargs):
+        given.append((own.repetition_penalty, own.no_repeat_ngram_size))
+        return generate(*args, **kwargs)
+
+    first = go()
+    unit = {"method": "truncate", "window": 200, "length": 1500, "metric": "letters", "texts": first[0]["texts"]}
+    assert results.find(unit) == first[0], "as rows have been known before"
+    own.repetition_penalty, own.no_repeat_ngram_size = 1.3, 2
+    monkeypatch.setattr(llm.model, "generate", noted)
+    second = go()
+    assert given == [(1.0, 0)] * 3 and (own.repetition_penalty, own.no_repeat_ngram_size) == (1.3, 2)
+    for before, after in zip(first, second, strict=True):
+        assert "repetition_penalty" not in before and after["repetition_penalty"] == 1.0
+        assert after["no_repeat_ngram_size"] == 0 and before["answers"] == after["answers"]
+        assert before["run"] != after["run"]
+
+
 def test_a_row_says_the_rules_that_its_answers_came_from(make):
     llm = make(max_position_embeddings=512)
     quiz = Examination("quiz", "letters", 60, [Text("a", tokens(60), [question("p")])])

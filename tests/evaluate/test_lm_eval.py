@@ -195,7 +195,8 @@ def test_the_harness_runs_a_task_by_the_models_name(home, ours, tmp_path, monkey
         nats = [nats for nats, _ in ours.loglikelihood(asked(*sample["arguments"]), disable_tqdm=True)]
         right.append(nats.index(max(nats)) == row["label"])
     assert found["results"]["tiny_choice"]["acc,none"] == sum(right) / len(rows)
-    assert found["config"]["sharedllm"]["window"] == W
+    about = found["config"]["sharedllm"]
+    assert (about["window"], about["quoted_tokens"], about["searched_by"]) == (W, 0, 64)
     assert ("<user>" in str(samples[0]["arguments"])) == template
 
 

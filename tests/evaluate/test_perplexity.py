@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 
 from sharedllm import UsageError
+from sharedllm.adapter import weights_digest
 from sharedllm.evaluate.perplexity import cut_passages, left_out, run, scored_tokens, slide_passages
-from sharedllm.evaluate.results import Results
+from sharedllm.evaluate.results import PLAIN, Results
 from sharedllm.methods import create
 from sharedllm.methods.full import Full
 from sharedllm.methods.shared import Shared
 from sharedllm.methods.truncate import Truncate
 from tests.conftest import CONFIG, tokens
+from tests.methods.test_plain import begun
 
 C = CONFIG.chunk_length
 TEXTS = [("a.txt", tokens(200, 1)), ("b.txt", tokens(150, 2)), ("short.txt", tokens(60, 3))]
@@ -84,6 +86,7 @@ def test_truncate_and_full_are_what_their_names_say(make):
     passages, rows = rows_of(llm, ["truncate", "full"], [40])
     for i, passage in enumerate(passages):
         for name, seen in (("truncate", 8), ("full", 40)):
+            assert "slots" not in rows[name, 40, "nll"]
             nats = plain_nll(llm, passage.ids[-seen:], 6)
             assert rows[name, 40, "nll"]["values"][i] == pytest.approx(sum(nats) / 6, abs=1e-4)
 
@@ -98,6 +101,8 @@ def test_shared_reads_what_lies_before_the_window(make):
         logits = llm(passage.ids[None, -8:], context=context, search="later").logits
         nll = F.cross_entropy(logits[0, 1:-1], passage.ids[-6:])
         assert rows["shared", 3 * C + 8, "nll"]["values"][i] == pytest.approx(nll.item(), abs=1e-4)
+        memory = llm.recall(context, passage.ids[None, -8:], search="later")
+        assert rows["shared", 3 * C + 8, "nll"]["slots"] == memory.mask.shape[1] - 1 > 0, "without the null slot"
 
 
 def test_shared_searches_by_what_stands_before_the_targets(make, monkeypatch):
@@ -232,6 +237,38 @@ def test_rows_searched_in_another_way_are_not_known_and_those_of_cold_windows_ar
     assert go(cold) == (first, 0)
     third, scored = go(warm)
     assert third["searched_by"] == 3 and scored == len(passages)
+
+
+def test_rows_say_what_stands_before_a_window_and_are_others_where_something_does(make):
+    llm, results, passages = make(), Results(), cut_passages(TEXTS, 60, 2)
+    method = create("truncate", llm, 8)
+
+    def go():
+        (row,) = run([method], passages, [60], 6, 0, lambda line: None, results)
+        return row
+
+    before = go()
+    begun(llm)
+    after = go()
+    assert "opening" not in before and after["opening"] == [256] and before["run"] != after["run"]
+    assert before["window"] == after["window"] == 8 and before["values"] != after["values"]
+
+
+def test_after_another_adapter_only_what_reads_it_is_scored_and_pairs_are_made_anew(make, monkeypatch, tmp_path):
+    passages = cut_passages(TEXTS, 60, 2)
+
+    def go(llm):
+        about = {"adapter": [llm.adapter, weights_digest(llm.injection)]}
+        results = Results(tmp_path / "rows.jsonl", about, plain=PLAIN)
+        methods = [create(name, llm, 8) for name in ("truncate", "shared")]
+        return list(run(methods, passages, [60], 6, 0, lambda line: None, results))
+
+    first = go(make())
+    monkeypatch.setattr(Truncate, "score", lambda *given: 1 / 0)
+    alone, ours, gain = go(make(random=False))
+    assert alone == first[0] and ours["values"] != first[1]["values"] and gain["run"] != first[2]["run"]
+    pairs = zip(alone["values"], ours["values"], strict=True)
+    assert gain["values"] == pytest.approx([a - b for a, b in pairs], abs=1e-5)
 
 
 def test_a_gain_has_the_peak_of_the_rows_that_it_is_of(make):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sharedllm.cli.evaluate.jobs import real_jobs
+from sharedllm.cli.evaluate.request import Request
 from sharedllm.errors import WorkError
 from sharedllm.evaluate import real
 from sharedllm.evaluate.asking import around, most_tokens
@@ -66,12 +67,21 @@ def test_rows(make, monkeypatch):
     (row,) = real.run(llm, [method], SMALL, 4, 0, lambda line: None)
     assert (row["task"], row["metric"], row["value"], row["samples"]) == ("real", "answered", 0.5, 2)
     assert row["length"] == len(SMALL.text) and row["expected"] == [["Ben"], ["owl"]]
-    assert real.RealSet("s", "", SMALL.questions).spread(1).questions == [SMALL.questions[1]]
+    some = real.RealSet("s", "", SMALL.questions).spread(1)
+    assert some.questions == [SMALL.questions[1]] and some.of == 2 and row["samples_of"] == 2
+    (row,) = real.run(llm, [method], SMALL.spread(1), 4, 0, lambda line: None)
+    assert (row["samples"], row["samples_of"]) == (1, 2)
 
 
 def test_what_is_to_be_done_is_known_before(make):
     llm = make()
-    (job,) = real_jobs(SimpleNamespace(llm=llm, samples=5, new_tokens=4))
+    (job,) = real_jobs(SimpleNamespace(llm=llm, written=real.load().spread(5), new_tokens=4))
     text = real.as_text(llm, real.load().spread(5), 4)
     assert (job.texts, job.asked, job.new_tokens, job.length) == (1, 5, 4, len(text.ids))
     assert job.given(create("full", llm, 8)) == most_tokens([text])
+
+
+def test_a_run_says_of_how_many_questions_it_asks_some(capsys):
+    chosen = Request.written.func(SimpleNamespace(samples=5))
+    assert f"real: 5 of {len(real.load().questions)} questions" in capsys.readouterr().err
+    assert len(chosen.questions) == 5

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
 
+from sharedllm.adapter import weights_digest
+from sharedllm.cli.evaluate.command import _results
 from sharedllm.errors import UsageError, WorkError
-from sharedllm.evaluate.results import Results, read_rows
+from sharedllm.evaluate.results import PLAIN, Results, read_rows
+from sharedllm.methods import METHODS
 
 
 def fail():
@@ -119,3 +123,46 @@ def test_a_row_made_of_others_says_what_it_has_from_them(tmp_path):
     results = Results(besides=lambda: {"peak_memory_bytes": 7})
     made = results.keep({"n": 1}, lambda: {"value": 1, "peak_memory_bytes": 9}, of_others=True)
     assert made["peak_memory_bytes"] == 9
+
+
+def test_rows_of_methods_that_read_no_adapter_are_known_after_another(tmp_path):
+    file, full = tmp_path / "rows.jsonl", {"method": "full"}
+
+    def with_adapter(weights, model="m"):
+        return Results(file, {"model": model, "adapter": ["default", weights]}, plain={"full"})
+
+    def row_of(method, weights):
+        row = {"method": method, "adapter": "default", "adapter_weights": weights}
+        return with_adapter(weights).keep({"method": method}, lambda: row)
+
+    first, ours = row_of("full", "a"), row_of("shared", "a")
+    depends = json.dumps([{"model": "m", "adapter": ["default", "a"]}, full], sort_keys=True)
+    assert first["run"] == hashlib.sha256(depends.encode()).hexdigest()[:16], "as rows have been known before"
+    later = with_adapter("b")
+    assert later.find(full) == later.keep(full, fail) == first and later.find({"method": "shared"}) is None
+    assert with_adapter("a").find({"method": "shared"}) == ours and with_adapter("b", "n").find(full) is None
+    assert row_of("shared", "b")["run"] != ours["run"]
+    file.write_text(json.dumps({name: value for name, value in first.items() if name != "adapter_weights"}))
+    assert with_adapter("b").find(full) is None, "its row does not say whose it is"
+    assert with_adapter("a").find(full) is not None
+
+
+def test_a_row_of_the_adapter_in_use_comes_before_those_of_others(tmp_path):
+    file, full = tmp_path / "rows.jsonl", {"method": "full"}
+
+    def results(weights, plain=()):
+        return Results(file, {"adapter": ["default", weights]}, plain=plain)
+
+    for weights in "abc":  # before such rows were known whatever the adapter
+        results(weights).keep(full, lambda w=weights: {"value": w, "adapter": "default", "adapter_weights": w})
+    assert [results(weights, {"full"}).find(full)["value"] for weights in "abcd"] == ["a", "b", "c", "c"]
+
+
+def test_eval_knows_rows_of_the_model_alone_whatever_the_adapter(make, tmp_path):
+    file, llm, other = tmp_path / "rows.jsonl", make(), make(random=False)
+    said = {"adapter": llm.adapter, "adapter_weights": weights_digest(llm.injection)}
+    for method in ("truncate", "retrieval"):
+        _results(file, "needle", llm, 0, False).keep({"method": method}, lambda m=method: {"method": m, **said})
+    known = _results(file, "needle", other, 0, False)
+    assert known.find({"method": "truncate"}) is not None and known.find({"method": "retrieval"}) is None
+    assert PLAIN - {"passage"} < METHODS.keys()

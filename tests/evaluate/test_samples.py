@@ -17,6 +17,7 @@ from sharedllm.methods import create
 from sharedllm.methods.estimate import attended_bytes, cache_bytes
 from sharedllm.prompts import Prompt
 from tests.conftest import CONFIG, tokens
+from tests.methods.test_plain import begun
 
 
 def asked_of(llm, *questions):
@@ -70,6 +71,14 @@ def test_passages_are_cut_where_shared_cuts_them(make):
     assert samples[-1]["stored_bytes"] == samples[-1]["attended_bytes"] == 0  # no past
     (one, *_) = passage_samples(llm, passages, [120, 60], window=8, targets=9)
     assert (len(one["window_ids"]), one["targets"]) == (10, 9)  # one token before the first target
+
+
+def test_passages_begin_as_the_tokenizer_begins_a_text(make):
+    llm, passages = begun(make(max_position_embeddings=512)), cut_passages([("a.txt", tokens(200, 1))], 120, 1)
+    long, short = passage_samples(llm, passages, [120, 8], window=8, targets=6)
+    ids = passages[0].ids.tolist()
+    assert (long["past_ids"], long["window_ids"]) == ([256, *ids[:-8]], ids[-8:])
+    assert (short["past_ids"], short["window_ids"]) == ([], [256, *ids[-8:]])
 
 
 def test_passages_have_the_targets_that_the_rows_beside_them_have(make):

@@ -262,6 +262,18 @@ def test_samples_are_spread_over_the_file():
     many = dataset(*(example(name=str(i)) for i in range(10)))
     assert [e.id for e in many.spread(3).examples] == ["1", "5", "8"]
     assert many.spread(99).examples == many.examples
+    assert many.spread(3).of == many.spread(4).spread(2).of == 10
+
+
+def test_rows_say_of_how_many_examples_and_data_sets_they_are(make):
+    llm, averages = make(max_position_embeddings=512), {"average": {"qa": ["a", "b"]}}
+    sets = [dataset(example(), example(name="2"), name="a").spread(1), dataset(example(), name="b")]
+    whole = {"average": {"qa": ["a", "b", "c"], "code": ["d"]}}
+    a, b, some = rows_of(llm, ["truncate"], sets, averages, whole=whole)
+    assert [(row["samples"], row["samples_of"]) for row in (a, b)] == [(1, 2), (1, 1)]
+    assert (some["datasets"], some["datasets_of"]) == (["a", "b"], 4)
+    *_, every = rows_of(llm, ["truncate"], sets, averages)
+    assert every["datasets_of"] == 2 and every["run"] == some["run"], "nothing that was known is measured again"
 
 
 def test_an_average_of_few_right_answers_is_not_certain_and_weighs_data_sets_not_samples(make):

@@ -150,7 +150,8 @@ def test_rows_say_the_rules_that_no_setting_has(llm):
     for name in METHODS:
         method = create(name, llm, 16)
         found[name] = [method.rules(True, 63), method.rules(True, 64), method.rules(False)]
-    searched, read = [{}, {"searched_by": 256}, {}], [{}, {}, {"read_in_prompt": True, "block": BLOCK}]
+    searched = [{}, {"searched_by": 256}, {}]
+    read = [{}, {}, {"read_in_prompt": True, "block": BLOCK, "sinks_apart": True}]
     once = [{}, {}, {"read_once": True}]
     assert {name: rules for name, rules in found.items() if any(rules)} == {
         "shared": searched, "shared-compact": searched, "streaming": read, "full": once, "yarn": once,

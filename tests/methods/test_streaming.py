@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from sharedllm import SharedLLM, UsageError
-from sharedllm.methods import streaming
+from sharedllm.methods import rolling, streaming
+from sharedllm.methods.rolling import RollingCache
 from sharedllm.methods.streaming import Read, Streaming
 from sharedllm.prompts import Prompt
 from tests.conftest import CONFIG, byte_tokenizer, tokens
-from tests.test_families import family_model
+from tests.test_families import ROWS, family_model
 
 
 def plain_logits(llm: SharedLLM, ids: torch.Tensor, sinks: int, window: int) -> torch.Tensor:
@@ -49,9 +50,12 @@ def nats(logits: torch.Tensor, ids: torch.Tensor, targets: int) -> torch.Tensor:
     return F.cross_entropy(logits[-targets - 1 : -1], ids[-targets:], reduction="none")
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral, sliding", "qwen2", "qwen3"])
-def test_scores_are_those_of_reading_token_by_token(family, monkeypatch):
+@pytest.mark.parametrize("apart", [True, False], ids=["sinks apart", "copies of sinks"])
+@pytest.mark.parametrize("family", ["llama", "llama, tables of another scale", "mistral, sliding", "qwen2", "qwen3"])
+def test_scores_are_those_of_reading_token_by_token(family, apart, monkeypatch):
     monkeypatch.setattr(streaming, "BLOCK", 16)
+    if not apart:
+        monkeypatch.setattr(rolling, "fused", lambda parts: [])
     llm = SharedLLM.from_pretrained(family_model(family), adapter="none", config=CONFIG)
     ids = tokens(90)
     method = Streaming(llm, 12)
@@ -69,6 +73,40 @@ def test_blocks_and_where_the_past_ends_make_no_difference(make, monkeypatch, si
     method, targets = Streaming(llm, window, sinks), min(20, len(ids) - past - 1)
     found = method.score(method.prepare(ids[:past]), ids[past:], targets)
     assert torch.allclose(found, nats(plain_logits(llm, ids, sinks, window), ids, targets), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_every_family_rolls_as_its_own_model_under_a_band_and_has_its_sinks_at_their_distance(family, monkeypatch):
+    monkeypatch.setattr(streaming, "BLOCK", 16)
+    llm = SharedLLM.from_pretrained(family_model(family), adapter="none", config=CONFIG)
+    ids, place = tokens(60), torch.arange(60)
+    seen = (place <= place[:, None]) & (place > place[:, None] - 12)
+    band = torch.zeros(1, 1, 60, 60).masked_fill_(~seen, -torch.inf)
+    expected = nats(llm.model(ids[None], attention_mask=band).logits[0], ids, 20)
+    method = Streaming(llm, 12, sinks=0)
+    assert torch.allclose(method.score(method.prepare(ids[:30]), ids[30:], 20), expected, atol=1e-3)
+    method = Streaming(llm, 12)
+    apart = method.score(method.prepare(ids[:30]), ids[30:], 20)
+    assert rolling.sinks_apart(llm.parts) == (family.split(",")[0] not in ("falcon", "gemma2", "stablelm"))
+    monkeypatch.setattr(rolling, "fused", lambda parts: [])
+    assert torch.allclose(apart, method.score(method.prepare(ids[:30]), ids[30:], 20), atol=1e-3)
+    assert not torch.allclose(apart, expected, atol=1e-2), "sinks are seen"
+
+
+def test_no_sink_is_copied_and_the_model_attends_as_before_afterwards(make, monkeypatch):
+    llm, seen, taken = make(), list[int](), rolling.attention
+    monkeypatch.setattr(
+        rolling,
+        "attention",
+        lambda module, q, k, *rest, **more: seen.append(k.shape[2]) or taken(module, q, k, *rest, **more),
+    )
+    monkeypatch.setattr(streaming, "BLOCK", 16)
+    inside = [
+        llm.model.config._attn_implementation
+        for _ in Streaming(llm, 12)._read(RollingCache(llm.parts, 4, 12), tokens(60))
+    ]
+    assert {*inside, llm.model.config._attn_implementation} == {"sdpa"}
+    assert seen and max(seen) == 4 + 11 + 16
 
 
 def test_what_fits_the_window_is_read_as_the_plain_model_reads_it(make):

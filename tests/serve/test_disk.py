@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -39,6 +40,24 @@ def test_a_full_disk_refuses_uploads_and_appends_and_the_server_goes_on(http, se
         assert_refused(http.post(f"{CONTEXTS}/{key}", files=files), 507, "disk is full")
     assert about() == before
     assert len(list((served.service.settings.folder / "contexts").iterdir())) == kept
+    upload(http)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 507, "disk is full"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found"), 500, "its log has the reason"),
+        (MemoryError(), 503, "not enough memory"),
+    ],
+)
+def test_a_body_that_finds_no_place_to_lie_in_is_not_called_wrong(http, monkeypatch, error, status, words):
+    def rollover(_file):
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(tempfile.SpooledTemporaryFile, "rollover", rollover)
+        assert_refused(http.post(CONTEXTS, files={"file": ("a.txt", b"word " * 220_000)}), status, words)
     upload(http)
 
 

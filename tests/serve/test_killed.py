@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.contexts import assert_same_chunks, encoded
 from tests.serve.conftest import LONG, tiny_llm
@@ -44,7 +45,7 @@ def add(service) -> str:
     return service.shelf.add("items.txt", service.llm.reader.token_ids(LONG)).id
 
 
-def failing(service, monkeypatch, error: type[Exception], at: range) -> list[int]:
+def failing(service, monkeypatch, error: Exception | type[Exception], at: range) -> list[int]:
     """How many chunks are encoded each time some are; the calls of these numbers fail."""
     rows, calls = service.llm.reader.encode_rows, []
 
@@ -106,9 +107,19 @@ def test_a_part_is_not_written_over_what_was_read_to_its_end(tmp_path):
     assert_read(opened(tmp_path), key)
 
 
-def test_a_reading_that_memory_cut_off_is_tried_once_more_from_there(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+    ids=["python", "gpu", "cpu", "system"],
+)
+def test_a_reading_that_memory_cut_off_is_tried_once_more_from_there(tmp_path, monkeypatch, error):
     service = opened(tmp_path)
-    key, calls = add(service), failing(service, monkeypatch, MemoryError, range(12, 13))
+    key, calls = add(service), failing(service, monkeypatch, error, range(12, 13))
     advance(service)
     assert len(calls) == CHUNKS + 1, "no chunk is read again"
     assert_read(service, key)

@@ -6,14 +6,21 @@ import time
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from tests.contexts import assert_same_chunks, encoded
 from tests.serve.conftest import LONG, tiny_llm
 from tests.serve.test_wrong import CHAT, assert_refused
+from tests.test_generate import counted as calls_of
 
 pytest.importorskip("fastapi", reason="the server is not installed: pip install sharedllm[serve]")
 
 from sharedllm.context import Context
+from sharedllm.serve import asking
+from sharedllm.serve.budget import Budget
+from sharedllm.serve.entry import Entry
+from sharedllm.serve.failures import ApiError
+from sharedllm.serve.schemas import ChatRequest, CompletionRequest
 from sharedllm.serve.service import Service
 from sharedllm.serve.settings import Settings
 from sharedllm.store_write import Writer
@@ -269,3 +276,27 @@ def test_a_prompt_is_named_by_all_of_its_tokens():
     ids = torch.arange(40, dtype=torch.int32)
     assert key_of(ids) == key_of(ids.clone()) == key_of(torch.arange(80, dtype=torch.int32)[:40])
     assert len({key_of(ids), key_of(ids[:-1]), key_of(ids.flip(0))}) == 3
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        ChatRequest(messages=[{"role": "user", "content": "word " * 8000}]),
+        ChatRequest(messages=[{"role": "user", "content": "word " * 8000}, {"role": "user", "content": "Why?"}]),
+        CompletionRequest(prompt="word " * 8000),
+    ],
+    ids=["chat", "older", "completion"],
+)
+def test_a_prompt_that_is_far_too_long_is_refused_before_all_of_it_is_tokenised(tmp_path, monkeypatch, ask):
+    service = opened(tmp_path, memory_bytes=Budget(tiny_llm(), Settings(tmp_path)).bytes_of(1000, encoded=True))
+    for module in ("chat", "split"):
+        monkeypatch.setattr(f"sharedllm.serve.{module}.PIECE", 1000)
+    calls = calls_of(monkeypatch, PreTrainedTokenizerFast, "__call__")
+    with pytest.raises(
+        ApiError, match=r"a text of more than 1,2\d\d tokens takes .* \(--memory-gb\); split it"
+    ) as refused:
+        asking._split(service, ask, [])
+    assert (refused.value.status, refused.value.code) == (413, "context_too_large")
+    assert sum(len(text) for _, text in calls) < 20_000
+    service.shelf.kept.prompts["known"] = Entry("known", tmp_path, ids=torch.zeros(40_000, dtype=torch.int32))
+    service.shelf.prompts.check_text("word " * 8000)  # it may be the one that is known

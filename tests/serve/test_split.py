@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from sharedllm.prompts import Prompt
 from sharedllm.serve.chat import Said
@@ -11,6 +12,7 @@ from sharedllm.serve.failures import ApiError
 from sharedllm.serve.split import Room, split_messages, split_tokens
 from tests.conftest import byte_tokenizer
 from tests.serve.conftest import beginning
+from tests.test_generate import counted
 
 ROOM = Room(positions=200, window=80, answer=20)
 TOKENIZER = byte_tokenizer()
@@ -62,6 +64,25 @@ def test_a_long_paragraph_is_cut_between_characters(size):
     window, read, _ = split(("user", text))
     kept = window.removesuffix("\n\nAnswer:")
     assert read + kept == text and 5 <= len(kept) <= 10, "about 40 bytes of it stay"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [("system", "Be brief."), ("user", f"Read.\n\n{'p' * 20_000}\n\n{'q' * 20_000}\n\nWho?")],
+        [("user", "z" * 40_000)],
+        [("system", "Be brief."), ("user", "z" * 40_000), ("assistant", "No."), ("user", "Why?")],
+        [("system", "S" * 40_000), ("user", "Why?")],
+    ],
+    ids=["paragraphs", "one paragraph", "older", "system"],
+)
+def test_a_long_message_is_tokenised_once_and_split_as_a_short_one(monkeypatch, messages):
+    expected = split(*messages)[:2]  # in which it is short enough to be tokenised again and again
+    for module in ("chat", "split"):
+        monkeypatch.setattr(f"sharedllm.serve.{module}.PIECE", 1000)
+    calls = counted(monkeypatch, PreTrainedTokenizerFast, "__call__")
+    assert split(*messages)[:2] == expected
+    assert sum(len(text) for _, text in calls) < 60_000
 
 
 def test_a_given_context_is_read_in_the_window_if_it_fits():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
+from contextlib import nullcontext
 
 import pytest
 
-from sharedllm.errors import WorkError
+from sharedllm.errors import UsageError, WorkError
+from sharedllm.serve.listening import bound
 from tests.serve.conftest import started, tiny_llm
 from tests.serve.test_wrong import CHAT, SAID, assert_refused
 
@@ -22,6 +25,7 @@ def command(monkeypatch):
 
     monkeypatch.delenv("SHAREDLLM_API_KEY", raising=False)
     monkeypatch.setattr("sharedllm.cli.common.load", lambda **_: None)
+    monkeypatch.setattr("sharedllm.serve.listening.bound", lambda _host, _port: nullcontext([]))
     given = []
     monkeypatch.setattr("sharedllm.cli.serve._run", lambda _llm, settings, *_: given.append(settings))
 
@@ -69,6 +73,36 @@ def test_an_empty_key_is_no_key_and_refused(command, tmp_path, monkeypatch, caps
     assert command(folder=tmp_path).api_key == "a long secret"
 
 
+@pytest.mark.parametrize("name", ["our.name:8443", "https://our.name", "our.name/", ""])
+def test_a_name_that_no_request_has_is_refused(command, tmp_path, capsys, name):
+    assert command("--allow-host", name, folder=tmp_path) is None
+    said = capsys.readouterr().err
+    assert f"--allow-host is {name!r}; give a name alone" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--grace", "--seconds"])
+@pytest.mark.parametrize("value", ["inf", "nan", "0"])
+def test_seconds_are_a_number(command, tmp_path, capsys, option, value):
+    assert command(option, value, folder=tmp_path) is None
+    assert f"{option[2:]} is {float(value)}; it must be a finite number above 0." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "reached"),
+    [
+        ([], None),
+        (["--api-key", "a long secret", "--host", "0.0.0.0", "--allow-host", "our.name"], None),
+        (["--host", "0.0.0.0"], "0.0.0.0:8000"),
+        (["--host", "0.0.0.0", "--allow-host", "our.name"], "0.0.0.0:8000"),
+        (["--allow-host", "our.name"], "our.name"),
+    ],
+)
+def test_a_server_that_others_reach_without_a_key_is_warned_of(command, tmp_path, capsys, options, reached):
+    assert command(*options, folder=tmp_path) is not None
+    warning = f"sharedllm: anyone who reaches {reached} can use this server; --api-key asks for a key.\n"
+    assert capsys.readouterr().err == ("" if reached is None else warning)
+
+
 @pytest.mark.parametrize(
     "key", ["a long secret\n", " a long secret", "ein langer Schlüssel", "a long\tsecret", "\n" * 9]
 )
@@ -87,10 +121,62 @@ def test_a_server_ends_with_an_error_when_its_model_cannot_run(tmp_path, monkeyp
 
     monkeypatch.setattr("sharedllm.serve.run.log_to_stderr", lambda _level: None)
     monkeypatch.setattr("sharedllm.serve.engine.take_in", fails)
-    with caplog.at_level(logging.ERROR, "sharedllm"), pytest.raises(WorkError, match="start the server again") as told:
-        _run(tiny_llm(), Settings(tmp_path), "127.0.0.1", 0, "info")
+    with (
+        bound("127.0.0.1", 0) as sockets,
+        caplog.at_level(logging.ERROR, "sharedllm"),
+        pytest.raises(WorkError, match="start the server again") as told,
+    ):
+        _run(tiny_llm(), Settings(tmp_path), "127.0.0.1", sockets, "info")
     assert told.value.exit_code == 1
     assert "RuntimeError" in caplog.records[0].trace
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(tmp_path, monkeypatch, capsys):
+    from sharedllm.cli import main
+
+    monkeypatch.delenv("SHAREDLLM_API_KEY", raising=False)
+    monkeypatch.setattr("sharedllm.cli.common.load", lambda **_: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as ended:
+        port = taken.getsockname()[1]
+        main(["serve", "--store", str(tmp_path), "--port", str(port)])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1
+    assert f"cannot listen at 127.0.0.1, port {port} (Address already in use); give another --port" in said
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no..name"])
+def test_an_address_of_no_machine_or_another_one_cannot_be_listened_at(host):
+    with pytest.raises(UsageError, match="as --host an address of this machine"), bound(host, 0):
+        pass
+
+
+def test_the_address_that_is_told_is_the_one_that_is_served(tmp_path, monkeypatch, capsys):
+    from sharedllm.cli import main
+    from sharedllm.serve.run import Server
+
+    served = []
+    monkeypatch.delenv("SHAREDLLM_API_KEY", raising=False)
+    monkeypatch.setattr("sharedllm.cli.common.load", lambda **_: tiny_llm())
+    monkeypatch.setattr("sharedllm.serve.run.log_to_stderr", lambda _level: None)
+    monkeypatch.setattr(Server, "run", lambda _self, sockets: served.extend(s.getsockname()[1] for s in sockets))
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--store", str(tmp_path), "--port", "0"])
+    assert ended.value.code == 0 and len(served) == 1 and served[0] > 0
+    assert f"http://127.0.0.1:{served[0]}/ " in capsys.readouterr().err
+
+
+def test_a_server_that_cannot_start_has_failed(tmp_path, monkeypatch):
+    from sharedllm.cli.serve import _run
+    from sharedllm.serve.service import Service
+    from sharedllm.serve.settings import Settings
+
+    def refused(_self):
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr("sharedllm.serve.run.log_to_stderr", lambda _level: None)
+    monkeypatch.setattr(Service, "start", refused)
+    with bound("127.0.0.1", 0) as sockets, pytest.raises(WorkError, match="could not start; its log has the reason"):
+        _run(tiny_llm(), Settings(tmp_path), "127.0.0.1", sockets, "info")
 
 
 def test_a_server_whose_model_ends_tells_those_who_wait_and_ends_at_once(tmp_path, monkeypatch):

@@ -6,10 +6,12 @@ import json
 import socket
 import threading
 import time
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import pytest
 
+from sharedllm.errors import UsageError
 from tests.serve.conftest import started
 from tests.serve.test_limits import raw_answer
 from tests.serve.test_wrong import CHAT, CONTEXTS, SAID, assert_refused
@@ -98,6 +100,32 @@ def test_a_large_request_that_cannot_be_split_or_goes_gives_its_place_back(few):
         connection.sendall(f"{head}\r\n\r\n".encode() + b" " * 2**16)
         wait_for(lambda: few.service.texts.taken == 1)
     wait_for(lambda: few.service.texts.taken == 0)
+
+
+def test_large_uploads_that_are_still_being_sent_have_their_places(few, monkeypatch):
+    place, part = urlsplit(few.url), b'--edge\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=edge"}
+    head = [f"POST {CONTEXTS} HTTP/1.1", f"Host: {place.netloc}", f"Content-Type: {kind['Content-Type']}", f"Content-Length: {2**21}"]  # fmt: skip
+    with ExitStack() as sending:
+        for _ in range(4):
+            connection = sending.enter_context(socket.create_connection((place.hostname, place.port), timeout=30))
+            connection.sendall("\r\n".join([*head, "", ""]).encode() + part + b"word " * 9)  # the rest never comes
+        wait_for(lambda: few.service.files.taken == 4)
+        status, told = raw_answer(few.url, CONTEXTS, 2**21)
+        assert status == 429 and "too many files wait" in told["error"]["message"]
+        pieces = iter([part, *[b"word " * 2**14] * 20])
+        late = httpx.post(f"{few.url}{CONTEXTS}", content=pieces, headers=kind, timeout=60)
+        assert_refused(late, 429, "too many files wait")
+    wait_for(lambda: few.service.files.taken == 0)
+
+    def text_of(*_):
+        assert few.service.files.taken == 1, "it has one place"
+        raise UsageError("its turn has come.")
+
+    monkeypatch.setattr("sharedllm.serve.routes_contexts.text_of", text_of)
+    files = {"file": ("a.txt", b"word " * 2**18)}
+    assert_refused(httpx.post(f"{few.url}{CONTEXTS}", files=files, timeout=60), 400, "its turn has come")
+    wait_for(lambda: few.service.files.taken == 0)
 
 
 def test_what_would_be_refused_anyway_is_refused_before_its_body_comes(few, monkeypatch):

@@ -22,6 +22,7 @@ from sharedllm import SharedLLM, UsageError, WorkError
 from sharedllm.adapter import WEIGHTS_FILE
 from sharedllm.cli import main
 from sharedllm.data import build, recipe_from_dict
+from sharedllm.processes import ProcessGone
 from sharedllm.train.checkpoint import OPTIMIZER, checkpoints
 from sharedllm.train.limits import check_lengths
 from sharedllm.train.loop import Trainer
@@ -239,6 +240,52 @@ def test_sigterm_ends_the_command_as_ctrl_c_does(data, tmp_path, monkeypatch):
     assert [c.name for c in checkpoints(t.run)] == ["step-000003"]
 
 
+@pytest.mark.parametrize(
+    ("signals", "twice", "patience", "code", "step"),
+    [
+        (1, 1.0, 15.0, 3, 4),
+        (2, 60.0, 15.0, 3, 4),  # a cluster and the launcher both send it
+        (2, -1.0, 15.0, 130, 3),
+        (1, 0.0, 0.01, 130, 3),  # the step takes too long
+    ],
+)
+def test_sigterm_ends_several_processes_after_their_step(data, tmp_path, monkeypatch, signals, twice, patience, code, step):  # fmt: skip
+    t, handler = trainer(data, tmp_path / "run", checkpoint_every=100), signal.getsignal(signal.SIGTERM)
+    learn = t._learn
+
+    def told(sample, noise):
+        if t.step == 3:
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.0 if patience > 1 else 5.0)
+        return learn(sample, noise)
+
+    monkeypatch.setattr(t, "_learn", told)
+    monkeypatch.setattr("sharedllm.processes.launched", lambda: 2)
+    monkeypatch.setattr("sharedllm.train.distributed.DistributedTrainer", lambda settings: t)
+    monkeypatch.setattr("sharedllm.hardware.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("sharedllm.cli.train.TWICE", twice)
+    monkeypatch.setattr("sharedllm.cli.train.PATIENCE", patience)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "default"])
+    assert ended.value.code == code
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert [c.name for c in checkpoints(t.run)] == [f"step-00000{step}"]
+
+
+def test_what_was_done_is_kept_where_another_process_is_gone(data, tmp_path, monkeypatch):
+    t = trainer(data, tmp_path / "run", checkpoint_every=100)
+    t.train(until=3)
+
+    def gone():
+        raise ProcessGone("another process of this run ended.")
+
+    monkeypatch.setattr(t, "_sum_gradients", gone)
+    with pytest.raises(WorkError, match="another process"):
+        t.train()
+    assert trainer(data, tmp_path / "run", checkpoint_every=100).step == 3
+
+
 def test_training_until_a_step_that_is_done_does_nothing(data, tmp_path):
     t = trainer(data, tmp_path / "run")
     t.train(until=0)
@@ -394,7 +441,7 @@ def test_a_run_goes_on_with_the_model_and_data_it_began_with(data, tmp_path, nam
     t.train(until=2)
     state = checkpoints(t.run)[-1] / "state.json"
     about = json.loads(state.read_text())
-    assert about["model"] == t.llm.fingerprint
+    assert about["model"] == t.llm.reader.identity
     state.write_text(json.dumps({**about, name: "0" * 64}))
     with pytest.raises(UsageError, match=f"holds a run with another {name} .*choose another output") as error:
         trainer(data, tmp_path / "run")

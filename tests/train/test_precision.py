@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -56,12 +57,23 @@ def test_one_process(tmp_path, asked, wanted, dtype):
 
 @pytest.mark.parametrize(
     ("wanted", "launcher", "dtype"),
-    [(None, None, "float32"), (None, "float16", "float16"), ("bfloat16", "float16", "bfloat16")],
+    [
+        (None, None, "float32"),
+        (None, "bfloat16", "bfloat16"),
+        (None, "float16", "float32"),
+        ("float16", None, "float16"),
+        ("bfloat16", "float16", "bfloat16"),
+    ],
 )
-def test_several_processes(tmp_path, asked, wanted, launcher, dtype):
+@pytest.mark.parametrize("main", [True, False])
+def test_several_processes(tmp_path, asked, caplog, wanted, launcher, dtype, main):
+    """The launcher's float16 is not taken, which the main one says."""
     processes = SimpleNamespace(
-        agree=lambda what, value: None, sharded=False, device=torch.device("cpu"), dtype=launcher
+        agree=lambda what, value: None, sharded=False, device=torch.device("cpu"), dtype=launcher, main=main
     )
-    with pytest.raises(Loaded):
+    with pytest.raises(Loaded), caplog.at_level(logging.WARNING, "sharedllm.train"):
         DistributedTrainer(recipe(tmp_path, tmp_path, dtype=wanted), processes=processes)
     assert asked == [dtype]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (main and wanted is None and launcher == "float16")
+    assert all("mixed precision fp16 is not used" in line for line in said)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 import sharedllm
-from sharedllm import UsageError
+from sharedllm import SharedConfig, UsageError
 from sharedllm.train.limits import check_lengths
 from sharedllm.train.recipe import read_recipe
+from sharedllm.train.start import _check_settings
 
 RECIPES = Path(sharedllm.__path__[0]) / "recipes"
 DOCS = Path(__file__).parents[2] / "docs"
@@ -56,6 +58,25 @@ def test_documents_name_the_recipes_that_the_shipped_one_starts_from():
     *first, last = (f"`{name}`" for name in steps[:-1])
     assert f"without it `default` starts from that of {last}" in training
     assert f"`default` starts from the adapter of {last}: train {', '.join(first)} and {last} first" in distributed
+
+
+def goes_on_from(shipped: SharedConfig, name: str) -> bool:
+    try:
+        _check_settings(shipped, read_recipe(name).config, RECIPES)
+    except UsageError:
+        return False
+    return True
+
+
+def test_documents_say_which_recipes_go_on_from_the_shipped_adapter():
+    described = json.loads((RECIPES.parent / "adapters/smollm2-135m-instruct/adapter_config.json").read_text())
+    fitting = [name for name in SHIPPED if goes_on_from(SharedConfig.from_dict(described["config"]), name)]
+    for page, said in (
+        ("../README.md", r"; (.*) go on from the adapter that ships with `start=default`"),
+        ("training.md", r"So `start=default` is for (.*)\."),
+    ):
+        (names,) = re.findall(said, (DOCS / page).read_text())
+        assert sorted(re.findall(r"`([\w-]+)`", names)) == fitting
 
 
 def test_an_own_adapter_is_trained_under_the_shipped_settings():
@@ -104,6 +125,11 @@ def test_an_own_adapter_is_trained_under_the_shipped_settings():
             ["quoted is 0.5", "encoder-decoder quotes nothing"],
         ),
         ("output: a\n", ["distill=0.5", "needles=1"], ["distill is 0.5", "all samples ask"]),
+        (
+            "output: a\n",
+            ["needles=0.5", "needle_windows=64", "reuse=16"],
+            ["needle_windows * reuse is 1024", "at most 256"],
+        ),
         ("output: a\nsteps: 3\nsteps: 4\n", [], ["'steps' is given twice"]),
         ("output: a\nconfig:\n  rank: 3\n  rank: 4\n", [], ["'rank' is given twice"]),
         ("steps: 3\n", [], ["output"]),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import logging
 import shutil
 
 import pytest
+import torch
+from filelock import FileLock, Timeout
 
-from sharedllm import UsageError, WorkError
+from sharedllm import SharedLLM, UsageError, WorkError
 from sharedllm.adapter import WEIGHTS_FILE
-from sharedllm.data import build, recipe_from_dict
+from sharedllm.data import TokenFolder, build, recipe_from_dict
 from sharedllm.train.checkpoint import STATE, checkpoints
-from sharedllm.train.run_folder import RECIPE, RunFolder
-from tests.conftest import byte_tokenizer
+from sharedllm.train.loop import Trainer
+from sharedllm.train.run_folder import LOCK, RECIPE, RunFolder
+from tests.conftest import CONFIG, byte_tokenizer, tiny_model
 from tests.contexts import assert_one_sentence
 from tests.train.test_loop import assert_same, recipe, trainer, weights, write_data
 
@@ -43,7 +48,81 @@ def test_the_recipe_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
     RunFolder(run).open(recipe(tmp_path / "data", run))
     (unfinished, named), folder = order
     assert unfinished.startswith(RECIPE) and not named and folder == ("run", True)
-    assert [file.name for file in run.iterdir()] == [RECIPE]
+    assert {file.name for file in run.iterdir()} == {RECIPE, LOCK}
+
+
+def test_one_process_trains_in_a_folder(data, tmp_path):
+    run = tmp_path / "run"
+    t = trainer(data, run)
+    other = FileLock(run / LOCK, timeout=0)  # as another process has it; this one shares its own
+    with pytest.raises(Timeout):
+        other.acquire()
+    t.train(until=2)
+    t.close()
+    with other:
+        with pytest.raises(UsageError, match=r"another process trains in .*run; wait until it ends") as error:
+            trainer(data, run)
+        RunFolder(run, writes=False).open(t.recipe)  # one of several processes, which the first writes for
+    assert_one_sentence(error)
+    with pytest.raises(UsageError, match="another recipe"):
+        trainer(data, run, windows=3)
+    other.acquire()  # who is refused leaves it free
+    other.release()
+    assert trainer(data, run).step == 2
+
+
+def test_a_run_goes_on_where_it_and_its_data_lie_by_now(data, tmp_path):
+    first, whole = trainer(data, tmp_path / "run"), trainer(data, tmp_path / "whole")
+    whole.train()
+    first.train(until=2)
+    first.close()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    shutil.copytree(data, tmp_path / "tokens")
+    t = trainer(tmp_path / "tokens", tmp_path / "moved")
+    assert t.step == 2
+    t.train()
+    assert_same(weights(whole), weights(t))
+
+
+def test_a_nested_setting_that_was_another_is_named(data, tmp_path):
+    trainer(data, tmp_path / "run").train(until=2)
+    other = recipe(data, tmp_path / "run", config=dataclasses.replace(CONFIG, split_noise=0.2))
+    with pytest.raises(UsageError, match=r"another recipe \(config\.split_noise was 0\.1\)") as error:
+        RunFolder(tmp_path / "run", writes=False).open(other)
+    assert_one_sentence(error)
+
+
+def test_a_model_with_other_upper_layers_is_another(data, tmp_path):
+    """Its fingerprint, which is all that a checkpoint of an earlier release has, is of the lowest layers alone."""
+    t = trainer(data, tmp_path / "run")
+    t.train(until=2)
+    model = tiny_model()
+    with torch.no_grad():
+        for weight in model.model.layers[-1].parameters():
+            weight.mul_(-1)
+    llm = SharedLLM.from_pretrained(model, adapter="none", config=CONFIG, tokenizer=byte_tokenizer())
+    assert llm.fingerprint == t.llm.fingerprint
+    with pytest.raises(UsageError, match="holds a run with another model") as error:
+        Trainer(t.recipe, llm)
+    assert_one_sentence(error)
+    assert llm.reader.identity in str(error.value) and t.llm.reader.identity in str(error.value)
+    state = checkpoints(t.run)[-1] / STATE
+    state.write_text(json.dumps({**json.loads(state.read_text()), "model": llm.fingerprint}))
+    assert Trainer(t.recipe, llm).step == 2
+
+
+def test_a_run_says_where_it_goes_on_in_another_dtype(data, tmp_path, caplog):
+    trainer(data, tmp_path / "run").train(until=2)
+    state = checkpoints(tmp_path / "run")[-1] / STATE
+    noted = json.loads(state.read_text())
+    assert noted["dtype"] == "float32"
+    with caplog.at_level(logging.WARNING, "sharedllm.train"):
+        trainer(data, tmp_path / "run")
+        assert not caplog.records
+        state.write_text(json.dumps({**noted, "dtype": "bfloat16"}))
+        trainer(data, tmp_path / "run")
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "so far were computed in bfloat16, those to come are in float32" in said
 
 
 def test_what_killed_processes_left_of_checkpoints_is_removed(data, tmp_path):
@@ -232,3 +311,14 @@ def test_an_adapter_says_what_all_pieces_of_its_run_took(data, tmp_path):
     took = {name: about(tmp_path / "run")[name] for name in ("train_seconds", "peak_memory_bytes")}
     assert took == {"train_seconds": pytest.approx(sum(seconds), abs=0.01), "peak_memory_bytes": 10**15}
     assert took.items() <= t.figures().items()
+
+
+def test_an_adapter_says_on_what_and_of_what_it_was_made(data, tmp_path):
+    t = trainer(data, tmp_path / "run", steps=1)
+    t.train()
+    noted, manifest = about(tmp_path / "run"), TokenFolder.open(data).manifest
+    assert (noted["dtype"], noted["device"], noted["origin"]) == ("float32", "cpu", t.origin)
+    tokens = manifest["sources"]["a"]["tokens"]
+    assert noted["sources"] == {"a": {"licence": "CC0-1.0", "version": "", "tokens": tokens}}, (
+        "nothing that is held out"
+    )

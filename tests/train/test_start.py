@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from sharedllm import SharedLLM, UsageError
 from sharedllm.train.loop import Trainer
+from sharedllm.train.start import _check_settings
 from tests.conftest import CONFIG, byte_tokenizer, tiny_model
 from tests.contexts import assert_one_sentence
 from tests.train.test_loop import recipe, trainer, write_data
@@ -59,6 +61,17 @@ def test_an_adapter_whose_weights_would_mean_something_else_is_refused(data, tmp
     with pytest.raises(UsageError, match=words) as error:
         Trainer(recipe(data, tmp_path / "run", config=other, start=start), llm)
     assert_one_sentence(error)
+
+
+@pytest.mark.parametrize("name", ["null_slot", "null_growth"])
+def test_what_a_start_learnt_of_its_null_logit_is_not_dropped(name):
+    on, off = (dataclasses.replace(CONFIG, **{name: held}) for held in (True, False))
+    with pytest.raises(
+        UsageError, match=rf"config\.{name} true and the recipe false; set config\.{name}=true"
+    ) as error:
+        _check_settings(on, off, Path("first/adapter"))
+    assert_one_sentence(error)
+    _check_settings(off, on, Path("first/adapter"))
 
 
 def test_more_layers_than_the_start_has_are_trained_on(data, tmp_path):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sharedllm.cli import ask, bench, chat, data, demo, doctor, encode, evaluate, lm_eval, plot, serve, train
+from sharedllm.cli import ask, bench, chat, common, data, demo, doctor, encode, evaluate, lm_eval, plot, serve, train
 from sharedllm.cli.ending import Group
 from sharedllm.errors import SharedLLMError, out_of_memory
 
@@ -52,7 +52,8 @@ def options(
 
 
 def main(arguments: list[str] | None = None, commands: typer.Typer = app) -> Any:
-    """Run the command line and exit: 0 well, 1 the work failed, 2 used wrongly, 3 stopped before its end as told, 130 interrupted."""
+    """Run the command line and exit: 0 well, 1 the work failed, 2 used wrongly, 3 stopped before its end as told, 130 interrupted,
+    141 its output closed before its work was done."""
     try:
         commands(arguments, standalone_mode=True)
     except SharedLLMError as error:
@@ -67,5 +68,5 @@ def main(arguments: list[str] | None = None, commands: typer.Typer = app) -> Any
 
 def fail(sentence: str, code: int) -> None:
     """Print one sentence on stderr and exit with `code`."""
-    print(f"sharedllm: {sentence}", file=sys.stderr)
+    common.say(f"sharedllm: {sentence}")
     sys.exit(code)

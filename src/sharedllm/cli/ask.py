@@ -91,6 +91,7 @@ def ask(
     with common.status("answering"):
         answer = llm.answer(context, question, max_new_tokens, **resolution)
         read = llm.explain(context, question, max_new_tokens=max_new_tokens, **resolution) if explain else []
+    common.finished()
     if as_json:
         figures = _figures(context, answer, encode_seconds)
         passages = {"passages": [asdict(passage) for passage in read]} if explain else {}
@@ -99,7 +100,7 @@ def ask(
     else:
         _show(llm, context, answer, read, encode_seconds)
         if hits:
-            typer.echo(f"found in {find_seconds:.2f} s: " + ", ".join(hit["source"] for hit in hits), err=True)
+            common.say(f"found in {find_seconds:.2f} s: " + ", ".join(hit["source"] for hit in hits))
 
 
 def _figures(context: Context, answer: Answer, encode_seconds: float) -> dict[str, Any]:
@@ -117,12 +118,13 @@ def _figures(context: Context, answer: Answer, encode_seconds: float) -> dict[st
 
 
 def _check_sources(sources: Sequence[str], keep_tags: bool, documents: int | None) -> None:
-    """Raise `UsageError` for an option that has nothing to act on among these sources."""
+    """Raise `UsageError` for a source that is not there, or an option that has nothing to act on among them."""
     from sharedllm.collection.search import is_collection
     from sharedllm.errors import UsageError
     from sharedllm.sources import check_stdin
 
     check_stdin(sources)  # also where a saved context stands between, so that they are read one by one
+    given.check_there(sources)
     if documents is not None:
         common.positive("--documents", documents)
         if not any(map(is_collection, sources)):
@@ -138,10 +140,9 @@ def _show(llm: SharedLLM, context: Context, answer: Answer, read: list[Passage],
     for passage in read:
         common.tell(f"\n{_line(passage)}")
     how = f"{answer.slots:,} slots" if answer.compressed else "all in the window, nothing compressed"
-    typer.echo(
+    common.say(
         f"\n{context.tokens:,} tokens read in {encode_seconds:.1f} s ({how}); "
-        f"searched in {answer.search_seconds:.2f} s, answered in {answer.generate_seconds:.1f} s",
-        err=True,
+        f"searched in {answer.search_seconds:.2f} s, answered in {answer.generate_seconds:.1f} s"
     )
     if answer.compressed and llm.adapter == "none":
         common.say(common.NO_ADAPTER)

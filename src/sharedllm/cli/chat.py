@@ -37,6 +37,7 @@ def chat(
         raise UsageError(
             "standard input is closed, and the questions come from there; open it, or use `sharedllm ask`."
         )
+    given.check_there(sources or [])
     given.refuse_collections(sources or [])
     _replace_undecodable()
     llm = common.load(model, adapter, device, dtype, seed)
@@ -60,7 +61,8 @@ def chat(
             common.say(common.NO_ADAPTER)
         if as_json:
             folded = {"slots": answer.slots, "folded_tokens": session.said.tokens}
-            common.print_json({"answer": answer.text, "generated_tokens": answer.generated_tokens, **folded})
+            told = {"answer": answer.text, "generated_tokens": answer.generated_tokens, **folded}
+            common.print_json(told, more=True)
         else:
             common.tell(answer.text)
 
@@ -75,7 +77,7 @@ def _next_question() -> str:
     """The next line that is not blank; empty at the end of the input."""
     while True:
         if sys.stdin.isatty():
-            print("> ", end="", file=sys.stderr, flush=True)
+            common.say("> ", end="")
         line = sys.stdin.readline()
         if line.strip() or not line:
             return line.strip()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -38,6 +39,7 @@ WorkersOption = Annotated[
     int | None, typer.Option("--workers", help="With --engine ray: processes; chosen when left out.")
 ]
 ENGINES = ("local", "ray")
+_work = {"done": False}  # of the command that runs
 _SOURCES = "Files (text, Markdown, HTML, PDF), folders, - for standard input"
 SourcesArgument = Annotated[
     list[str], typer.Argument(metavar="SOURCE...", help=f"{_SOURCES}, saved contexts or collections, in any mix.")
@@ -131,9 +133,7 @@ def reading_bar() -> Iterator[Progress]:
             if not console.is_terminal and (passed - spoken > 15 or done == total):
                 spoken = passed
                 left = (total - done) / max(speed, 1e-9)
-                print(
-                    f"reading: {done:,} of {total:,} tokens, {speed:,.0f} tokens/s, {left:,.0f} s left", file=sys.stderr
-                )
+                say(f"reading: {done:,} of {total:,} tokens, {speed:,.0f} tokens/s, {left:,.0f} s left")
 
         yield progress
 
@@ -150,9 +150,31 @@ def check_engine(engine: str, address: str | None, workers: int | None) -> None:
         positive("--workers", workers)
 
 
-def say(line: str) -> None:
-    """A line of progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+def say(line: str, end: str = "\n") -> None:
+    """A line of progress, on stderr; where nobody reads that any more the work goes on."""
+    try:
+        print(line, end=end, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        let_go(sys.stderr)
+
+
+def let_go(*streams: TextIO) -> None:
+    """Have nowhere to go what waits for a pipe that is closed: else Python fails once more as it flushes at its end."""
+    for stream in filter(None, streams):  # a program may have none
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def finished(done: bool = True) -> None:
+    """Say that a command's work is done and only its outcome is still to be told: who closes its output then lost nothing."""
+    _work["done"] = done
+
+
+def is_finished() -> bool:
+    return _work["done"]
 
 
 def tell(line: str) -> None:
@@ -160,7 +182,10 @@ def tell(line: str) -> None:
     print(line.encode(_encoding(), "backslashreplace").decode(_encoding()), flush=True)
 
 
-def print_json(values: dict[str, Any]) -> None:
+def print_json(values: dict[str, Any], more: bool = False) -> None:
+    """A JSON object on stdout, the last thing that a command does unless `more` follows."""
+    if not more:
+        finished()
     tell(json.dumps(values, ensure_ascii=codecs.lookup(_encoding()).name != "utf-8"))  # else escaped as JSON does not
 
 

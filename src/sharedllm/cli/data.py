@@ -38,7 +38,7 @@ def build(
     if output is None:
         output = TEXT
         check_unnamed(settings, output)
-    manifest = build_data(settings, output, load_tokenizer(model), progress=lambda line: typer.echo(line, err=True))
+    manifest = build_data(settings, output, load_tokenizer(model), progress=common.say)
     sources = manifest["sources"]
     totals = {
         split: sum(s["tokens"] for s in sources.values() if s["split"] == split) for split in ("train", "heldout")
@@ -62,7 +62,7 @@ def texts(
     from sharedllm.data import read_recipe
     from sharedllm.data.texts import write_texts
 
-    for file in write_texts(read_recipe(_recipe_file(recipe)), output, lambda line: typer.echo(line, err=True)):
+    for file in write_texts(read_recipe(_recipe_file(recipe)), output, common.say):
         print(file)
 
 
@@ -87,7 +87,7 @@ def study(
     llm = common.load(model, "none", device, dtype, seed)
     author = Author(llm.detach(), llm.tokenizer)
     folder = TokenFolder.open(data, llm.tokenizer)
-    about = write_study(output, folder, author, llm.fingerprint, plan, lambda line: typer.echo(line, err=True))
+    about = write_study(output, folder, author, llm.reader.identity, plan, common.say)
     counts = about["counts"]
     if as_json:
         common.print_json({"study": str(output), "passages": counts["passages"], "pairs": counts["pairs"]})

@@ -11,6 +11,8 @@ import typer
 from sharedllm.cli import common
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sharedllm.model import SharedLLM
 
 
@@ -34,7 +36,7 @@ def demo(
     from sharedllm.evaluate.row import machine
     from sharedllm.methods.estimate import cache_bytes
 
-    say = (lambda line: typer.echo(line, err=True)) if as_json else print
+    say: Callable[[str], None] = common.say if as_json else print
     say(
         f"{llm.name}: {llm.window:,} positions, {len(llm.parts.layers)} layers, adapter {llm.adapter}, {llm.dtype}, on {llm.device}"
     )
@@ -68,10 +70,10 @@ def demo(
     row = {"method": "shared", "length": context.tokens, "metric": "nll_gain", "value": figures["nll_gain"]}
     figures |= row | {"samples": figures["passages"], "seconds": figures["total_seconds"], "seed": 0}
     say(_closing(figures))
-    if as_json:
-        common.print_json(figures)
     if output is not None:
         append_row(output, figures)
+    if as_json:
+        common.print_json(figures)
 
 
 def _deep(figures: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ def doctor(as_json: common.JsonOption = False) -> None:
         "versions": {name: _version(name) for name in PACKAGES},
         **_default_model(),
     }
+    common.finished()
     if as_json:
         common.print_json(figures)
         return

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,12 +76,14 @@ def encode(
 
         loading = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
         keeping = {"most_bytes": _most_bytes(max_mb), "compact": compact}
+        given.check_there([source for source in sources or [] if not has_magic(source)])  # else it is a pattern
         read_separately(sources or [], output, loading, keeping, engine, ray_address, workers, as_json)
         return
     _check_together(output, engine != "local" or max_mb is not None, sources, remove)
     if remove:
         _remove(Path(output), remove, others or compact, as_json)
         return
+    given.check_there(sources or [])
     from sharedllm.library import Library
 
     llm = common.load(model, adapter, device, dtype, seed, stored_bits)
@@ -231,6 +234,7 @@ def kept(library: Library) -> dict[str, Any]:
 
 
 def _tell(figures: dict[str, Any], line: str, as_json: bool) -> None:
+    common.finished()
     if as_json:
         common.print_json(figures)
     else:

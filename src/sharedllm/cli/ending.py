@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from contextlib import suppress
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from sharedllm.cli import common
+
+CLOSED = 141
+"""Exit code where what a command tells was closed before its work was done: a shell's for whom SIGPIPE ended."""
+
 
 class _Ending:
-    """Ends by 130 and a word where it is interrupted; by 0 where whoever read its output has closed that, as `head` does."""
+    """Ends by 130 and a word where it is interrupted; where whoever read its output has closed that, as `head` does, by 0 if
+    the work was done, else by `CLOSED`."""
 
     def invoke(self, ctx: Any) -> Any:
+        common.finished(False)
         try:
-            return super().invoke(ctx)  # type: ignore[misc]
+            outcome = super().invoke(ctx)  # type: ignore[misc]
+            common.finished()
+            print(end="", flush=True)  # not `sys.stdout.flush`: there may be no stdout at all
         except KeyboardInterrupt:
-            print("sharedllm: interrupted.", file=sys.stderr)
+            common.say("sharedllm: interrupted.")
             sys.exit(130)
         except BrokenPipeError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)  # else Python fails once more as it flushes at its end
-            with suppress(OSError, ValueError):
-                os.dup2(nowhere, sys.stdout.fileno())
-            sys.exit(0)
+            common.let_go(sys.stdout, sys.stderr)
+            sys.exit(0 if common.is_finished() else CLOSED)
+        return outcome
 
 
 class Group(_Ending, TyperGroup):

@@ -99,6 +99,16 @@ def is_saved(source: str) -> bool:
     return not isinstance(told, dict) or told.get("format") == FORMAT  # another program's file may have this name
 
 
+def check_there(sources: Sequence[str]) -> None:
+    """Raise `UsageError` for a file or folder that is not there, as reading it would once a model is loaded."""
+    from sharedllm.collection.place import is_address
+    from sharedllm.sources import DEFAULT_MAX_BYTES, STDIN, read_file
+
+    for source in sources:
+        if source != STDIN and not is_address(source) and not os.path.exists(source):
+            read_file(source, DEFAULT_MAX_BYTES)
+
+
 def refuse_collections(sources: Sequence[str]) -> None:
     """Raise `UsageError` for a collection where texts or saved contexts are expected."""
     from sharedllm.collection.search import is_collection

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,9 +26,10 @@ def plot(
     from sharedllm.plot.figure import plot as draw
 
     planned = draw(results, output, dark)
+    common.finished()
     figures = [output, dark_file(output)] if dark else [output]
     for note in planned.notes:
-        print(f"note: {note}", file=sys.stderr)
+        common.say(f"note: {note}")
     if as_json:
         beside = {"dark": str(figures[1])} if dark else {}
         common.print_json({"figure": str(output), **beside, "drawn": [strip.kind for strip in planned.strips]})

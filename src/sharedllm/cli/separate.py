@@ -33,8 +33,9 @@ def read_separately(
     Raises:
         WorkError: not one of them could be read.
     """
+    from sharedllm.collection import RECORDS
     from sharedllm.collection.read import read_collection
-    from sharedllm.collection.records import FAILED, KEPT, RECORDS
+    from sharedllm.collection.records import FAILED, KEPT
     from sharedllm.errors import WorkError
 
     started = time.perf_counter()
@@ -55,8 +56,9 @@ def read_separately(
     }
     line = "{documents:,} documents with {context_tokens:,} tokens in {collection}, {failed:,} not read, {encode_seconds:,.1f} s"
     if as_json:
-        common.print_json(figures)
+        common.print_json(figures, more=not kept)
     else:
+        common.finished(bool(kept))
         common.tell(line.format(**figures))
     if not kept:
         raise WorkError(f"none of the documents could be read; {where}/{RECORDS} says why.")

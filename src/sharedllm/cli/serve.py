@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,8 @@ import typer
 from sharedllm.cli import common
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from sharedllm.model import SharedLLM
     from sharedllm.serve.settings import Settings
 
@@ -67,6 +70,8 @@ def serve(
 ) -> None:
     """Serve an OpenAI-compatible API and a page; see docs/SERVE.md."""
     _check(log_level, port, rows, queue, rate)
+    names = allow_host or []
+    _check_names(names)
     _check_replicas(replicas, ray_address)
     _installed()
     from sharedllm.serve.settings import Settings
@@ -75,7 +80,7 @@ def serve(
     settings = Settings(
         folder=folder or Path.home() / ".local" / "share" / "sharedllm" / "serve",
         api_key=key,
-        hosts=_names(host, allow_host or [], key),
+        hosts=_names(host, names, key),
         rows=rows,
         queue=queue,
         window=window,
@@ -88,8 +93,9 @@ def serve(
         requests_a_minute=rate,
         grace=grace,
     )
-    if host not in LOOPBACK and settings.api_key is None:
-        common.say(f"sharedllm: anyone who reaches {host}:{port} can use this server; --api-key asks for a key.")
+    if settings.api_key is None and (names or host not in LOOPBACK):
+        where = names[0] if host in LOOPBACK else f"{host}:{port}"  # a name says that others come, by a proxy
+        common.say(f"sharedllm: anyone who reaches {where} can use this server; --api-key asks for a key.")
     loading: dict[str, Any] = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
     if replicas is not None:
         from sharedllm.serve.replicas import run_until_told
@@ -111,6 +117,18 @@ def _check(log_level: str, port: int, rows: int, queue: int, rate: int) -> None:
     for option, value, low in (("--rows", rows, 1), ("--queue", queue, 0), ("--rate", rate, 0)):
         if value < low:
             raise UsageError(f"{option} is {value}; it must be at least {low}.")
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise `UsageError` for a name that no request has: a `Host` is compared without its port, and has no scheme."""
+    from sharedllm.errors import UsageError
+
+    for name in names:
+        if not name or not {"/", ":"}.isdisjoint(name):
+            raise UsageError(
+                f"--allow-host is {name!r}; give a name alone, such as your.name, without https:// or a port (addresses "
+                "are let in without it)."
+            )
 
 
 def _check_replicas(replicas: str | None, ray_address: str | None) -> None:
@@ -148,23 +166,25 @@ def _names(host: str, allowed: list[str], key: str | None) -> tuple[str, ...]:
 
 
 def _run_alone(loading: dict[str, Any], settings: Settings, host: str, port: int, log_level: str) -> None:
-    """Load the model and serve, with the folder of contexts to this process alone."""
+    """Load the model and serve, with the folder of contexts and the port to this process alone."""
     from sharedllm.hardware import share_memory_between_threads
     from sharedllm.serve.folder import held
+    from sharedllm.serve.listening import bound
 
     share_memory_between_threads()
-    with held(settings.folder):
-        _run(common.load(**loading), settings, host, port, log_level)
+    with held(settings.folder), bound(host, port) as sockets:
+        _run(common.load(**loading), settings, host, sockets, log_level)
 
 
-def _run(llm: SharedLLM, settings: Settings, host: str, port: int, log_level: str) -> None:
-    """Serve with this process until it is told to stop."""
+def _run(llm: SharedLLM, settings: Settings, host: str, sockets: list[socket], log_level: str) -> None:
+    """Serve with this process, at the sockets that were bound for `host`, until it is told to stop."""
     from sharedllm.serve.run import log_to_stderr, server
     from sharedllm.serve.service import Service
 
     log_to_stderr(log_level)
+    port = sockets[0].getsockname()[1]
     common.say(f"http://{f'[{host}]' if ':' in host else host}:{port}/ (API: /v1; page: /)")
-    server(Service(llm, settings), host, port).run()
+    server(Service(llm, settings), host, port).run(sockets)
 
 
 def _replicas(text: str) -> int | tuple[int, int]:

@@ -5,8 +5,11 @@ Under a launcher (`accelerate launch -m sharedllm.train`) each process runs this
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 
 UNFINISHED = 3
 """Exit code of a run that stopped after its minutes: the same command goes on."""
+PATIENCE = 15.0
+"""Seconds after SIGTERM in which several processes end together; launchers and clusters kill after 30."""
+TWICE = 1.0
+"""Seconds in which a second SIGTERM is the first one again: a cluster sends it, and so does the launcher that it ends."""
 
 
 def train(
@@ -42,12 +49,13 @@ def train(
 
     logging.set_verbosity_error()
     keep_freed_memory()
-    with _ended_by_sigterm():
+    with _ended_by_sigterm() as together:
         with common.status("loading model and data"):
             if launched() > 1:
                 from sharedllm.train.distributed import DistributedTrainer
 
                 trainer: Trainer = DistributedTrainer(settings)
+                together.append(trainer)
             else:
                 trainer = Trainer(settings)
         if not trainer.main:
@@ -60,17 +68,31 @@ def train(
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within this block SIGTERM, by which clusters and launchers end a run, does what Ctrl-C does."""
+def _ended_by_sigterm() -> Iterator[list[Trainer]]:
+    """Within this block SIGTERM, by which clusters and launchers end a run, does what Ctrl-C does.
 
-    def interrupt(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut off the checkpoint
-        raise KeyboardInterrupt
+    A trainer that is put into the list it gives trains together with other processes, and ends with them, after a step that all
+    did; where that takes longer than `PATIENCE`, or at a second signal, as Ctrl-C ends it.
+    """
+    together: list[Trainer] = []
+    told: list[float] = []
+    again = threading.Timer(PATIENCE, os.kill, (os.getpid(), signal.SIGTERM))
+    again.daemon = True
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def end(*_: object) -> None:
+        if together and not told:
+            together[0].stopping = True
+            told.append(time.monotonic())
+            again.start()
+        elif not together or time.monotonic() - told[0] > TWICE:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one must not cut off the checkpoint
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
-        yield
+        yield together
     finally:
+        again.cancel()
         signal.signal(signal.SIGTERM, before)
 
 
@@ -88,7 +110,8 @@ def _train(trainer: Trainer, as_json: bool) -> None:
     if as_json:
         common.print_json(figures)
     elif not trainer.finished:
-        print(f"not finished: step {trainer.step} of {steps} is done and kept; give the same command again to go on")
+        said = f"not finished: step {trainer.step} of {steps} is done and kept; give the same command again to go on"
+        print(said, flush=True)  # a launcher may end this process as soon as another one has ended
     else:
         print("adapter written to {adapter} after {steps} steps, {target_tokens:,} target tokens".format(**figures))
 
@@ -99,21 +122,25 @@ def _display(steps: int, done: int) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
+    # A step may take longer than the half minute by which the bar would otherwise tell how fast it is.
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn(), "left")
 
     @contextmanager
     def shown() -> Any:
-        with Progress("training", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn(), "left", console=console, disable=not console.is_terminal) as bar:  # fmt: skip
+        started = time.monotonic()
+        with Progress("training", *columns, console=console, speed_estimate_period=3600, disable=not console.is_terminal) as bar:  # fmt: skip
             task = bar.add_task("training", total=steps, completed=done, note="")
 
             def show(row: dict[str, Any]) -> None:
                 if "loss" in row:
                     note = f"loss {row['loss']:.3f}, {row['tokens_a_second']:,.0f} tokens/s,"
                     bar.update(task, completed=row["step"], note=note)
-                    line = f"step {row['step']} of {steps}: {note} rate {row['rate']:.2e}"
+                    left = (time.monotonic() - started) / (row["step"] - done) * (steps - row["step"])
+                    line = f"step {row['step']} of {steps}: {note} rate {row['rate']:.2e}, {left:.0f} s left"
                 else:
                     line = f"step {row['step']}: held out {row['held_out_with']:.4f} nats with the context, {row['held_out_without']:.4f} without"
                 if not console.is_terminal or "loss" not in row:
-                    console.print(line, highlight=False)
+                    console.print(line, highlight=False, soft_wrap=True)
 
             yield show
 

@@ -6,3 +6,6 @@
 
 `read_collection` makes one, with this process or with the workers of a Ray cluster; `Collection` asks it.
 """
+
+RECORDS, STORES, SKETCHES = "documents.jsonl", "stores", "sketches"
+"""Their names; here, since those who take text out of files need no tensors."""

@@ -16,7 +16,8 @@ from sharedllm.errors import SharedLLMError, UsageError, WorkError
 from sharedllm.files import STALE_SECONDS, UNFINISHED, replaced_file, take_name
 from sharedllm.manifest import LOCK, MANIFEST, SEGMENT
 
-CACHE = Path.home() / ".cache" / "sharedllm" / "stores"
+CACHE = Path("~/.cache/sharedllm/stores")
+"""Expanded where it is used: not every user of this module has a home."""
 HUB = "hf://"
 HUB_KINDS = ("models", "datasets", "spaces", "kernels", "buckets")
 """What a path of the Hugging Face Hub may begin with, before `user/name`."""
@@ -150,11 +151,12 @@ class Place:
         if not self.remote:
             return Path(self._path(name))
         manifest = self.read(f"{name}/{MANIFEST}")
-        folder = CACHE
+        with self._told("read"):
+            folder = cache = CACHE.expanduser()
         before: bytes | None = None
         while manifest is not None and manifest != before:  # else a writer removed what this state needs
             before = manifest
-            folder = CACHE / hashlib.sha256((self.address(name) + _model_of(manifest)).encode()).hexdigest()[:32]
+            folder = cache / hashlib.sha256((self.address(name) + _model_of(manifest)).encode()).hexdigest()[:32]
             self._download(name, folder, _segments(manifest))
             manifest = self.read(f"{name}/{MANIFEST}")
         if manifest is None:

@@ -11,18 +11,9 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from sharedllm.collection import RECORDS, SKETCHES, STORES
 from sharedllm.collection.place import Place
-from sharedllm.collection.records import (
-    FAILED,
-    KEPT,
-    RECORDS,
-    SKETCHES,
-    STORES,
-    Record,
-    alike,
-    read_records,
-    write_records,
-)
+from sharedllm.collection.records import FAILED, KEPT, Record, alike, read_records, write_records
 from sharedllm.collection.sources import Source, find_sources
 from sharedllm.errors import SharedLLMError, UsageError, WorkError
 from sharedllm.files import UNFINISHED, replaceable

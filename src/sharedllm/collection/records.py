@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from sharedllm.collection import RECORDS
 from sharedllm.collection.place import Place
 from sharedllm.errors import WorkError
 from sharedllm.loading import same_model
 
 SEARCHED_BY = ", searched by "  # in `Record.made_with`, before what sketches and questions are compared by
-RECORDS, STORES, SKETCHES = "documents.jsonl", "stores", "sketches"
 KEPT, FAILED = "kept", "failed"
 
 

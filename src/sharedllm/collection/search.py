@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
+from sharedllm.collection import RECORDS, SKETCHES, STORES
 from sharedllm.collection.place import Place
-from sharedllm.collection.records import KEPT, RECORDS, SKETCHES, STORES, Record, read_records, searchable
+from sharedllm.collection.records import KEPT, Record, read_records, searchable
 from sharedllm.collection.sketch import Sketch, load_sketch, nearness, represented_by
 from sharedllm.collection.words import Postings
 from sharedllm.context import Context

@@ -10,8 +10,8 @@ from glob import glob, has_magic
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
+from sharedllm.collection import RECORDS, STORES
 from sharedllm.collection.place import filesystem, is_address
-from sharedllm.collection.records import RECORDS, STORES
 from sharedllm.errors import UsageError
 from sharedllm.manifest import MANIFEST, PART, SEGMENT
 from sharedllm.sources import STDIN, folder_files, is_kept, read_file

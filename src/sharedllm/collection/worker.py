@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sharedllm.chunks import Stored
+from sharedllm.collection import SKETCHES, STORES
 from sharedllm.collection.place import Place
-from sharedllm.collection.records import FAILED, KEPT, SEARCHED_BY, SKETCHES, STORES, Record, store_name
+from sharedllm.collection.records import FAILED, KEPT, SEARCHED_BY, Record, store_name
 from sharedllm.collection.sketch import KIND, represented_by, save_sketch, sketch_made_of, sketch_of
 from sharedllm.collection.sources import Source, read_bytes
 from sharedllm.errors import SharedLLMError

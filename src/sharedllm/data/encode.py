@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from sharedllm.errors import UsageError
 
 PIECE = 100_000  # characters given to the tokenizer at once
-CUT = re.compile(r"(?<=\S)\n(?=\S)")
+CUT = re.compile(r"(?<=\S)\r?\n(?=\S)")  # before `\r`, which some join to `\n` where a digit follows
 
 
 def fingerprint(tokenizer: Any) -> str:

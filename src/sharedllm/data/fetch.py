@@ -126,8 +126,11 @@ def _debian(spec: SourceSpec, cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         try:
             _run(["apt-get", "download", wanted], cache, spec)
-        except WorkError:  # the package lists may be missing or old: refresh them once
-            _run(["apt-get", "update"], cache, spec)
+        except WorkError as error:  # the package lists may be missing or old: refresh them once
+            try:
+                _run(["apt-get", "update"], cache, spec)
+            except WorkError:  # who may not do that wants to know what was missing
+                raise error from None
             _run(["apt-get", "download", wanted], cache, spec)
         found = sorted(cache.glob(pattern), key=lambda path: path.stat().st_mtime)
     if not found:

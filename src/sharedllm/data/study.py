@@ -15,10 +15,12 @@ from typing import Any
 from sharedllm.data.folder import MANIFEST, Document, TokenFolder
 from sharedllm.data.study_author import Pair
 from sharedllm.errors import UsageError, WorkError
+from sharedllm.loading import same_model
 
 FORMAT = "sharedllm-study"
 VERSION = 1
 PASSAGES = "passages.jsonl"
+SHOWN = 25  # characters of a fingerprint in a sentence: a model's identity whole, of a hash the beginning
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Study:
 
     @classmethod
     def open(cls, path: str | Path, folder: TokenFolder, model: str) -> Study:
-        """Read a study of the documents of `folder`, written by the model with the fingerprint `model`.
+        """Read a study of the documents of `folder`, written by the model with the identity `model` (`Reader.identity`).
 
         Raises:
             UsageError: no study, not a finished one, or one of another model or other data.
@@ -84,10 +86,11 @@ def origin(folder: TokenFolder, model: str) -> dict[str, str]:
 def check_origin(path: Path, about: dict[str, Any], folder: TokenFolder, model: str) -> None:
     """Raise `UsageError` where a study's manifest names another model or other data."""
     wanted = origin(folder, model)
+    same = {"model": same_model(about["model"], wanted["model"]), "data": about["data"] == wanted["data"]}
     for name, what in (("model", "by another model"), ("data", f"from other data than {folder.path}")):
-        if about[name] != wanted[name]:
+        if not same[name]:
             raise UsageError(
-                f"the study in {path} was written {what} (fingerprint {about[name][:12]}, not {wanted[name][:12]}); "
+                f"the study in {path} was written {what} (fingerprint {about[name][:SHOWN]}, not {wanted[name][:SHOWN]}); "
                 "write another with `sharedllm data study`."
             )
 

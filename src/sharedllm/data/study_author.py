@@ -136,6 +136,8 @@ class Author:
             past_key_values=copy.deepcopy(cache),  # generate adds to it
             max_new_tokens=most,
             pad_token_id=pad,
+            repetition_penalty=1.0,  # whatever the model's own settings say: answers are its likeliest words
+            no_repeat_ngram_size=0,
             **how,
         )
         return [self._ended(row) for row in out[:, ids.shape[1] :].tolist()]

@@ -76,7 +76,7 @@ def write_study(
     """Write a study, or go on with the one at `out`; returns its manifest.
 
     Args:
-        model: fingerprint of the model that writes.
+        model: identity of the model that writes (`Reader.identity`).
         progress: called with one line a place.
     Raises:
         UsageError: `out` holds something else, or a study by another model, of other data or settings; or no document

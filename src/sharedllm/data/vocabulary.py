@@ -19,6 +19,15 @@ def vocabulary() -> dict[str, Any]:
     return json.loads((Path(__file__).parent / "needles.json").read_text(encoding="utf-8"))
 
 
+@cache
+def most_facts() -> int:
+    """How many facts are asked for at most at once: a quarter of the subjects of the kind that has the fewest, since others stand
+    beside them, and are drawn until one is free."""
+    words = vocabulary()
+    keys = len(words["words"]) ** 2  # of tables
+    return min(keys, *(len(words[noun]) * len(words["places"]) for noun in ("things", "belongings", "goods"))) // 4
+
+
 def pick(random: np.random.Generator, words: str) -> str:
     """One of the vocabulary's `words`."""
     return str(random.choice(vocabulary()[words]))

@@ -21,7 +21,7 @@ from sharedllm.errors import UsageError
 from sharedllm.evaluate.peak import reset_peak
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import RAN_OUT, measured, refusal, refused, unless_memory_ends
-from sharedllm.evaluate.stopping import stopping
+from sharedllm.evaluate.stopping import ending, stopping, without_penalties
 from sharedllm.methods import Method
 from sharedllm.methods.base import no_room
 from sharedllm.methods.full import Full
@@ -142,11 +142,12 @@ def ask_methods(
             raise UsageError(f"{lacking[0]}.")
     read = hash_of(examination.texts)
     common = {"length": examination.length, "metric": examination.metric, "texts": read}
-    entries = [(m.name, {**m.settings(), **m.rules(scored=False)}, m) for m in methods]
+    greedily = without_penalties(llm.model)
+    entries = [(m.name, {**m.settings(), **m.rules(scored=False), **greedily}, m) for m in methods]
     if ceiling:
         full = Full(llm, CEILING_TOKENS)
         full.spread = methods[0].spread
-        entries.append((CEILING, {}, full))
+        entries.append((CEILING, greedily, full))
     for name, depends, method in entries:
         compute = partial(_examine, name, method, examination, read, seed, progress, free)
         yield results.keep({"method": name, **depends, **common, **examination.about}, compute)
@@ -164,7 +165,7 @@ def _examine(
     """The row of a method that is called `name`, or the one that says why it is not asked; `read` is a hash of the texts."""
     llm, task, metric, length = method.llm, examination.task, examination.metric, examination.length
     texts = around_answers(examination.texts, CEILING_TOKENS) if name == CEILING else examination.texts
-    said = {**({} if name == CEILING else asked_with(method)), **examination.about}
+    said = {**(without_penalties(llm.model) if name == CEILING else asked_with(method)), **examination.about}
     reason = examination.reason or lacks_room(method, texts)
     reason = reason or refusal(method, examination.longest or length, most_tokens(texts), 0, free)
     asked: Asked | None = None
@@ -178,9 +179,11 @@ def _examine(
 
 
 def asked_with(method: Method) -> dict[str, Any]:
-    """What a row of questions says of a method: its settings and rules, and its window once more as `given_window`, since
-    `window` is there what was used of the model's positions."""
-    return {**method.settings(), **method.rules(scored=False), "given_window": method.window}
+    """What a row of questions says of a method: its settings and rules, what of the model's own settings does not hold (see
+    `without_penalties`), and its window once more as `given_window`, since `window` is there what was used of the model's
+    positions."""
+    rules = {**method.rules(scored=False), **without_penalties(method.llm.model)}
+    return {**method.settings(), **rules, "given_window": method.window}
 
 
 def lacks_room(method: Method, texts: Sequence[Text]) -> str | None:
@@ -246,7 +249,7 @@ def _ask(method: Method, past: Any, question: Question) -> Asked:
     """What came of one question."""
     llm, prompt, new = method.llm, question.prompt, question.max_new_tokens
     started = _now(llm)
-    with stopping(llm, question.stop):
+    with stopping(llm, question.stop), ending(llm.model, **without_penalties(llm.model)):
         answer = llm.tokenizer.decode(method.ask(past, prompt, new), skip_special_tokens=True)
     seconds = _now(llm) - started
     window = (

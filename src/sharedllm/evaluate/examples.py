@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -66,15 +66,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: its task and its examples."""
+    """A data set: its task, its examples or some of them, and of how many."""
 
     task: Task
     examples: list[Example]
+    of: int = 0
+    """How many there are where these are some; 0: these."""
 
     def spread(self, samples: int) -> Dataset:
         """At most `samples` of the examples, evenly spread over all of them, in their order."""
-        count, all_of_them = min(samples, len(self.examples)), len(self.examples)
-        return Dataset(self.task, [self.examples[all_of_them * (2 * k + 1) // (2 * count)] for k in range(count)])
+        count, whole = min(samples, len(self.examples)), len(self.examples)
+        chosen = [self.examples[whole * (2 * k + 1) // (2 * count)] for k in range(count)]
+        return replace(self, examples=chosen, of=self.of or whole)
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

@@ -23,6 +23,7 @@ from sharedllm.config import check_keys
 from sharedllm.context import Context
 from sharedllm.errors import UsageError
 from sharedllm.model import SharedLLM
+from sharedllm.relevance import ASKING_TOKENS
 
 PASSED_ON = ("max_batch_size", "add_bos_token", "prefix_token_id", "chat_template_args")
 SETTINGS = ("model", "pretrained", "adapter", "window", "max_length", "device", "dtype", "batch_size", *PASSED_ON)
@@ -85,6 +86,7 @@ class HarnessModel(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """What the harness' results say of the model: its own account, and how it was given the past."""
         about = {"adapter": self.llm.adapter, "window": self.window, **self.llm.config.to_dict()}
+        about |= {"quoted_tokens": 0, "searched_by": ASKING_TOKENS}  # a request does not say which of its tokens ask
         return {**super().get_model_info(), "sharedllm": about}
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:

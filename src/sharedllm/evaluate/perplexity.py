@@ -22,6 +22,7 @@ from sharedllm.evaluate.peak import reset_peak
 from sharedllm.evaluate.results import Results
 from sharedllm.evaluate.row import RAN_OUT, measured, refusal, refused, unless_memory_ends
 from sharedllm.methods import Method
+from sharedllm.methods.base import opening_of
 
 GAIN = "nll_gain_over_truncate"
 
@@ -123,10 +124,11 @@ def run(
     method and length, then paired differences. A row's `value` is the mean over passages of the mean nats of a
     passage; `low` and `high` bound it (95 % bootstrap over passages); `values` gives each passage, `sources`
     its text, `starts` where its longest form starts there. `seconds` of the longest length hold what is
-    read once for all of them, and `peak_memory_bytes` is the highest of them all. `stride` is that of `slide_passages`, null where
-    passages are spread; a paired difference says which window `truncate` had (`truncate_window`). A method that would not fit into
-    `free` bytes of memory or runs out of it, or whose figures would say nothing, gives rows without a value and with a `reason`. What
-    `results` has is not scored again.
+    read once for all of them, and `peak_memory_bytes` is the highest of them all. `slots`, of a method that has some, is how many
+    a layer took in, the mean over passages; `opening`, where there is one, what the tokenizer puts before a text. `stride` is that
+    of `slide_passages`, null where passages are spread; a paired difference says which window `truncate` had (`truncate_window`).
+    A method that would not fit into `free` bytes of memory or runs out of it, or whose figures would say nothing, gives rows
+    without a value and with a `reason`. What `results` has is not scored again.
 
     The first target always has a token before it in the window, so a window of `targets` tokens is widened by
     one. Passages must be as long as the longest length.
@@ -189,15 +191,18 @@ def _score(
     reset_peak(method.llm.device)
     windows = {n: window_of(method, n, targets) for n in lengths}
     seconds, scores = dict.fromkeys(lengths, 0.0), {n: list[float]() for n in lengths}
-    for n, nll, took in method.each(partial(_nats, windows=windows, targets=targets), passages):
+    slots: dict[int, list[int]] = {n: [] for n in lengths}
+    for n, nll, took, taken_in in method.each(partial(_nats, windows=windows, targets=targets), passages):
         scores[n].append(nll)
         seconds[n] += took
+        slots[n] += [] if taken_in is None else [taken_in]
         progress(f"{method.name} at {n:,}: passage {len(scores[n])} of {len(passages)}, {nll:.3f} nats")
     return {
         n: {
             **_row(method, n, passages, targets, windows[n], scores[n], seed),
             "metric": "nll",
             "seconds": round(seconds[n], 3),
+            **({"slots": round(sum(slots[n]) / len(slots[n]))} if slots[n] else {}),
         }
         for n in lengths
     }
@@ -205,8 +210,9 @@ def _score(
 
 def _nats(
     method: Method, passage: Passage, windows: dict[int, int], targets: int
-) -> Iterator[tuple[int, float, float]]:
-    """Length, nats a token and seconds of a passage at each of the lengths in `windows`, the longest first.
+) -> Iterator[tuple[int, float, float, int | None]]:
+    """Length, nats a token, seconds and slots taken in (`Method.taken_in`) of a passage at each of the lengths in `windows`,
+    the longest first.
 
     A method that forgets the past scores each window once: what lies before changes neither figure.
     """
@@ -218,7 +224,7 @@ def _nats(
         if window not in alone or not method.forgets:
             nll = method.score(past, passage.ids[len(passage.ids) - window :], targets).mean().item()
             alone[window] = nll, time.perf_counter() - started
-        yield n, *alone[window]
+        yield n, *alone[window], method.taken_in
 
 
 def _gain(
@@ -246,8 +252,10 @@ def _unit(method: Method, length: int, targets: int, read: str) -> dict[str, Any
 
 
 def _asked(method: Method, length: int, targets: int) -> dict[str, Any]:
-    """A method's settings, and its rules at a length."""
-    return {**method.settings(), **method.rules(True, window_of(method, length, targets) - targets)}
+    """A method's settings, its rules at a length, and what stands before what it sees, where a text begins with something."""
+    first = opening_of(method.llm)
+    opening = {"opening": first} if first else {}  # else as rows from before there was such a rule
+    return {**method.settings(), **method.rules(True, window_of(method, length, targets) - targets), **opening}
 
 
 def window_of(method: Method, length: int, targets: int) -> int:

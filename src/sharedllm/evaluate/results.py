@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sharedllm.errors import UsageError, WorkError
+
+PLAIN = frozenset({"truncate", "full", "streaming", "yarn", "dynamic-ntk", "passage"})
+"""Methods that never read the adapter, nor any setting of it: their rows are those of the model alone."""
 
 
 def append_row(file: Path, row: dict[str, Any]) -> None:
@@ -66,7 +69,9 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 class Results:
     """The rows of a run, kept in a file so that the same run started again computes only what is missing.
 
-    A row is known again by its field `run`, a hash of everything that it depends on.
+    A row is known again by its field `run`, a hash of everything that it depends on. That has the adapter in it for every method;
+    where none is read, a row is known by the hash with any adapter that a row of the file says it was made with (`adapter`,
+    `adapter_weights`).
 
     Args:
         file: where rows are appended; None: they are kept nowhere.
@@ -77,6 +82,7 @@ class Results:
         same: fields that a row must have with these values, or not at all, to be known: those of timings, which are of one
             machine.
         versions: of the libraries that run, by name; a known row that was made with others is said so, once for all such.
+        plain: methods whose rows are known whatever adapter they were made with.
     Raises:
         UsageError: the file is a folder.
         WorkError: the file is not a results file.
@@ -91,6 +97,7 @@ class Results:
         besides: Callable[[], Mapping[str, Any]] = dict,
         same: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
+        plain: Collection[str] = (),
     ) -> None:
         if file and file.is_dir():
             raise UsageError(f"{file} is a folder; give a file name for the results.")
@@ -100,12 +107,22 @@ class Results:
         self._known = {
             row["run"]: row for row in rows if "run" in row and all(row.get(name, own) == own for name, own in here)
         }
+        self._plain = plain
+        made_with = ((row.get("adapter"), row["adapter_weights"]) for row in reversed(rows) if "adapter_weights" in row)
+        self._adapters = list(dict.fromkeys(made_with))
         self._told = {(row["refused"], row["reason"]) for row in rows if "refused" in row}
         self.versions, self._made_with = dict(versions or {}), list[dict[str, str]]()
 
     def find(self, unit: Mapping[str, Any]) -> dict[str, Any] | None:
         """The row of a unit of work; None where it is not known."""
-        return self._known.get(self._run(unit))
+        runs = (self._run(unit, about) for about in self._abouts(unit))
+        return next((self._known[run] for run in runs if run in self._known), None)
+
+    def _abouts(self, unit: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """What a known row may depend on beside its unit: what the rows of this run do; of a plain method, with any adapter."""
+        yield self.about
+        if unit.get("method") in self._plain:
+            yield from ({**self.about, "adapter": list(adapter)} for adapter in self._adapters)
 
     def keep(
         self, unit: Mapping[str, Any], compute: Callable[[], dict[str, Any]], of_others: bool = False
@@ -126,7 +143,7 @@ class Results:
             self.say(f"{what}: found in {self.file}, not computed again (--fresh does)")
             self._say_versions(found)
             return found
-        row, run = compute(), self._run(unit)
+        row, run = compute(), self._run(unit, self.about)
         told = (run, row.get("reason")) in self._told
         if "reason" in row:
             row = {**row, "refused": run}
@@ -146,6 +163,6 @@ class Results:
             said, here = (", ".join(f"{name} {of[name]}" for name in others) for of in (others, self.versions))
             self.say(f"known rows were made with {said}, and here is {here}; --fresh computes all rows again")
 
-    def _run(self, unit: Mapping[str, Any]) -> str:
-        depends = json.dumps([self.about, unit], sort_keys=True)
+    def _run(self, unit: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+        depends = json.dumps([about, unit], sort_keys=True)
         return hashlib.sha256(depends.encode()).hexdigest()[:16]

@@ -18,6 +18,7 @@ from torch import Tensor
 from sharedllm.evaluate.asking import Question, Text
 from sharedllm.evaluate.perplexity import Passage
 from sharedllm.evaluate.results import append_row
+from sharedllm.methods.base import opened
 from sharedllm.methods.estimate import attended_bytes
 from sharedllm.methods.shared import Shared
 from sharedllm.model import SharedLLM
@@ -70,19 +71,22 @@ def passage_samples(
     """A sample for every passage and length: `past_ids`, and `window_ids` of which the last `targets` are scored.
 
     The same tokens are scored at every length, as `perplexity.run` scores them: fewer than `targets` where a length has fewer.
+    What the tokenizer puts before a text stands before the first of them.
     """
     targets = min(targets, min(lengths) - 1)
     for length in lengths:
         seen = min(length, max(window, targets + 1))
         for passage in passages:
             ids = passage.ids[len(passage.ids) - length :]
+            whole = opened(llm, ids).tolist()
+            cut = len(whole) - seen if length > seen else 0
             yield {
                 **_about(llm, "perplexity", "nll", length, passage.source),
                 **bytes_kept(llm, ids[: length - seen]),
                 "start": passage.start,
                 "targets": targets,
-                "past_ids": ids[: length - seen].tolist(),
-                "window_ids": ids[length - seen :].tolist(),
+                "past_ids": whole[:cut],
+                "window_ids": whole[cut:],
             }
 
 

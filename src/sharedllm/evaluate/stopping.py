@@ -1,4 +1,4 @@
-"""What ends an answer, where a benchmark has it otherwise than the model."""
+"""What ends an answer, and how its tokens are chosen, where a benchmark has it otherwise than the model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import end_tokens
+
+PENALTIES = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+"""Settings of `generate` under which what was read already is written less, by the values that do nothing."""
 
 
 @contextmanager
@@ -36,3 +39,13 @@ def stopping(llm: SharedLLM, at: str) -> AbstractContextManager[None]:
         return nullcontext()
     ends = [*end_tokens(llm.model), llm.tokenizer.encode(at, add_special_tokens=False)[-1]]
     return ending(llm.model, eos_token_id=ends, min_new_tokens=1)
+
+
+def without_penalties(model: Any) -> dict[str, Any]:
+    """Of `PENALTIES` those that the model's own `generation_config` has otherwise.
+
+    Answers are compared without: a penalty falls on all that a method shows the model, so that one that shows a whole text
+    would write another language than one that shows a question.
+    """
+    own = {name: getattr(model.generation_config, name, None) for name in PENALTIES}
+    return {name: off for name, off in PENALTIES.items() if own[name] not in (None, off)}

@@ -75,19 +75,22 @@ def run(
     max_new_tokens: int | None = None,
     said: Mapping[str, Any] | None = None,
     free: float = math.inf,
+    whole: Averages | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Put all data sets to all methods, unless `results` has the row already; then average for every method.
 
     A row has besides what `asking.row` says: `dataset`; `ids`, `expected` and `tokens` (of the whole context), an entry a
-    question; `cut`, how many prompts were cut to `cut_to` tokens, and `answer_lost`, how many of them so lost their
-    answer; `groups`, value and samples of parts of the data set. `length` is the mean of `tokens`, `texts` a hash of what
-    was there before anything was cut.
+    question; `samples_of`, how many examples the data set has; `cut`, how many prompts were cut to `cut_to` tokens, and
+    `answer_lost`, how many of them so lost their answer; `groups`, value and samples of parts of the data set. `length` is
+    the mean of `tokens`, `texts` a hash of what was there before anything was cut. An average's `datasets` are those that it
+    is over, of `datasets_of`.
 
     Args:
         averages: what is averaged; those with fewer than two data sets at hand are left out.
         max_new_tokens: a lower limit for answers than the benchmark's.
         said: what every row says besides.
         free: memory that can be taken, in bytes; a method that needs more gives rows without a value.
+        whole: the averages of all data sets of the benchmark; None: these are all.
     Raises:
         UsageError: no method's limit can hold the answer of any data set, or a package that a score needs is missing;
             nothing was run then.
@@ -104,7 +107,7 @@ def run(
     for dataset, asking, reasons in zip(datasets, questions, lacking, strict=True):
         puts = _puts(llm, dataset, asking)
         for method in methods:
-            examination = _examination(method, benchmark, dataset.task, puts, said or {}, reasons[method.name])
+            examination = _examination(method, benchmark, dataset, puts, said or {}, reasons[method.name])
             for row in ask_methods(llm, [method], examination, seed, progress, results, free=free):
                 rows[method.name].append(row)
                 yield row
@@ -113,7 +116,8 @@ def run(
             chosen = [r for r in rows[method.name] if any(r["dataset"] in sets for sets in categories.values())]
             if len(chosen) > 1:
                 about = {**asked_with(method), **(said or {}), "dataset": name}
-                average = partial(_average, method, benchmark, about, categories, chosen, seed)
+                counted = sum(map(len, (whole or averages)[name].values()))
+                average = partial(_average, method, benchmark, about, categories, chosen, counted, seed)
                 unit = {"average": name, "method": method.name, "of": [r.get("run") for r in chosen]}
                 yield results.keep(unit, average, of_others=True)
 
@@ -212,9 +216,10 @@ def _cut(source: str, put: Put, room: int) -> tuple[Text, Tensor]:
 
 
 def _examination(
-    method: Method, benchmark: str, task: Task, puts: Sequence[Put], said: Mapping[str, Any], reason: str | None
+    method: Method, benchmark: str, dataset: Dataset, puts: Sequence[Put], said: Mapping[str, Any], reason: str | None
 ) -> Examination:
     """A data set as it is put to one method, or with the reason why it is not."""
+    task = dataset.task
     shown = Shown([], list(puts), 0, 0) if reason else _shown(method, task.name, puts)
     tokens = [len(put.ids) for put in shown.order]
 
@@ -225,6 +230,7 @@ def _examination(
                 groups.setdefault(group, []).append(score)
         return {
             "sources": [task.name],
+            "samples_of": dataset.of or len(dataset.examples),
             "texts": hash_of([Text(task.name, put.ids, [put.question]) for put in puts]),
             "cut": shown.cut,
             "cut_to": None if method.limit is None else method.limit - shown.order[0].question.max_new_tokens,
@@ -248,9 +254,14 @@ def _average(
     about: Mapping[str, Any],
     categories: Mapping[str, Sequence[str]],
     rows: Sequence[Mapping[str, Any]],
+    counted: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The mean over categories of their data sets' mean, of all samples and of each group; none where one has none."""
+    """The mean over categories of their data sets' mean, of all samples and of each group; none where one has none.
+
+    Args:
+        counted: how many data sets count in it where all are at hand.
+    """
     metric, length = "mean of categories", round(_mean([r["length"] for r in rows]))
     if lacking := next((r for r in rows if "reason" in r), None):
         reason = f"{lacking['dataset']}: {lacking['reason']}"
@@ -277,6 +288,7 @@ def _average(
         "categories": means,
         "groups": _average_groups(list(parts.values())),
         "datasets": [r["dataset"] for r in rows],
+        "datasets_of": counted,
     }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sharedllm.errors import UsageError
 from sharedllm.methods.estimate import Passes, cache_bytes, forward_bytes, one_pass
 from sharedllm.model import SharedLLM
-from sharedllm.prompts import Prompt, not_padding
+from sharedllm.prompts import Prompt, not_padding, opening
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,6 +41,8 @@ class Method(ABC):
     longest: int | None = None
     """Tokens of the longest text that it is to be measured on; None: of any that memory holds."""
     spread: Callable[[Method, Work, Sequence[Any]], Iterator[Any]] | None = None
+    taken_in: int | None = None
+    """Slots a layer that the window scored last took in; None where the method has none."""
 
     def __init__(self, llm: SharedLLM, window: int) -> None:
         self.llm, self.window = llm, window
@@ -79,7 +81,10 @@ class Method(ABC):
 
     @abstractmethod
     def score(self, past: Any, window: Tensor, targets: int) -> Tensor:
-        """Negative log-likelihood in nats of the last `targets` tokens of `window` [T]; shape [targets]."""
+        """Negative log-likelihood in nats of the last `targets` tokens of `window` [T]; shape [targets].
+
+        What the model itself sees stands behind what the tokenizer puts before a text; see `opened`.
+        """
 
     @abstractmethod
     def generate(self, past: Any, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
@@ -152,6 +157,21 @@ def target_nll(logits_BTV: Tensor, ids_BT: Tensor, targets: int) -> Tensor:
     """Nats of each of the last `targets` tokens, given logits of the whole window. [B, targets]."""
     scored = logits_BTV[:, -targets - 1 : -1].float()
     return F.cross_entropy(scored.transpose(1, 2), ids_BT[:, -targets:], reduction="none")
+
+
+def opening_of(llm: SharedLLM) -> list[int]:
+    """Token ids that the tokenizer puts before a text, such as `<s>`; none without a tokenizer."""
+    return [] if llm.tokenizer is None else opening(llm.tokenizer)
+
+
+def opened(llm: SharedLLM, ids: Tensor) -> Tensor:
+    """Tokens [T] behind those that the tokenizer puts before a text: models that were trained with them predict badly, some
+    nothing, where they are missing. The oldest tokens give way where both together are more than the model's positions, and
+    the tokens alone are not.
+    """
+    first = opening_of(llm)
+    over = max(0, len(first) + len(ids) - llm.window) if first and len(ids) <= llm.window else 0
+    return torch.cat([ids.new_tensor(first), ids[over:]]) if first else ids
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from sharedllm.attention import attend
 from sharedllm.config import check_keys
 from sharedllm.errors import UsageError
 from sharedllm.hardware import chunk_batch
-from sharedllm.methods.base import Method, plain_generate, plain_nll
+from sharedllm.methods.base import Method, opened, plain_generate, plain_nll
 from sharedllm.methods.estimate import Passes, cache_bytes, in_chunks, one_pass
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
@@ -211,7 +211,7 @@ class EncoderDecoder(Method):
 
     def score(self, past: Projected | None, window: Tensor, targets: int) -> Tensor:
         with self.cross.reading(self.llm.parts, past):
-            return plain_nll(self.llm, window, targets)
+            return plain_nll(self.llm, opened(self.llm, window), targets)
 
     def generate(self, past: Projected | None, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
         with self.cross.reading(self.llm.parts, past):

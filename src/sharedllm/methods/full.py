@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from sharedllm.methods.base import Method, plain_generate, plain_nll
+from sharedllm.methods.base import Method, opened, plain_generate, plain_nll
 from sharedllm.methods.estimate import cache_bytes
 from sharedllm.prompts import Prompt
 
@@ -53,7 +53,7 @@ class Full(Method):
         return Read(past, before, cache)
 
     def score(self, past: Tensor, window: Tensor, targets: int) -> Tensor:
-        return plain_nll(self.llm, torch.cat([past, window]), targets)
+        return plain_nll(self.llm, opened(self.llm, torch.cat([past, window])), targets)
 
     def generate(self, past: Tensor, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
         return plain_generate(self.llm, torch.cat([past, window]), max_new_tokens, **kwargs)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sharedllm.context import Context
-from sharedllm.methods.base import Method, greedy, plain_generate, plain_nll
+from sharedllm.methods.base import Method, greedy, opened, plain_generate, plain_nll
 from sharedllm.methods.estimate import cache_bytes, slot_bytes
 from sharedllm.methods.shared import Shared
 from sharedllm.prompts import Prompt
@@ -36,10 +36,10 @@ class Retrieval(Shared):
 
     @torch.no_grad()
     def score(self, past: Context | None, window: Tensor, targets: int) -> Tensor:
-        if past is None:
-            return plain_nll(self.llm, window, targets)
-        before = torch.cat([past.ids[-ASKING_TOKENS:].to(window), window[: len(window) - targets]])[-ASKING_TOKENS:]
-        return plain_nll(self.llm, self._behind_passages(past, before, window), targets)
+        if past is not None:
+            before = torch.cat([past.ids[-ASKING_TOKENS:].to(window), window[: len(window) - targets]])[-ASKING_TOKENS:]
+            window = self._behind_passages(past, before, window)
+        return plain_nll(self.llm, opened(self.llm, window), targets)
 
     def generate(self, past: Context | None, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
         if past is not None:

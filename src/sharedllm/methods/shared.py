@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sharedllm.answering import written
 from sharedllm.branch import Memory
 from sharedllm.context import Context
-from sharedllm.methods.base import Method, new_tokens, target_nll
+from sharedllm.methods.base import Method, new_tokens, opened, opening_of, target_nll
 from sharedllm.methods.estimate import Passes, attended_bytes, in_chunks, slot_bytes
 from sharedllm.prompts import Prompt
 from sharedllm.quote import asked
@@ -58,12 +58,14 @@ class Shared(Method):
 
     @torch.no_grad()
     def score(self, past: Context | None, window: Tensor, targets: int) -> Tensor:
-        ids, before = window[None].to(self.llm.device), len(window) - targets
-        asking = going_on(len(window), before)[None]
-        search = "continue" if before >= ASKING_TOKENS else "later"
-        logits = self.llm(
-            ids, context=past, search=search, question_mask=asking, use_cache=False, logits_to_keep=targets + 1
-        ).logits
+        ids = opened(self.llm, window)[None].to(self.llm.device)
+        asking = going_on(ids.shape[1], ids.shape[1] - targets)[None]
+        asking[:, : len(opening_of(self.llm))] = False
+        search = "continue" if len(window) - targets >= ASKING_TOKENS else "later"
+        memory = self.llm.recall(past, ids, search=search, question_mask=asking)
+        self.taken_in = _slots(memory)
+        with self.llm.injection.reading(memory):
+            logits = self.llm.model(input_ids=ids, use_cache=False, logits_to_keep=targets + 1).logits
         return target_nll(logits, ids, targets)[0]
 
     def generate(self, past: Context | None, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
@@ -117,8 +119,7 @@ class Shared(Method):
         """Of the slots in the lowest M layers, with what a branch adds to them, and of what is quoted in all."""
         memory, shown = self._asked(past, prompt, max_new_tokens)
         quoted = len(shown) - len(prompt.alone())
-        slots = 0 if memory is None else int(memory.mask[:, 1:].sum())  # the null slot is no text
-        return attended_bytes(self.llm, slots, quoted)
+        return attended_bytes(self.llm, _slots(memory), quoted)
 
     def settings(self) -> dict[str, Any]:
         settings = {**super().settings(), **self.llm.config.to_dict()}
@@ -128,6 +129,11 @@ class Shared(Method):
 
     def rules(self, scored: bool, before: int = 0) -> dict[str, Any]:
         return {"searched_by": CONTINUED_TOKENS} if scored and before >= ASKING_TOKENS else {}
+
+
+def _slots(memory: Memory | None) -> int:
+    """Slots a layer that a window takes in; the null slot is no text."""
+    return 0 if memory is None else int(memory.mask[:, 1:].sum())
 
 
 class SharedCompact(Shared):

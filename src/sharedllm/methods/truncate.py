@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sharedllm.methods.base import Method, plain_generate, plain_nll, room_in
+from sharedllm.methods.base import Method, opened, plain_generate, plain_nll, room_in
 from sharedllm.prompts import Prompt
 
 
@@ -24,7 +24,7 @@ class Truncate(Method):
         return past
 
     def score(self, past: Tensor, window: Tensor, targets: int) -> Tensor:
-        return plain_nll(self.llm, window, targets)
+        return plain_nll(self.llm, opened(self.llm, window), targets)
 
     def generate(self, past: Tensor, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
         return plain_generate(self.llm, window, max_new_tokens, **kwargs)

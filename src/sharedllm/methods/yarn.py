@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from sharedllm.errors import UsageError
+from sharedllm.methods.base import opened, plain_nll
 from sharedllm.methods.full import Full, Read
 from sharedllm.model import SharedLLM
 from sharedllm.prompts import Prompt
@@ -79,8 +81,9 @@ class Yarn(Full):
             return super().prepare_to_ask(past, prompt)
 
     def score(self, past: Tensor, window: Tensor, targets: int) -> Tensor:
-        with self.scaled(len(past) + len(window)):
-            return super().score(past, window, targets)
+        seen = opened(self.llm, torch.cat([past, window]))
+        with self.scaled(len(seen)):
+            return plain_nll(self.llm, seen, targets)
 
     def generate(self, past: Tensor, window: Tensor, max_new_tokens: int, **kwargs: Any) -> Tensor:
         with self.scaled(len(past) + len(window) + max_new_tokens):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sharedllm.config import SharedConfig
+from sharedllm.evaluate.results import PLAIN
 from sharedllm.plot.rows import Row
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; one is kept for `shared`, the baselines' are paler.
@@ -45,8 +47,8 @@ WORDS = {
     "kvpress-expected-attention": "expected attention (kvpress), at equal bytes",
     "kvpress-streaming-llm": "StreamingLLM (kvpress), at equal bytes",
 }
-PLAIN = {"truncate", "full", "streaming", "yarn", "dynamic-ntk", "passage"}
-"""Methods of the model alone: their rows may name an adapter and settings, which they do not read."""
+READ_THE_ADAPTER = {"shared", "shared-compact", "retrieval"}
+"""Methods whose figures are of the weights that `adapter_weights` of their rows names."""
 EVERYTHING = {"full", "yarn", "dynamic-ntk"}
 """Methods that read all tokens, whatever the window."""
 
@@ -63,7 +65,7 @@ class Line:
     budget: str = ""
     """Which bytes of `shared` another method was allowed."""
     weights: str = ""
-    """Where the trained weights of a method besides the adapter are from."""
+    """A digest of the adapter's weights, of a method that reads it; of another, where its own are from. "" where that is not said."""
     given_window: int = 0
     """Tokens that the model was to see itself, where rows say it and it is no panel's; otherwise 0."""
 
@@ -78,7 +80,7 @@ def line_of(row: Row) -> Line:
         str(given.get("adapter", "")),
         settings,
         budget=str(row.values.get("budget") or ""),
-        weights=str(given.get("weights") or ""),
+        weights=str(given.get("adapter_weights" if method in READ_THE_ADAPTER else "weights") or ""),
         given_window=0 if method in EVERYTHING else _given_window(row),
     )
 
@@ -90,20 +92,38 @@ def _given_window(row: Row) -> int:
 
 
 def lines_of(rows: Iterable[Row]) -> list[Line]:
-    """The line of each row; one that does not say its window is of the line that does, where there is one alone."""
-    found, windows = [line_of(row) for row in rows], dict[Line, set[int]]()
-    for line in found:
-        if line.given_window:
-            windows.setdefault(replace(line, given_window=0), set()).add(line.given_window)
-    return [
-        replace(line, given_window=min(one)) if len(one := windows.get(line, set())) == 1 else line for line in found
-    ]
+    """The line of each row; one that does not say its window, or of which weights of the adapter it is, is of the line that does,
+    where there is one alone."""
+    found = [line_of(row) for row in rows]
+    distinct = list(dict.fromkeys(found))
+    told = {line: _told(line, distinct) for line in distinct}
+    return [told[line] for line in found]
+
+
+def _told(line: Line, among: Sequence[Line]) -> Line:
+    """The line that says all that `line` does and the most besides; `line` itself where there is none, or several do."""
+    more = [other for other in among if _says_more(other, line)]
+    most = [other for other in more if not any(_says_more(third, other) for third in more)]
+    return most[0] if len(most) == 1 else line
+
+
+def _says_more(line: Line, other: Line) -> bool:
+    """Whether a line agrees with another in all that the other says, and says something besides."""
+    return line != other and replace(line, **_unsaid(other)) == other
 
 
 def may_be_one(line: Line, other: Line) -> bool:
     """Whether two lines agree in all that both say."""
-    said = {line.given_window, other.given_window} - {0}
-    return len(said) < 2 and replace(line, given_window=0) == replace(other, given_window=0)
+    unsaid = _unsaid(line) | _unsaid(other)
+    return replace(line, **unsaid) == replace(other, **unsaid)
+
+
+def _unsaid(line: Line) -> dict[str, Any]:
+    """What a line leaves open of what not all rows say, as fields without a value."""
+    known: dict[str, Any] = {"given_window": 0}
+    if line.method in READ_THE_ADAPTER:
+        known["weights"] = ""
+    return {name: nothing for name, nothing in known.items() if getattr(line, name) == nothing}
 
 
 def names(lines: Iterable[Line]) -> dict[Line, str]:
@@ -124,10 +144,11 @@ def names(lines: Iterable[Line]) -> dict[Line, str]:
 
 def _described(line: Line) -> dict[str, str]:
     """What each field that tells lines apart, settings aside, says of a line."""
+    without = "not said" if line.method in READ_THE_ADAPTER else "untrained"
     return {
         "adapter": line.adapter,
         "budget": f"budget {line.budget.replace('_', ' ') or 'not said'}",
-        "weights": f"weights {line.weights or 'untrained'}",
+        "weights": f"weights {line.weights or without}",
         "given_window": f"window {line.given_window:,}" if line.given_window else "window not said",
     }
 

@@ -2,7 +2,9 @@
 
 Neither passages nor two comparisons ever share a panel: methods with the same small window (what a compressed context
 adds), and the model at its best (its whole window against a large window and the rest compressed). In a
-panel of the second kind `truncate` stands with the largest window it was measured with.
+panel of the second kind `truncate` stands with the largest window it was measured with; in one of the first, beside the
+window of the others, with a larger one that `shared` was not measured with: a control. Where `truncate` was measured, what
+is won over it, paired by passage, stands beside the means.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from sharedllm.evaluate.statistics import bootstrap
 from sharedllm.plot import lines
-from sharedllm.plot.axes import length_axis, look
+from sharedllm.plot.axes import length_axis
 from sharedllm.plot.lines import EVERYTHING, Line
-from sharedllm.plot.page import paper
+from sharedllm.plot.marks import Mark, draw_marks, limits
+from sharedllm.plot.page import on_page
 from sharedllm.plot.rows import Row
 
 if TYPE_CHECKING:
@@ -50,6 +53,8 @@ class Point:
     high: float
     values: tuple[float, ...] = ()
     """Nats a token of each passage."""
+    beyond: bool = False
+    """Whether the model took more positions than it was trained for."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Setting:
         found = {}
         for ours in self.points[line]:
             alone, full = (self._point(method, ours.length) for method in ("truncate", "full"))
-            if alone is None:
+            if alone is None or alone is ours:
                 continue
             paired = len(alone.values) == len(ours.values)
             pairs = [a - b for a, b in zip(alone.values, ours.values, strict=True)] if paired else []
@@ -92,8 +97,12 @@ class Setting:
         return found
 
     def _point(self, method: str, length: int) -> Point | None:
-        """What a method of the model alone scored at a length, with the largest window."""
-        best = sorted((line for line in self.points if line.method == method), key=lambda line: -line.window)
+        """What a method of the model alone scored at a length: with the window of all, or where that is large with the largest."""
+        large = self.window > self.targets + 1
+        best = sorted(
+            (line for line in self.points if line.method == method and (large or not line.window)),
+            key=lambda line: -line.window,
+        )
         return next((p for line in best for p in self.points[line] if p.length == length), None)
 
 
@@ -119,7 +128,7 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
             beside = _beside(panels, window, targets)
             if not beside and not _needed(panels, window, targets):
                 continue
-            points, replaced = _points([*((lines.line_of(row), row) for row in inside), *beside])
+            points, replaced = _points([*zip(lines.lines_of(inside), inside, strict=True), *beside])
             found.append(Setting(model, dtype, window, targets, passages, points, replaced))
     return sorted(found, key=lambda s: (s.model, s.dtype, s.targets, s.window))
 
@@ -147,24 +156,32 @@ def _by_window(rows: Sequence[Row]) -> dict[int, list[Row]]:
 
 
 def _beside(panels: dict[int, list[Row]], window: int, targets: int) -> list[tuple[Line, Row]]:
-    """Rows of other windows that belong into the panel of a large window: `truncate`'s best, and what reads everything,
-    where `shared` stands there."""
-    if window <= targets + 1 or not any(row.text("method") == "shared" for row in panels[window]):
+    """Rows of other windows that belong into a panel of `shared`: `truncate`'s best and what reads everything where its window is
+    large; otherwise `truncate` with windows that no panel of `shared` comes up to."""
+    ours = [w for w, rows in panels.items() if any(row.text("method") == "shared" for row in rows)]
+    if window not in ours:
         return []
     larger = [w for w in panels if w > window and any(row.text("method") == "truncate" for row in panels[w])]
-    alone = [row for row in panels[max(larger)] if row.text("method") == "truncate"] if larger else []
+    if window <= targets + 1:
+        large = [w for w in ours if w > targets + 1]
+        return _of_truncate(panels, [w for w in larger if w < min(large, default=w + 1)])
     everything = [row for w, rows in panels.items() if w != window for row in rows if row.text("method") in EVERYTHING]
     return [
-        *((replace(lines.line_of(row), window=max(larger)), row) for row in alone),
+        *_of_truncate(panels, larger and [max(larger)]),
         *((lines.line_of(row), row) for row in everything),
     ]
 
 
+def _of_truncate(panels: dict[int, list[Row]], windows: Sequence[int]) -> list[tuple[Line, Row]]:
+    """Rows of `truncate` with some windows, as lines that say theirs."""
+    rows = ((w, row) for w in windows for row in panels[w] if row.text("method") == "truncate")
+    return [(replace(lines.line_of(row), window=w), row) for w, row in rows]
+
+
 def _needed(panels: dict[int, list[Row]], window: int, targets: int) -> bool:
-    """Whether a panel shows what no other does: not where all of it stands beside `shared` with a smaller large window."""
-    if any(row.text("method") not in {"truncate", *EVERYTHING} for row in panels[window]):
-        return True
-    return window < max(panels) or not any(_beside(panels, w, targets) for w in panels if w < window)
+    """Whether a panel has a row that stands in no other."""
+    beside = {id(row) for other in panels if other != window for _, row in _beside(panels, other, targets)}
+    return any(id(row) not in beside for row in panels[window])
 
 
 def _points(rows: Sequence[tuple[Line, Row]]) -> tuple[dict[Line, list[Point]], int]:
@@ -179,16 +196,28 @@ def _point_of(row: Row) -> Point:
     """A row's point; its bounds from the values of its passages, as those of gains are, where it has them."""
     nll, values = row.number("value"), row.numbers("values")
     low, high = bootstrap(values) if values else (row.number("low", nll), row.number("high", nll))
-    return Point(row.whole("length"), nll, low, high, values)
+    return Point(row.whole("length"), nll, low, high, values, bool(row.values.get("beyond_window")))
 
 
 def title(setting: Setting) -> tuple[str, str]:
     """The panel's headline and what stands below it."""
-    below = lines.described(setting.model, setting.dtype, f"{setting.passages}; bars: {_bars(setting)}.")
+    won = _won(setting)
+    bars = f"bars: {_bars(setting)}."
+    below = lines.described(setting.model, setting.dtype, f"{setting.passages}" + ("." if won else f"; {bars}"))
+    if won:
+        below += f" Right: nats won over truncate{_base(setting)}, paired by passage; {bars}"
     if gains := [gain for line in _ours(setting) for gain in setting.gains(line).values()]:
         shares = ", and as a share of what full gains" if any(gain.share is not None for gain in gains) else ""
-        below += f" Above: what shared gains over truncate, paired by passage{shares}."
+        below += f" Above: what shared gains{shares}."
+    if any(point.beyond for points in setting.points.values() for point in points):
+        below += " †, hollow: more positions than the model was trained for."
     return f"Perplexity of the last {setting.targets:,} tokens, {setting.window:,} in the model's own window", below
+
+
+def _base(setting: Setting) -> str:
+    """The window of `truncate` that gains are over, where it is none of the others'."""
+    windows = [line.window for line in setting.points if line.method == "truncate"]
+    return f" of {max(windows):,} tokens" if setting.window > setting.targets + 1 and max(windows) else ""
 
 
 def _bars(setting: Setting) -> str:
@@ -197,46 +226,62 @@ def _bars(setting: Setting) -> str:
 
 
 def inches(setting: Setting) -> float:
-    """Height of the panel: the gains above it and the names below it take their room."""
-    return 3.6 + 0.17 * (3 * len(_ours(setting)) + len(setting.points) / 2)
+    """Height of the panels: the gains above them and the names below them take their room."""
+    return 3.6 + 0.17 * (2 * len(_ours(setting)) + len(setting.points) / 2)
+
+
+def shown_nats(setting: Setting) -> tuple[float, float]:
+    """The least and the most of the axis of means."""
+    return limits(mark for marks in _means(setting, bars=False).values() for mark in marks)
 
 
 def _ours(setting: Setting) -> list[Line]:
     return [line for line in setting.points if line.method == "shared"]
 
 
+def _means(setting: Setting, bars: bool) -> dict[Line, list[Mark]]:
+    """The points of each line, with their bounds or without."""
+    return {
+        line: [Mark(p.length, p.nll, *((p.low, p.high) if bars else (p.nll, p.nll)), p.beyond) for p in points]
+        for line, points in setting.points.items()
+    }
+
+
+def _won(setting: Setting) -> dict[Line, list[Mark]]:
+    """By line that was measured beside `truncate`, its gains with their bounds."""
+    found = {}
+    for line, points in setting.points.items():
+        gains = setting.gains(line)
+        pairs = [(point, gains[point.length]) for point in points if point.length in gains]
+        found[line] = [Mark(p.length, g.nats, *(g.bounds or (g.nats, g.nats)), p.beyond) for p, g in pairs]
+    return {line: marks for line, marks in found.items() if marks}
+
+
 def draw(setting: Setting, place: SubFigure) -> None:
-    """Draw one panel."""
-    axes: Axes = place.subplots()
-    named = lines.names(setting.points)
+    """Draw the means, and beside them what is won over `truncate`, which has the bars then."""
+    won, named = _won(setting), lines.names(setting.points)
+    panels = place.subplots(1, 2 if won else 1, squeeze=False)[0]
+    handles = draw_marks(panels[0], _means(setting, bars=not won), named)
+    panels[0].set_ylabel("nats per token\n(lower is better)")
+    if won:
+        panels[1].axhline(0, color=on_page("#999999"), linewidth=1)
+        draw_marks(panels[1], won, named, also=[0])
+        panels[1].set_ylabel("nats won over truncate\n(higher is better)")
+        _write_gains(panels[1], setting)
     lengths = sorted({p.length for points in setting.points.values() for p in points})
-    handles = []
-    for i, (line, points) in enumerate(setting.points.items()):
-        colour, marker, dash = look(line, setting.points)
-        shift = 2 ** (0.05 * (i - (len(setting.points) - 1) / 2))  # side by side, or the bars would hide each other
-        x, strong = [p.length * shift for p in points], line.method == "shared"
-        low, high = [p.low for p in points], [p.high for p in points]
-        axes.vlines(x, low, high, color=colour, alpha=0.6 if strong else 0.4, linewidth=2 if strong else 1.4)
-        handles += axes.plot(
-            x, [p.nll for p in points], color=colour, marker=marker, linestyle=dash, markersize=8 if strong else 6,
-            markerfacecolor=colour if dash == "-" else paper(), linewidth=2.4 if strong else 1.6, zorder=4 if strong else 3, label=named[line],
-        )  # fmt: skip
-    _write_gains(axes, setting)
-    length_axis(axes, lengths)
-    axes.set_ylabel("nats per token\n(lower is better)")
+    for axes in panels:
+        length_axis(axes, lengths)
     place.legend(handles=handles, loc="outside lower center", ncols=3 if max(map(len, named.values())) < 40 else 2)
 
 
 def _write_gains(axes: Axes, setting: Setting) -> None:
-    """The gains at each length, above the axes, where they hide no point."""
+    """The gains of `shared` at each length, above the axes, where they hide no point."""
     ours, said = _ours(setting), dict[int, list[str]]()
     for line in ours:
         for length, gain in setting.gains(line).items():
-            block = [f"{lines.letter(line, ours)} gain {gain.nats:.3f}".strip()]
-            if gain.bounds:
-                block.append(f"[{gain.bounds[0]:.3f}, {gain.bounds[1]:.3f}]")
+            block = [f"{lines.letter(line, ours)} {gain.nats:+.3f}".strip()]
             if gain.share is not None:
-                block.append(f"{lines.percent(gain.share)} of the gap")
+                block.append(lines.percent(gain.share))
             said.setdefault(length, []).extend(block)
     for length, block in said.items():
         axes.annotate(

@@ -66,16 +66,19 @@ class Trade:
 def qualities(
     settings: Iterable[perplexity.Setting], grids: Iterable[needle.Grid], boards: Iterable[scores.Board]
 ) -> Iterator[Quality]:
-    """The qualities of rows; of likelihood with equal windows only, and of RULER's tasks their mean only.
+    """The qualities of rows; of likelihood with equal windows only, without what is off their axis (`perplexity.shown_nats`), and
+    of RULER's tasks their mean only.
 
     Where several sets of passages were scored, each says which it is of.
     """
     equal = [setting for setting in settings if setting.window <= setting.targets + 1]
     for setting in equal:
+        low, high = perplexity.shown_nats(setting)
         nll = {
-            asked: {p.length: p.nll for p in points}
+            asked: {p.length: p.nll for p in points if low <= p.nll <= high}
             for line, points in setting.points.items()
             for asked in _asked(line, setting.window)
+            if not line.window
         }
         which = f"\n{setting.passages}" if len({s.passages for s in equal}) > 1 else ""
         yield Quality(setting.model, setting.dtype, f"nats per token{which}\n(lower is better)", nll)

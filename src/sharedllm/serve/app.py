@@ -60,6 +60,9 @@ async def _failed(request: Request, error: Any) -> Response:
 
 
 async def _http(request: Request, error: Any) -> Response:
+    cause = error.__cause__
+    if isinstance(cause, OSError | MemoryError):  # a full disk, say, which FastAPI takes for a fault of the body
+        return await _refused(request, as_api_error(cause))
     detail = str(error.detail)
     sentence = SENTENCES.get(detail) or SENTENCES.get(error.status_code) or f"{detail.rstrip('.')}."
     headers = {"Allow": _allowed(request)} if error.status_code == 405 else dict(error.headers or {})

@@ -174,9 +174,10 @@ def _split(service: Service, ask: Ask, contexts: list[Context]) -> tuple[Split, 
         said = [Said(m.speaker, m.text) for m in ask.messages]
         if not any(m.text.strip() for m in said):
             raise ApiError(400, "the messages are empty; say what you want to know.", None, "messages")
-        return split_messages(llm.tokenizer, said, given, room), most
+        return split_messages(llm.tokenizer, said, given, room, service.shelf.prompts.check_text), most
     begin: list[int] = []  # token ids that were sent stay as they are
     if isinstance(ids := ask.prompt, str):
+        service.shelf.prompts.check_text(ids)
         ids, begin = token_ids(llm.tokenizer, ids), opening(llm.tokenizer)
         begin = [] if ids[: len(begin)] == begin else begin  # the text has it already
     checked = llm.reader.token_ids(ids).tolist()

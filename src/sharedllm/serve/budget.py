@@ -32,17 +32,22 @@ class Budget:
         chunks = -(-tokens // self.llm.config.chunk_length) if encoded or tokens > self.llm.window else 0
         return chunks * self._chunk_bytes + tokens * ID_BYTES
 
-    def check_memory(self, tokens: int, encoded: bool = False) -> None:
+    def most_tokens(self) -> int:
+        """Tokens of a text that is encoded, above which it surely takes more memory than all contexts may."""
+        return int(self.settings.memory_bytes / (self._chunk_bytes / self.llm.config.chunk_length + ID_BYTES))
+
+    def check_memory(self, tokens: int, encoded: bool = False, whole: bool = True) -> None:
         """Raise `ApiError` 413 where a text takes more memory than all contexts may.
 
         Args:
             tokens: of all of it, what was read before included.
+            whole: whether these are all; else it has more.
         """
         need, most = self.bytes_of(tokens, encoded), self.settings.memory_bytes
         if need > most:
             raise ApiError(
                 413,
-                f"a text of {tokens:,} tokens takes {_megabytes(need)} of memory and this server has {_megabytes(most)} "
+                f"a text of {'' if whole else 'more than '}{tokens:,} tokens takes {_megabytes(need)} of memory and this server has {_megabytes(most)} "
                 "for contexts (--memory-gb); split it.",
                 "context_too_large",
             )

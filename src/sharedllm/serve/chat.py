@@ -12,6 +12,9 @@ from torch import Tensor
 from sharedllm.prompts import PLACE, between, opening
 from sharedllm.serve.failures import ApiError
 
+PIECE = 100_000  # characters of a long text that are looked at first
+CUT = 16  # tokens that cutting a text adds at most, and more
+
 
 @dataclass(frozen=True)
 class Said:
@@ -23,6 +26,16 @@ class Said:
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def surely_longer(tokenizer: Any, text: str, most: int) -> bool:
+    """Whether a long text has more tokens than that, told before all of it is tokenised; of a short one nothing is said."""
+    found = 0
+    for at in range(0, len(text), PIECE) if len(text) > PIECE else ():
+        found += len(token_ids(tokenizer, text[at : at + PIECE])) - CUT
+        if found > most:
+            return True
+    return False
 
 
 def render(tokenizer: Any, messages: Sequence[Said]) -> str:

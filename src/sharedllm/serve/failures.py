@@ -7,7 +7,7 @@ import logging
 import traceback
 from typing import Any
 
-from sharedllm.errors import SharedLLMError, UsageError
+from sharedllm.errors import SharedLLMError, UsageError, out_of_memory
 
 log = logging.getLogger(__name__)
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -74,7 +74,7 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, UsageError):
         return ApiError(400, str(error))
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    if out_of_memory(error):
         return ApiError(
             503, "there is not enough memory for this now; try again, or send less.", "out_of_memory", None, 5
         )

@@ -83,10 +83,10 @@ class Guard:
             return
         request, started = secrets.token_hex(8), time.perf_counter()
         answer = Answer(send, {**HEADERS, "X-Request-Id": request})
-        place = scope[PLACE] = Place(self.service.texts)
+        place = scope[PLACE] = Place(self.service.files if _uploads(scope) else self.service.texts)
         try:
             if self._check(scope, Headers(scope=scope)) > LARGE:
-                self._make_room(scope["path"], place)
+                self._make_room(scope, place)
             await self.app(scope, self._bounded(scope, receive, answer), answer)
         except ApiError as error:
             await answer.refuse(error)
@@ -125,16 +125,13 @@ class Guard:
             return True
         return not self.settings.hosts and self.settings.api_key is not None
 
-    def _make_room(self, path: str, place: Place) -> None:
+    def _make_room(self, scope: Scope, place: Place) -> None:
         """Refuse a large request before its body is read where it would be afterwards; else it has its place."""
         engine = self.service.engine
-        if path.startswith("/v1/contexts"):
-            engine.check_room()
-            self.service.files.check()
-        elif path == MAP:
+        if _uploads(scope) or scope["path"] == MAP:
             engine.check_room()
             place.take()
-        elif path in HELD:
+        elif scope["path"] in HELD:
             engine.check_queue(1)
             place.take()
 
@@ -164,7 +161,7 @@ class Guard:
                 whole = not message.get("more_body", False)
                 if size > self.settings.body_bytes:
                     raise too_large(self.settings)
-                if size > LARGE and scope["path"] in HELD:
+                if size > LARGE and (scope["path"] in HELD or _uploads(scope)):
                     scope[PLACE].take()
             except ApiError as error:
                 await answer.refuse(error)
@@ -186,6 +183,11 @@ class Guard:
         self.metrics.request_seconds.labels(route).observe(seconds)
         about = {"request": request, "method": scope["method"], "route": route, "status": status}
         log.info("request", extra={**about, "seconds": round(seconds, 4)})
+
+
+def _uploads(scope: Scope) -> bool:
+    """Whether a request brings a file, which lies on the disk until it has its turn."""
+    return scope["method"] == "POST" and scope["path"].startswith("/v1/contexts")
 
 
 def _parts(address: str) -> SplitResult:

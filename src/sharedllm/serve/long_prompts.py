@@ -15,6 +15,7 @@ from collections.abc import Generator
 from torch import Tensor
 
 from sharedllm.context import Context
+from sharedllm.serve.chat import surely_longer
 from sharedllm.serve.entry import Entry
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.folder import opened
@@ -51,6 +52,14 @@ class LongPrompts:
         except ApiError:
             if key_of(ids) not in self.kept.prompts:
                 raise
+
+    def check_text(self, text: str) -> None:
+        """Raise `ApiError` 413 as `check` would, and before all of a text is tokenised, where it is far too long."""
+        kept = self.kept
+        known = max((len(entry.ids) for entry in list(kept.prompts.values())), default=0)
+        most = max(kept.budget.most_tokens(), known) + kept.llm.window  # which may hold some of it
+        if len(text) > most and surely_longer(kept.llm.tokenizer, text, most):
+            kept.budget.check_memory(most, encoded=True, whole=False)
 
     def context(self, ids: Tensor) -> Generator[None, None, tuple[Context, int]]:
         """A context of a prompt [n], and how many of its tokens need not be read again; in slices."""

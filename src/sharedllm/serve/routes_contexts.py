@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Query, Response, UploadFile
+from fastapi import APIRouter, File, Query, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse
 from torch import Tensor
@@ -19,6 +19,7 @@ from sharedllm.errors import UsageError
 from sharedllm.extract import TooLong, text_of
 from sharedllm.serve.failures import ApiError
 from sharedllm.serve.service import Service
+from sharedllm.serve.turns import PLACE
 from sharedllm.serve.written import UNFINISHED
 
 Upload = Annotated[UploadFile, File(description="Text, Markdown, HTML or PDF.")]
@@ -31,9 +32,9 @@ def routes(service: Service) -> APIRouter:
     router, shelf = APIRouter(prefix="/v1/contexts"), service.shelf
 
     @router.post("", status_code=202)
-    async def upload(file: Upload) -> dict[str, Any]:
+    async def upload(request: Request, file: Upload) -> dict[str, Any]:
         service.engine.check_room()
-        async with service.files.one():
+        async with request.scope[PLACE].turn():
             name, text = await _text(service, file)
             return (await run_in_threadpool(shelf.add, name, text)).describe()
 
@@ -50,10 +51,10 @@ def routes(service: Service) -> APIRouter:
         return (await service.looked(shelf.get, name)).describe()
 
     @router.post("/{name}", status_code=202)
-    async def append(name: str, file: Upload) -> dict[str, Any]:
+    async def append(request: Request, name: str, file: Upload) -> dict[str, Any]:
         await service.looked(shelf.get, name)
         service.engine.check_room()
-        async with service.files.one():
+        async with request.scope[PLACE].turn():
             added, text = await _text(service, file, after="\n\n")
             return (await run_in_threadpool(shelf.append, name, added, text)).describe()
 

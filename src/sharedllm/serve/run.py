@@ -51,11 +51,21 @@ class Server(uvicorn.Server):
         """Serve until told to end.
 
         Raises:
-            WorkError: the thread that owns the model ended by an error, so that nothing could be answered any more.
+            WorkError: the server could not start, or the thread that owns the model ended by an error, so that nothing
+                could be answered any more.
         """
-        super().run(sockets)
+        failure: BaseException | None = None
+        try:
+            super().run(sockets)
+        except (OSError, SystemExit) as error:  # SystemExit: uvicorn's own, by a code that means something else here
+            if self.started:
+                raise
+            failure = error
         if self.service.engine.failed:
             raise WorkError("the model's thread ended by an error, which the log has; start the server again.")
+        if not self.started:
+            why = f": {failure.strerror or failure}." if isinstance(failure, OSError) else "; its log has the reason."
+            raise WorkError(f"the server could not start{why}") from failure
 
 
 def server(service: Service, host: str, port: int) -> Server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +72,8 @@ class Settings:
             if getattr(self, name) < low:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
         for name in ("body_seconds", "file_seconds", "seconds", "grace"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be a finite number above 0.")
         if not 0 < self.reading_share < 1:
             raise UsageError(f"reading_share is {self.reading_share}; it must lie between 0 and 1.")
         if self.api_key is not None and len(self.api_key) < 8:

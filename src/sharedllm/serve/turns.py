@@ -35,17 +35,6 @@ class Turns:
             self._refused.inc()
             raise ApiError(429, f"too many {self._what} wait already; try again in a moment.", "queue_full", None, 2)
 
-    @asynccontextmanager
-    async def one(self) -> AsyncIterator[None]:
-        """A place, and then the turn; 429 as for `check`."""
-        place = Place(self)
-        place.take()
-        try:
-            await place.begin()
-            yield
-        finally:
-            place.leave()
-
 
 class Place:
     """A place among those that wait, if it is taken, and then the turn; both are given back once."""
@@ -65,6 +54,16 @@ class Place:
         if self._taken and not self._begun:
             await self._turns.free.acquire()
             self._begun = True
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """The place, if it was not taken yet, and then the turn, for as long as the block runs; 429 as for `take`."""
+        self.take()
+        try:
+            await self.begin()
+            yield
+        finally:
+            self.leave()
 
     def leave(self) -> None:
         if self._begun:

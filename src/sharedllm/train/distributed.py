@@ -22,7 +22,7 @@ from sharedllm.parallel import ParallelReader
 from sharedllm.processes import Processes
 from sharedllm.sharding import shard
 from sharedllm.train.loop import Row, Trainer
-from sharedllm.train.precision import training_dtype
+from sharedllm.train.precision import launched_dtype, training_dtype
 from sharedllm.train.recipe import Recipe
 from sharedllm.train.samples import Sample
 
@@ -34,7 +34,7 @@ class DistributedTrainer(Trainer):
 
     Raises:
         UsageError: the launch does not fit the recipe, or the processes do not have the same model, data or checkpoint.
-        WorkError: another process ended; the last checkpoint is kept.
+        WorkError: another process ended; the steps that were done are kept.
     """
 
     def __init__(self, recipe: Recipe, llm: SharedLLM | None = None, processes: Processes | None = None) -> None:
@@ -57,11 +57,12 @@ class DistributedTrainer(Trainer):
 
             disable_fsdp_ram_efficient_loading()  # else transformers gives the model's weights to the first process alone
             place = "cpu"  # what is divided has to fit the machine first, not the device
-        dtype = training_dtype(self.processes.device.type, recipe.dtype or self.processes.dtype)
+        wanted = recipe.dtype or launched_dtype(self.processes.dtype, self.processes.main)
+        dtype = training_dtype(self.processes.device.type, wanted)
         llm = llm or SharedLLM.from_pretrained(
             recipe.model, adapter="none", config=recipe.config, device=place, dtype=dtype
         )
-        self.processes.agree("model", f"{llm.fingerprint} in {llm.dtype}")
+        self.processes.agree("model", f"{llm.reader.identity} in {llm.dtype}")
         if sharded:
             shard(llm, self.processes)
         if self.chunks:
@@ -84,9 +85,8 @@ class DistributedTrainer(Trainer):
         return {**super()._one_step(), "received_bytes": self.processes.received - before}
 
     def _late(self) -> bool:
-        """Once one is late, all stop, so that all do the same steps."""
-        late = super()._late()
-        return bool(self.recipe.minutes) and any(self.processes.listed([late]))
+        """Once one is late, or was told to end, all stop, so that all do the same steps."""
+        return any(self.processes.listed([super()._late()]))
 
     def _owed(self) -> bool:
         """As the main process has it, whose metrics they are."""

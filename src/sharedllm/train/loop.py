@@ -23,18 +23,20 @@ from sharedllm.data.study import Study
 from sharedllm.errors import WorkError
 from sharedllm.hardware import choose_device, peak_memory_bytes, return_freed_memory
 from sharedllm.model import SharedLLM
+from sharedllm.processes import ProcessGone
 from sharedllm.train.batch import Batch
 from sharedllm.train.learner import learner
 from sharedllm.train.limits import check_lengths
-from sharedllm.train.loss import divergence, next_token_loss
+from sharedllm.train.loss import next_token_loss, sample_loss
 from sharedllm.train.newest import Newest
-from sharedllm.train.origin import START, origin, start_sha256
-from sharedllm.train.precision import training_dtype
+from sharedllm.train.no_room import NoRoom, room_for
+from sharedllm.train.origin import START, origin, start_sha256, trained_on
+from sharedllm.train.precision import other_dtype, training_dtype
 from sharedllm.train.rates import parameter_groups, set_rates
 from sharedllm.train.recipe import Recipe
 from sharedllm.train.recompute import recomputed
 from sharedllm.train.run_folder import ADAPTER, METRICS, RunFolder
-from sharedllm.train.samples import ASKED, STUDY, Sample, Sampler
+from sharedllm.train.samples import Sample, Sampler
 from sharedllm.train.start import start_folder, start_mixed_in
 from sharedllm.train.teacher import Teacher
 from sharedllm.train.too_short import left_out
@@ -43,6 +45,7 @@ from sharedllm.train.validation import Compared, due, seconds_kept, summed_up
 logger = logging.getLogger(__name__)
 
 SECONDS, PEAK = "train_seconds", "peak_memory_bytes"  # of all steps; of this process, or the main one of several
+DTYPE = "dtype"  # what the model computed in
 
 Row = TypeVar("Row")
 Report = Callable[[dict[str, Any]], None]
@@ -67,11 +70,13 @@ class Trainer:
         whole: whether the weights are those after that step, rather than half changed by the next.
         started: when, by the monotonic clock; the recipe's minutes are counted from there.
         main: whether this process writes and reports.
+        stopping: set from outside, as by a signal: the run ends after the step it is at.
     """
 
     def __init__(self, recipe: Recipe, llm: SharedLLM | None = None, main: bool = True) -> None:
         self.recipe, self.main, self.started = recipe, main, time.monotonic()
         self._validation: float | None = None  # seconds that the last one took
+        self.stopping = False
         self.run = Path(recipe.output)
         self.records = RunFolder(self.run, writes=main)
         if llm is None:
@@ -79,9 +84,8 @@ class Trainer:
             llm = SharedLLM.from_pretrained(recipe.model, "none", recipe.config, recipe.device, dtype)
         self.llm = llm
         folder = TokenFolder.open(recipe.data, self.llm.tokenizer, verify_hashes=True)
-        study = (
-            Study.open(recipe.study_data, folder, self.llm.fingerprint) if recipe.study and recipe.study_data else None
-        )
+        model = self.llm.reader.identity
+        study = Study.open(recipe.study_data, folder, model) if recipe.study and recipe.study_data else None
         check_lengths(recipe, self.llm.window, study)
         self.sampler = Sampler(folder, recipe, "train", self.llm.tokenizer, study)
         self.held_out = Sampler(folder, recipe, "heldout", self.llm.tokenizer) if recipe.validate_samples else None
@@ -101,19 +105,31 @@ class Trainer:
         kept = len(list(self._dealt(recipe.accumulate))) if recipe.reuse > 1 else 1
         self._contexts = Newest(kept, lambda ids: self.learner.encode(torch.from_numpy(ids)))
         self._teacher = Teacher(self.llm, self.learner, kept)
-        self.records.open(recipe)
-        self.origin = origin(recipe, self.llm.fingerprint, folder, study, self.start)
+        self.origin, self.sources = origin(recipe, model, folder, study, self.start), trained_on(folder)
+        self.dtype = str(self.llm.dtype).removeprefix("torch.")
+        try:
+            self._take_up()
+        except BaseException:
+            self.records.close()
+            raise
+
+    def _take_up(self) -> None:
+        """Go on from the last checkpoint in the run's folder, if there is one."""
+        self.records.open(self.recipe)
         state = self.records.resume(self.module, self.optimizer, self.origin)
         self.step, self.tokens, self.whole = int(state["step"]), int(state["tokens"]), True
         self.seconds, self._peak = float(state.get(SECONDS, 0)), int(state.get(PEAK, 0))
         self.start_sha256 = state.get(START, start_sha256(self.start))
-        self.records.go_on(recipe, self.step)
+        if self.main and (said := other_dtype(state.get(DTYPE, self.dtype), self.dtype)):
+            logger.warning(said)
+        self.records.go_on(self.recipe, self.step)
 
     def train(self, report: Report | None = None, until: int | None = None) -> None:
         """Train to the recipe's last step (or `until`, or for its minutes), then write the adapter if it is `finished`.
 
         Raises:
-            WorkError: the loss is not a number, or a file cannot be written; the last checkpoint before is kept.
+            WorkError: the loss is not a number, or a file cannot be written; the last checkpoint before is kept. Memory ran
+                out, or another process is gone: the steps that were done are kept.
         """
         late = False
         try:
@@ -126,7 +142,7 @@ class Trainer:
                     self.checkpoint()  # first: held-out texts take long, and the step is not to be done again for them
                 if not late and due(self.recipe, self.step):
                     self._log(self.validate(), report)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, NoRoom, ProcessGone):
             if self.whole and self.step:  # after none there is nothing to keep, and another recipe may take the folder
                 self.checkpoint()
             raise
@@ -140,16 +156,16 @@ class Trainer:
         return self.step == self.recipe.steps
 
     def _late(self) -> bool:
-        """Whether the recipe's minutes have passed, or too few are left for the validation that is due."""
+        """Whether to end: the recipe's minutes have passed, or too few are left for the validation that is due, or a signal came."""
         kept = seconds_kept(self.recipe, self.step, self._validation)
-        return 0 < self.recipe.minutes * 60 <= time.monotonic() - self.started + kept
+        return self.stopping or 0 < self.recipe.minutes * 60 <= time.monotonic() - self.started + kept
 
     def _owed(self) -> bool:
         """Whether the validation after the last step did not come about, since the run ended before."""
         return due(self.recipe, self.step) and not self.records.validated(self.step)
 
     def checkpoint(self) -> None:
-        state = {"step": self.step, "tokens": self.tokens, **self._noted(), **self.origin}
+        state = {"step": self.step, "tokens": self.tokens, DTYPE: self.dtype, **self._noted(), **self.origin}
         self.records.save(self.module, self.optimizer, state)
 
     def _noted(self) -> dict[str, Any]:
@@ -160,7 +176,9 @@ class Trainer:
 
     def _about(self) -> dict[str, Any]:
         """What is written to the adapter about its training."""
-        about = {"recipe": self.recipe.to_dict(), "steps": self.step, "target_tokens": self.tokens, **self._noted()}
+        done = {"steps": self.step, "target_tokens": self.tokens, **self._noted()}
+        machine = {DTYPE: self.dtype, "device": str(self.llm.device)}
+        about = {"recipe": self.recipe.to_dict(), **done, **machine, "origin": self.origin, "sources": self.sources}
         return about if len(self.records.rates) < 2 else {**about, "rates": self.records.rates}
 
     def figures(self) -> dict[str, Any]:
@@ -207,7 +225,9 @@ class Trainer:
         """What came of one sample of the step, whose gradients are added to the step's."""
         sample = self.sampler.draw(self.step, part)
         noise = torch.Generator().manual_seed(_seed(self.recipe.seed, self.step, part))
-        return Learnt(self._learn(sample, noise), sample.kind, sample.title, sum(w.targets for w in sample.windows))
+        with room_for(sample, self.recipe, self.step + 1):
+            loss = self._learn(sample, noise)
+        return Learnt(loss, sample.kind, sample.title, sum(w.targets for w in sample.windows))
 
     # Three things that are nothing here, and work for processes that share a step.
     def _dealt(self, n: int) -> Iterable[int]:
@@ -264,14 +284,7 @@ class Trainer:
         return sample, Batch.of(sample, self.llm.device), memory
 
     def _loss(self, sample: Sample, batch: Batch) -> Tensor:
-        logits = self._logits(batch)
-        distill = 1.0 if sample.kind == STUDY else 0.0 if sample.kind in ASKED else self.recipe.distill
-        if not distill:
-            return next_token_loss(logits, batch.labels)
-        taught = divergence(self._teacher, sample, logits, batch.ids.shape[1])
-        if distill == 1:
-            return taught
-        return (1 - distill) * next_token_loss(logits, batch.labels) + distill * taught
+        return sample_loss(self._teacher, self.recipe.distill, sample, batch, self._logits(batch))
 
     def _logits(self, batch: Batch) -> Tensor:
         """Logits [B, t, V] of the last t tokens: all that predict a target in some row."""
@@ -305,7 +318,8 @@ class Trainer:
             report(row)
 
     def close(self) -> None:
-        """Give the model its gradient flags back."""
+        """Give the model its gradient flags back, and other processes the run's folder."""
+        self.records.close()
         for parameter in self.frozen:
             parameter.requires_grad_(True)
 

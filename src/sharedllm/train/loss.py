@@ -6,8 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sharedllm.train.samples import Sample
+from sharedllm.train.batch import Batch
+from sharedllm.train.samples import ASKED, STUDY, Sample
 from sharedllm.train.teacher import Teacher
+
+
+def sample_loss(teacher: Teacher, distill: float, sample: Sample, batch: Batch, logits: Tensor) -> Tensor:
+    """The loss of a sample whose windows are a batch.
+
+    Args:
+        distill: share of the divergence from the teacher where text goes on; of questions it is all or nothing.
+        logits: [B, t, V], of the last t tokens.
+    """
+    share = 1.0 if sample.kind == STUDY else 0.0 if sample.kind in ASKED else distill
+    if not share:
+        return next_token_loss(logits, batch.labels)
+    taught = divergence(teacher, sample, logits, batch.ids.shape[1])
+    return taught if share == 1 else (1 - share) * next_token_loss(logits, batch.labels) + share * taught
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import yaml
 from sharedllm.config import SharedConfig, check_choice, check_keys
 from sharedllm.data.needles import DISTRACTED
 from sharedllm.data.no_repeats import NoRepeats
+from sharedllm.data.vocabulary import most_facts
 from sharedllm.errors import UsageError
 
 TRAINABLE = ("shared", "encoder-decoder")
@@ -170,6 +171,11 @@ class Recipe:
                 f"study is {self.study}, but study_data names no folder; give one written by `sharedllm data study`.",
             ),
             (1 <= min(windows) <= max(windows) <= 64, "needle_windows and question_windows must lie between 1 and 64."),
+            (
+                not self.needles or self.needle_windows * self.reuse <= most_facts(),
+                f"needle_windows * reuse is {self.needle_windows * self.reuse}, facts drawn for one context; it must be at most "
+                f"{most_facts()}.",
+            ),
             (
                 0 <= min(kinds) <= sum(kinds) <= 1,
                 "pairs, hops and counts are shares of the hidden facts; together they must lie between 0 and 1.",

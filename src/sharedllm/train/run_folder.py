@@ -7,17 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 from torch import nn
 
+from sharedllm.data.study import SHOWN
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.files import replaced_file
+from sharedllm.loading import same_model
 from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from sharedllm.train.origin import MODEL
 from sharedllm.train.rates import RATES, rates_by_step, rates_from
 from sharedllm.train.recipe import Recipe, recipe_from_dict
 from sharedllm.train.validation import GAIN
 
-RECIPE, METRICS, ADAPTER = "recipe.json", "metrics.jsonl", "adapter"
-FREE = {"device", "validate_every", "validate_samples", "checkpoint_every", "parallel", "minutes"}
+RECIPE, METRICS, ADAPTER, LOCK = "recipe.json", "metrics.jsonl", "adapter", ".lock"
+PLACES = {"output", "data", "study_data"}
+"""Settings that say where things lie; that they are the same things, the fingerprints in a checkpoint say."""
+FREE = {
+    *("device", "validate_every", "validate_samples", "checkpoint_every", "parallel", "minutes", "recompute_from"),
+    *PLACES,
+}
 """Settings that may differ when a run goes on: none of them changes what is learned."""
 
 
@@ -30,27 +39,49 @@ class RunFolder:
 
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path, self.writes = path, writes
+        self._lock: BaseFileLock | None = None
         self.rates: list[dict[str, Any]] = []  # from which step on, as noted when the run last began or went on
 
     def open(self, recipe: Recipe) -> None:
         """Note the recipe, or check that it is the one noted before; one under which no step was done is replaced.
 
-        Learning rates may differ: `go_on` notes them.
+        Learning rates may differ: `go_on` notes them. Until `close` no other process that writes can open the folder.
 
         Raises:
-            UsageError: the folder holds a run of another recipe, or one whose recipe is missing.
-            WorkError: the recipe noted there cannot be read.
+            UsageError: the folder holds a run of another recipe, or one whose recipe is missing, or another process trains there.
+            WorkError: the recipe noted there cannot be read, or the folder cannot be written to.
         """
+        if self.writes:
+            self._hold()
         file = self.path / RECIPE
         same = _as_json(recipe)
         if self._begun():
             before, self.rates = self._noted(file)
-            self._refuse_changes([k for k in same if k not in {*FREE, *RATES} and before.get(k) != same[k]], before)
+            self._refuse_changes(before, same, {*FREE, *RATES})
         else:
             self.rates = [rates_from(1, same)]
             if self.writes:
-                self.path.mkdir(parents=True, exist_ok=True)
                 _replace(file, json.dumps(same, indent=2) + "\n")
+
+    def _hold(self) -> None:
+        """Keep other processes out; in this one, as in a notebook, a run may be opened again."""
+        lock = FileLock(self.path / LOCK, timeout=0, thread_local=False, is_singleton=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise UsageError(
+                f"another process trains in {self.path}; wait until it ends, or choose another output."
+            ) from error
+        except OSError as error:
+            raise WorkError(f"cannot write to {self.path}: {error.strerror or error}.") from error
+        self._lock = lock
+
+    def close(self) -> None:
+        """Let other processes in."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def go_on(self, recipe: Recipe, step: int) -> None:
         """Note learning rates that differ from those noted before: the recipe's, of the steps after `step`.
@@ -64,18 +95,21 @@ class RunFolder:
             return
         before, _ = self._noted(file)
         if step >= recipe.steps:
-            self._refuse_changes([k for k in RATES if before[k] != same[k]], before)
+            self._refuse_changes(before, same, FREE)
         self.rates = rates
         if self.writes:
             noted = {**before, **{k: same[k] for k in RATES}, **({"rates": rates} if len(rates) > 1 else {})}
             _replace(file, json.dumps(noted, indent=2) + "\n")
 
-    def _refuse_changes(self, names: list[str], before: dict[str, Any]) -> None:
-        if names:
-            raise UsageError(
-                f"{self.path} holds a run of another recipe ({names[0]} was {before.get(names[0])!r}); "
-                "choose another output, or remove that folder to start afresh."
-            )
+    def _refuse_changes(self, before: dict[str, Any], now: dict[str, Any], free: set[str]) -> None:
+        """Raise `UsageError` where a setting that is not `free` differs from the one before."""
+        was = _by_whole_names(before)
+        for name, value in _by_whole_names(now).items():
+            if name not in free and was[name] != value:
+                raise UsageError(
+                    f"{self.path} holds a run of another recipe ({name} was {was[name]!r}); "
+                    "choose another output, or remove that folder to start afresh."
+                )
 
     def _begun(self) -> bool:
         """Whether there is anything of the run that the noted recipe began: metrics, a checkpoint or an adapter."""
@@ -110,9 +144,10 @@ class RunFolder:
         found = checkpoints(self.path)
         state = load_checkpoint(found[-1], module, optimizer) if found else {"step": 0, "tokens": 0}
         for name, value in origin.items():
-            if state.get(name, value) != value:
+            noted = str(state.get(name, value))
+            if not (same_model(noted, value) if name == MODEL else noted == value):
                 raise UsageError(
-                    f"{self.path} holds a run with another {name} (fingerprint {str(state[name])[:12]}, not {value[:12]}); "
+                    f"{self.path} holds a run with another {name} (fingerprint {noted[:SHOWN]}, not {value[:SHOWN]}); "
                     f"go on with that {name}, or choose another output."
                 )
         file = self.path / METRICS
@@ -165,6 +200,12 @@ def _as_json(recipe: Recipe) -> dict[str, Any]:
     """The settings of a recipe as JSON has them: lists for tuples."""
     settings: dict[str, Any] = json.loads(json.dumps(recipe.to_dict()))
     return settings
+
+
+def _by_whole_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same with every setting of `config` by its whole name, such as `config.rank`."""
+    nested = {f"config.{name}": value for name, value in settings["config"].items()}
+    return {**{name: value for name, value in settings.items() if name != "config"}, **nested}
 
 
 def _replace(file: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from sharedllm.train.recipe import Recipe
 
 DEFAULT = "default"  # as a start: the adapter that ships for the model
 SAME = ("rank", "init", "chunk_length", "positions")  # settings without which weights are of something else
+HELD = ("null_slot", "null_growth")  # those whose weights are lost where they are false
 
 
 def start_folder(recipe: Recipe, llm: SharedLLM) -> Path | None:
@@ -51,6 +52,12 @@ def _check_settings(trained: SharedConfig, config: SharedConfig, folder: Path) -
             raise UsageError(
                 f"the adapter in {folder} has config.{name} {before} and the recipe {wanted}; set config.{name}={before}, "
                 "since training on keeps it, or leave start out."
+            )
+    for name in HELD:
+        if getattr(trained, name) and not getattr(config, name):
+            raise UsageError(
+                f"the adapter in {folder} has config.{name} true and the recipe false; set config.{name}=true, since what was "
+                "learnt of it would be lost, or leave start out."
             )
     layers = trained.injected_layers
     if config.injected_layers < layers:

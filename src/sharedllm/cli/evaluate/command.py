@@ -104,10 +104,10 @@ def evaluate(
 
 def _results(output: Path, task: str, llm: SharedLLM, seed: int, fresh: bool) -> Results:
     """The file that rows go to."""
-    from sharedllm.evaluate.results import Results
+    from sharedllm.evaluate.results import PLAIN, Results
     from sharedllm.evaluate.row import versions
 
-    return Results(output, common.depends_on(task, llm, seed), fresh, common.say, versions=versions())
+    return Results(output, common.depends_on(task, llm, seed), fresh, common.say, versions=versions(), plain=PLAIN)
 
 
 def _run(request: Request, quiet: bool) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def real_jobs(asked: Request) -> list[Job]:
     from sharedllm.evaluate.asking import most_tokens
     from sharedllm.evaluate.forecast import Job
 
-    text = real.as_text(asked.llm, real.load().spread(asked.samples), asked.new_tokens)
+    text = real.as_text(asked.llm, asked.written, asked.new_tokens)
     beside = most_tokens([text]) - len(text.ids)
     return [Job(len(text.ids), 1, len(text.questions), asked.new_tokens, beside=beside)]
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sharedllm.evaluate.examples import Dataset
     from sharedllm.evaluate.needle import Haystack
     from sharedllm.evaluate.perplexity import Passage
+    from sharedllm.evaluate.real import RealSet
     from sharedllm.evaluate.results import Results
     from sharedllm.evaluate.ruler.corpus import Corpus
     from sharedllm.evaluate.ruler.run import Plan
@@ -156,7 +157,19 @@ class Request:
             found = longbench.datasets(self.data, self.subtasks, self.variant)
         else:
             found = infinitebench.datasets(self.data, self.subtasks)
-        return [dataset.spread(self.samples) for dataset in found]
+        chosen = [dataset.spread(self.samples) for dataset in found]
+        for dataset in chosen:
+            common.say(f"{dataset.task.name}: {len(dataset.examples):,} of {dataset.of:,} examples")
+        return chosen
+
+    @cached_property
+    def written(self) -> RealSet:
+        """The text that ships, with `samples` of its questions."""
+        from sharedllm.evaluate import real
+
+        chosen = real.load().spread(self.samples)
+        common.say(f"real: {len(chosen.questions):,} of {chosen.of:,} questions")
+        return chosen
 
     def _say_left_out(self, lengths: Sequence[int]) -> None:
         from sharedllm.evaluate.perplexity import left_out

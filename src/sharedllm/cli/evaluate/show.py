@@ -27,8 +27,9 @@ def print_row(row: dict[str, Any]) -> None:
         print(f"{what} not measured: {row['reason']}", flush=True)
         return
     bounds = _bounds(row) if "low" in row else ""
+    over = f" over {len(row['datasets'])} of {row['datasets_of']} data sets" if "datasets_of" in row else ""
     beyond = "  more positions than the model was trained for" if row.get("beyond_window") else ""
-    print(f"{what} {row['value']:.4f}{bounds}{beyond}", flush=True)
+    print(f"{what} {row['value']:.4f}{bounds}{over}{beyond}", flush=True)
     if row["task"] == "needle":
         from sharedllm.evaluate.needle import by_depth
 

@@ -93,7 +93,7 @@ def _real(asked: Request) -> Rows:
     from sharedllm.evaluate import real
 
     return real.run(
-        asked.llm, asked.methods, real.load().spread(asked.samples), asked.new_tokens, asked.seed, common.say,
+        asked.llm, asked.methods, asked.written, asked.new_tokens, asked.seed, common.say,
         asked.ceiling, asked.results, asked.free,
     )  # fmt: skip
 
@@ -116,22 +116,27 @@ def _ruler_tasks() -> list[str]:
 def _longbench(asked: Request) -> Rows:
     from sharedllm.evaluate import longbench
 
-    return _suite(asked, longbench.averages, {"variant": asked.variant})
+    return _suite(asked, longbench.averages, longbench.tasks(asked.variant), {"variant": asked.variant})
 
 
 def _infinitebench(asked: Request) -> Rows:
     from sharedllm.evaluate import infinitebench
 
-    return _suite(asked, infinitebench.averages, {})
+    return _suite(asked, infinitebench.averages, infinitebench.tasks(), {})
 
 
-def _suite(asked: Request, averages: Callable[[Sequence[BenchmarkTask]], Averages], said: dict[str, Any]) -> Rows:
-    """Rows of all data sets of given files, and their averages."""
+def _suite(
+    asked: Request,
+    averages: Callable[[Sequence[BenchmarkTask]], Averages],
+    tasks: Sequence[BenchmarkTask],
+    said: dict[str, Any],
+) -> Rows:
+    """Rows of all data sets of given files, and their averages, those of all `tasks` of the benchmark being `averages` of these."""
     from sharedllm.evaluate.suite import run
 
     return run(
         asked.llm, asked.methods, asked.task, asked.datasets, averages([dataset.task for dataset in asked.datasets]),
-        asked.seed, common.say, asked.results, asked.max_new_tokens, said, asked.free,
+        asked.seed, common.say, asked.results, asked.max_new_tokens, said, asked.free, averages(tasks),
     )  # fmt: skip
 
 

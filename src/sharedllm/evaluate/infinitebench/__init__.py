@@ -27,9 +27,14 @@ def names() -> list[str]:
     return list(read_tasks(__name__))
 
 
+def tasks() -> list[Task]:
+    """All its tasks."""
+    return list(read_tasks(__name__).values())
+
+
 def averages(tasks: Sequence[Task]) -> dict[str, dict[str, list[str]]]:
     """The mean over all tasks, each counting alike."""
     return {"average": {task.name: [task.name] for task in tasks}}
 
 
-__all__ = ["averages", "datasets", "names"]
+__all__ = ["averages", "datasets", "names", "tasks"]

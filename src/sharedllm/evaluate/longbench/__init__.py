@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sharedllm.evaluate.examples import Dataset, Task, read_tasks
-from sharedllm.evaluate.longbench.files import VARIANTS, read_datasets
+from sharedllm.evaluate.longbench.files import VARIANTS, read_datasets, tasks_of
 
 LANGUAGES = ("en", "zh")
 
@@ -28,6 +28,11 @@ def names() -> list[str]:
     return list(read_tasks(__name__))
 
 
+def tasks(variant: str) -> list[Task]:
+    """All tasks of a variant."""
+    return list(tasks_of(variant, read_tasks(__name__)).values())
+
+
 def averages(tasks: Sequence[Task]) -> dict[str, dict[str, list[str]]]:
     """What its leaderboard averages: for each language the names of the data sets, by category.
 
@@ -43,4 +48,4 @@ def averages(tasks: Sequence[Task]) -> dict[str, dict[str, list[str]]]:
     return made
 
 
-__all__ = ["VARIANTS", "averages", "datasets", "names"]
+__all__ = ["VARIANTS", "averages", "datasets", "names", "tasks"]

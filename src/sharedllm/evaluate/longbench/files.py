@@ -33,12 +33,18 @@ def read_datasets(folder: Path, variant: str, wanted: Sequence[str], tasks: dict
     check_choice("the variant", variant, VARIANTS)
     if variant == "v2":
         return [_version_2(folder, wanted, tasks[V2])]
-    names = [name for name, task in tasks.items() if name != V2 and (task.e or variant == "v1")]
-    found = find_files(folder, names, wanted, "_e.jsonl" if variant == "e" else ".jsonl")
+    found = find_files(folder, list(tasks_of(variant, tasks)), wanted, "_e.jsonl" if variant == "e" else ".jsonl")
     return [
         Dataset(tasks[name], [_example(tasks[name], record, variant) for record in read_records(path)])
         for name, path in found.items()
     ]
+
+
+def tasks_of(variant: str, tasks: dict[str, Task]) -> dict[str, Task]:
+    """Those that a variant has, by name."""
+    if variant == "v2":
+        return {V2: tasks[V2]}
+    return {name: task for name, task in tasks.items() if name != V2 and (task.e or variant == "v1")}
 
 
 def _example(task: Task, record: Record, variant: str) -> Example:

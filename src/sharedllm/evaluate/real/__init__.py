@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +52,19 @@ class Written:
 
 @dataclass(frozen=True)
 class RealSet:
-    """The text, what it is called, and its questions in the order in which it answers them."""
+    """The text, what it is called, and its questions in the order in which it answers them, or some of them."""
 
     name: str
     text: str
     questions: Sequence[Written]
+    of: int = 0
+    """How many there are where these are some; 0: these."""
 
     def spread(self, samples: int) -> RealSet:
         """At most `samples` of the questions, evenly spread over all."""
-        count, all_of_them = min(samples, len(self.questions)), len(self.questions)
-        chosen = [self.questions[all_of_them * (2 * k + 1) // (2 * count)] for k in range(count)]
-        return RealSet(self.name, self.text, chosen)
+        count, whole = min(samples, len(self.questions)), len(self.questions)
+        chosen = [self.questions[whole * (2 * k + 1) // (2 * count)] for k in range(count)]
+        return replace(self, questions=chosen, of=self.of or whole)
 
 
 def load() -> RealSet:
@@ -107,7 +109,7 @@ def run(
     """Ask all questions of the whole text by all methods; yields a row a method.
 
     A row says what `asking.row` says; its `value` is the share of answers that have a right one in them. `questions` and
-    `expected` have an entry a question.
+    `expected` have an entry a question, `samples_of` is how many questions there are.
 
     Args:
         ceiling: also ask the plain model shown only the tokens around the answer; a row of method `passage`.
@@ -117,7 +119,11 @@ def run(
     text = as_text(llm, real, max_new_tokens)
 
     def more(asked: Asked) -> dict[str, Any]:
-        return {"questions": [q.ask for q in real.questions], "expected": [list(q.answers) for q in real.questions]}
+        return {
+            "samples_of": real.of or len(real.questions),
+            "questions": [q.ask for q in real.questions],
+            "expected": [list(q.answers) for q in real.questions],
+        }
 
     examination = Examination("real", "answered", len(text.ids), [text], more, summary=how_many_found)
     return ask_methods(llm, methods, examination, seed, progress, results or Results(), ceiling, free)
