@@ -24,17 +24,19 @@ from sharedllm.methods.shared import Shared
 QUOTED = (0, 256, 512, 1024)
 
 
+def held_out(llm: SharedLLM, *names: str) -> list[tuple[str, torch.Tensor]]:
+    """Token ids of texts that no adapter was trained on."""
+    return [(n, llm.reader.token_ids(Path(f"data/heldout/{n}.txt").read_text()).long()) for n in names]
+
+
 def texts(llm: SharedLLM) -> dict[str, list[Text]]:
     """What is read and asked, by benchmark."""
-
-    def held_out(*names: str) -> list[tuple[str, torch.Tensor]]:
-        return [(n, llm.reader.token_ids(Path(f"data/heldout/{n}.txt").read_text()).long()) for n in names]
 
     def ids(text: str) -> torch.Tensor:
         return llm.reader.token_ids(text).long()
 
-    facts = needle.build_haystacks(held_out("python-library", "anarchist-faq"), 8192, 24, 12, 0, ids)
-    drawn = questions.examine(held_out("python-library", "debian-manuals"), 32768, 24, 12, llm.tokenizer, 48)
+    facts = needle.build_haystacks(held_out(llm, "python-library", "anarchist-faq"), 8192, 24, 12, 0, ids)
+    drawn = questions.examine(held_out(llm, "python-library", "debian-manuals"), 32768, 24, 12, llm.tokenizer, 48)
     return {
         "needles": [needle.as_text(haystack, llm.tokenizer, 24) for haystack in facts],
         "questions": drawn,
