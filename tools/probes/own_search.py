@@ -6,7 +6,7 @@ the tokens that ask, over all heads (times their gates) and layers: the first st
 it the rank that the search gives the chunk. Two ways to place the slots: `chunk`, each chunk at its index, as trained with up to
 eight; `none`, all at one place. Facts hidden in the text, questions drawn from it and those written by hand; share of questions whose
 chunk is first, among two and among eight. Run after `make texts`:
-`python tools/probes/own_search.py > docs/results/probe-own-search.jsonl` (10 minutes on two cores with AVX512-BF16).
+`python tools/probes/own_search.py > docs/results/probe-own-search.jsonl` (5 minutes on two cores with AVX512-BF16).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The last 1,024 of 8,192 tokens, a window of as many, the same passages and the same reading for every setting; share of
 the gap between the window alone and the model that reads everything itself. Nothing is trained, so settings far
 from those the adapter was trained with are at a disadvantage. Run after `make texts`:
-`python tools/probes/settings.py 2 > docs/results/probe-settings.jsonl` (passages of each text; 25 minutes on two cores);
+`python tools/probes/settings.py 1 > docs/results/probe-settings.jsonl` (passages of each text; 12 minutes on two cores);
 `python tools/probes/settings.py 4 stored_bits > docs/results/probe-bits.jsonl`: one setting alone, beside the adapter's own
 (10 minutes). A row has the values of all passages, and how many nats it is worse than the adapter's settings, paired.
 """
