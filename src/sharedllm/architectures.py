@@ -208,3 +208,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = head[..., : rotated // 2], head[..., rotated // 2 :]
     turned = head * cos + torch.cat([-second, first], dim=-1) * sin
     return torch.cat([turned.to(x.dtype), rest], dim=-1)
+
+
+def rotated_back(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """What `rotate` made x [..., R and more] of, by tables [..., R] of any scale."""
+    scale = 1.0 / (cos.square() + sin.square())
+    return rotate(x, cos * scale, -sin * scale)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from sharedllm.architectures import Parts, rotate
+from sharedllm.architectures import Parts, rotated_back
 from sharedllm.encoded import LAYERED, Encoded, gather_tokens, packed_layer, packed_values
 from sharedllm.weights import unhook
 
@@ -79,8 +79,7 @@ class _Catch(DynamicCache):
     def _keep(self, key_states: Tensor, value_states: Tensor) -> None:
         keys, values = (self._taken(states, self.wanted.tokens) for states in (key_states, value_states))
         cos, sin = self.tables[self.layer]
-        scale = 1.0 / (cos.square() + sin.square())
-        keys = rotate(self.parts.half_split(keys), cos * scale, -sin * scale)
+        keys = rotated_back(self.parts.half_split(keys), cos, sin)
         for name, kept in packed_layer(keys, values, self.wanted.bits).items():
             self.kept[name].append(kept)
 

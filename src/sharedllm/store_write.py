@@ -12,14 +12,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sharedllm.encoded import SEARCHED, Encoded
-from sharedllm.errors import UsageError, WorkError
+from sharedllm.errors import WorkError
 from sharedllm.files import UNFINISHED, take_name
+from sharedllm.locks import taken
 from sharedllm.manifest import (
     LOCK,
     MANIFEST,
@@ -172,16 +173,8 @@ def writing(folder: Path) -> Iterator[Writer]:
         WorkError: it cannot be written; what was committed stays, and so do whole parts of what was being read.
     """
     check_target(folder)
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise UsageError(
-            f"another process is writing to {folder}; wait until it ends, or choose another folder."
-        ) from error
-    except OSError as error:
-        raise WorkError(f"cannot write to {folder}: {error.strerror or error}.") from error
+    busy = f"another process is writing to {folder}; wait until it ends, or choose another folder."
+    lock = taken(FileLock(folder / LOCK), busy)
     try:
         store = Writer(folder)
         store.sweep()

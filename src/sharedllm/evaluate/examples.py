@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from sharedllm.config import check_keys
 
 CONTEXT = "{context}"
+Item = TypeVar("Item")
+
+
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """So many of some items, or all where they are fewer, from the whole of their order."""
+    count = min(most, len(items))
+    return [items[len(items) * (2 * k + 1) // (2 * count)] for k in range(count)]
 
 
 @dataclass(frozen=True)
@@ -75,9 +82,7 @@ class Dataset:
 
     def spread(self, samples: int) -> Dataset:
         """At most `samples` of the examples, evenly spread over all of them, in their order."""
-        count, whole = min(samples, len(self.examples)), len(self.examples)
-        chosen = [self.examples[whole * (2 * k + 1) // (2 * count)] for k in range(count)]
-        return replace(self, examples=chosen, of=self.of or whole)
+        return replace(self, examples=evenly(self.examples, samples), of=self.of or len(self.examples))
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from sharedllm.data.questions import Question as Drawn
 from sharedllm.data.questions import find_questions
 from sharedllm.errors import UsageError
 from sharedllm.evaluate.asking import Asked, Examination, Question, Text, ask_methods, tokens_beside
+from sharedllm.evaluate.examples import evenly
 from sharedllm.evaluate.metrics import token_f1
 from sharedllm.evaluate.perplexity import cut_passages
 from sharedllm.evaluate.results import Results
@@ -46,9 +47,8 @@ def examine(
         ids = passage.ids[: max(0, length - beside)]
         text = tokenizer.decode(ids.tolist())
         found = find_questions(text)
-        count = min(per_text, wanted, len(found))
-        chosen = [found[len(found) * (2 * k + 1) // (2 * count)] for k in range(count)]
-        wanted -= count
+        chosen = evenly(found, min(per_text, wanted))
+        wanted -= len(chosen)
         if chosen:
             questions = [_ask(drawn, text, tokenizer, max_new_tokens) for drawn in chosen]
             examined.append(Text(passage.source, ids, questions))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from sharedllm.architectures import Parts, rotate
+from sharedllm.architectures import Parts, rotate, rotated_back
 from sharedllm.own_attention import attending_by, fused
 
 NAME = "sharedllm_streaming"  # under which transformers finds `attention`
@@ -90,7 +90,7 @@ class RollingCache(DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         """Take a block's rotated keys and its values in; returns all it may attend to, the sinks first."""
         half_split, own = self.parts.half_split, self.parts.own_order
-        plain, values = turned_back(half_split(key_states), *self._new[layer_idx]), value_states
+        plain, values = rotated_back(half_split(key_states), *self._new[layer_idx]), value_states
         keys = key_states
         if layer_idx in self.kept:
             old_keys, old_values = self.kept[layer_idx]
@@ -125,12 +125,6 @@ _READING: ContextVar[RollingCache | None] = ContextVar("reading", default=None)
 def sinks_apart(parts: Parts) -> bool:
     """Whether sinks come by `attention`: all layers take another one in place of torch's."""
     return len(fused(parts)) == len(parts.layers)
-
-
-def turned_back(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Heads [..., T, D] in half-split order, rotated back by the tables [T, R] that turned and scaled them."""
-    scale = 1.0 / (cos.square() + sin.square())
-    return rotate(x, cos * scale, -sin * scale)
 
 
 def at(tables: list[tuple[Tensor, Tensor]], places: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from sharedllm.errors import SharedLLMError, UsageError, WorkError
+from sharedllm.errors import SharedLLMError, UsageError
 from sharedllm.files import STALE_SECONDS
+from sharedllm.locks import taken
 from sharedllm.model import SharedLLM
 from sharedllm.serve.entry import ABOUT, ID, Entry, state_of
 from sharedllm.serve.failures import ApiError
@@ -33,18 +34,8 @@ def held(folder: Path) -> Iterator[None]:
         UsageError: another server has it.
         WorkError: it cannot be written to.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock.acquire()
-    except Timeout as error:
-        raise UsageError(
-            f"another server keeps its contexts in {folder}; give this one a folder of its own with --store."
-        ) from error
-    except OSError as error:
-        raise WorkError(
-            f"cannot write to {folder}: {error.strerror or error}; choose another folder with --store."
-        ) from error
+    busy = f"another server keeps its contexts in {folder}; give this one a folder of its own with --store."
+    lock = taken(FileLock(folder / LOCK), busy, "; choose another folder with --store", mode=0o700)
     try:
         yield
     finally:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock, FileLock
 from torch import nn
 
 from sharedllm.data.study import SHOWN
 from sharedllm.errors import UsageError, WorkError
 from sharedllm.files import replaced_file
 from sharedllm.loading import same_model
+from sharedllm.locks import taken
 from sharedllm.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sharedllm.train.origin import MODEL
 from sharedllm.train.rates import RATES, rates_by_step, rates_from
@@ -65,17 +66,8 @@ class RunFolder:
 
     def _hold(self) -> None:
         """Keep other processes out; in this one, as in a notebook, a run may be opened again."""
-        lock = FileLock(self.path / LOCK, timeout=0, thread_local=False, is_singleton=True)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout as error:
-            raise UsageError(
-                f"another process trains in {self.path}; wait until it ends, or choose another output."
-            ) from error
-        except OSError as error:
-            raise WorkError(f"cannot write to {self.path}: {error.strerror or error}.") from error
-        self._lock = lock
+        busy = f"another process trains in {self.path}; wait until it ends, or choose another output."
+        self._lock = taken(FileLock(self.path / LOCK, thread_local=False, is_singleton=True), busy)
 
     def close(self) -> None:
         """Let other processes in."""

@@ -18,6 +18,7 @@ import yaml
 
 from sharedllm.errors import WorkError
 from sharedllm.evaluate.asking import Asked, Examination, Question, Text, ask_methods
+from sharedllm.evaluate.examples import evenly
 from sharedllm.evaluate.needle import how_many_found, is_found
 from sharedllm.evaluate.results import Results
 from sharedllm.methods import Method
@@ -62,9 +63,7 @@ class RealSet:
 
     def spread(self, samples: int) -> RealSet:
         """At most `samples` of the questions, evenly spread over all."""
-        count, whole = min(samples, len(self.questions)), len(self.questions)
-        chosen = [self.questions[whole * (2 * k + 1) // (2 * count)] for k in range(count)]
-        return replace(self, questions=chosen, of=self.of or whole)
+        return replace(self, questions=evenly(self.questions, samples), of=self.of or len(self.questions))
 
 
 def load() -> RealSet:
